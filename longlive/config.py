@@ -1,0 +1,94 @@
+"""The numbers of a rollout: window, sink, block, steps, positions (LongLive §3.3; defaults as released).
+
+Knows no tensor. All counts are latent frames; *window* counts the sink and the block itself.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+
+from .errors import ConfigError
+
+FPS = 16  # pixel frames a second (Wan2.1)
+PIXEL_FRAMES_PER_FRAME = 4  # the VAE's temporal compression; the first frame is one pixel frame
+PIXELS_PER_CELL = 8  # the VAE's spatial compression
+TABLE_FRAMES = 1024  # rows of the reference's rotary table: absolute positions end here
+MAX_STEP = 1000
+
+
+class Positions(StrEnum):
+    """How a frame's temporal position is counted."""
+
+    ABSOLUTE = "absolute"  # from the first frame; ends at TABLE_FRAMES
+    UNBOUNDED = "unbounded"  # within the window; never ends (the reference's infinity variant)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutConfig:
+    """How a video is rolled out. The defaults are the released configuration."""
+
+    window: int = 12  # frames a block may attend, the sink and the block itself included
+    sink: int = 3  # first frames, kept for ever
+    block: int = 3  # frames denoised together
+    steps: tuple[int, ...] = (1000, 750, 500, 250)  # denoising steps, 1..1000, before the shift warps them
+    shift: float = 5.0  # flow-matching shift
+    context_noise: float = 0.0  # timestep 0..1000 given to the clean pass and the recache
+    positions: Positions = Positions.ABSOLUTE
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "steps", tuple(self.steps))
+        object.__setattr__(self, "positions", Positions(self.positions))
+        if self.block < 1:
+            raise ConfigError(f"block is {self.block}; a block holds at least 1 frame")
+        if self.sink < 0:
+            raise ConfigError(f"sink is {self.sink}; use 0 for no sink, or the number of frames to keep")
+        if self.recent < self.block:
+            raise ConfigError(
+                f"window {self.window} less sink {self.sink} leaves {self.recent} frames, but a block needs "
+                f"{self.block}; use a window of at least {self.sink + self.block}"
+            )
+        if self.positions is Positions.ABSOLUTE and self.window > TABLE_FRAMES:
+            raise ConfigError(
+                f"window is {self.window}, but absolute positions end at {TABLE_FRAMES} frames; "
+                f"use a smaller window or unbounded positions"
+            )
+        if not self.steps:
+            raise ConfigError("steps is empty; give at least one, for example 1000, 750, 500, 250")
+        descending = all(a > b for a, b in zip(self.steps, self.steps[1:], strict=False))
+        if not descending or self.steps[0] > MAX_STEP or self.steps[-1] < 1:
+            raise ConfigError(f"steps are {list(self.steps)}; they must fall from at most {MAX_STEP} to at least 1")
+        if not (math.isfinite(self.shift) and self.shift > 0):
+            raise ConfigError(f"shift is {self.shift}; use a positive number (the released models use 5)")
+        if not 0 <= self.context_noise < MAX_STEP:
+            raise ConfigError(f"context noise is {self.context_noise}; it is a timestep from 0 to below {MAX_STEP}")
+
+    @property
+    def recent(self) -> int:
+        """Frames of the window that roll."""
+        return self.window - self.sink
+
+    def as_dict(self) -> dict:
+        """The fields as plain JSON values."""
+        return asdict(self) | {"steps": list(self.steps), "positions": str(self.positions)}
+
+
+def pixel_frames(frames: int) -> int:
+    """Pixel frames that `frames` latent frames decode to: 4 n - 3, and none for none."""
+    return max(0, PIXEL_FRAMES_PER_FRAME * (frames - 1) + 1)
+
+
+def seconds_to_blocks(seconds: float, block: int) -> int:
+    """Whole blocks nearest to `seconds`, half up, at least one. Raises ConfigError for a senseless duration."""
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise ConfigError(f"the duration is {seconds:g} s; use more than 0 seconds")
+    if seconds > MAX_SECONDS:
+        raise ConfigError(f"the duration is {seconds:g} s; one segment may last {MAX_SECONDS} s (a day) at most")
+    return max(1, math.floor(FPS * seconds / (PIXEL_FRAMES_PER_FRAME * block) + 0.5))
+
+
+def blocks_to_seconds(blocks: int, block: int) -> float:
+    """Seconds that `blocks` blocks of `block` frames add to a running video."""
+    return blocks * block * PIXEL_FRAMES_PER_FRAME / FPS
+
+
+MAX_SECONDS = 24 * 60 * 60

@@ -1,0 +1,52 @@
+"""The errors a user can cure, each saying what was found, what was expected and the cure.
+
+    LongLiveError
+    ├── ConfigError        a setting that breaks a rule of the method
+    ├── TimelineError      a script that does not parse; names line and column
+    ├── CheckpointError    a file that is not the weights it claims to be
+    ├── ConditioningError  a prompt embedding the model cannot take
+    ├── SessionError       a session continued with what it was not made for
+    ├── PositionError      the table of absolute positions has ended
+    ├── StoreError         a disk that is full, read-only or holds a damaged entry
+    └── VideoError         a video file that cannot be written
+"""
+
+
+class LongLiveError(Exception):
+    """Base of everything the user can cure."""
+
+
+class ConfigError(LongLiveError):
+    """A setting breaks a rule of the method."""
+
+
+class TimelineError(LongLiveError):
+    """A timeline script does not parse."""
+
+    def __init__(self, problem: str, *, line: int, column: int) -> None:
+        super().__init__(f"line {line}, column {column}: {problem}")
+        self.problem, self.line, self.column = problem, line, column
+
+
+class CheckpointError(LongLiveError):
+    """A file is not the weights it claims to be."""
+
+
+class ConditioningError(LongLiveError):
+    """A prompt embedding does not fit the model."""
+
+
+class SessionError(LongLiveError):
+    """A session is continued with something it was not made for."""
+
+
+class PositionError(LongLiveError):
+    """The table of absolute positions has ended."""
+
+
+class StoreError(LongLiveError):
+    """A disk refuses, or an entry on it is damaged."""
+
+
+class VideoError(LongLiveError):
+    """A video file cannot be written."""

@@ -1,0 +1,133 @@
+"""The Wan2.1 tree of sub-modules under its released key names (Wan2.1, arXiv 2503.20314 §4.2).
+
+Holds weights and shapes only; `causal.py` is the forward. ComfyUI's `WanModel` is a tree of the same names, so
+everything that reads a tree reads either.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+HEAD_DIM = 128  # of every released Wan model; the weights themselves do not say
+MODULATIONS = 6  # shift, scale, gate for attention, then for the feed-forward
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Geometry:
+    """The sizes of a Wan network. The defaults are those no released model departs from."""
+
+    dim: int
+    ffn_dim: int
+    num_heads: int
+    num_layers: int
+    freq_dim: int  # width of the timestep sinusoid
+    text_dim: int  # width of a prompt embedding
+    text_len: int = 512  # rows a shorter prompt embedding is padded to with zeros
+    in_dim: int = 16
+    out_dim: int = 16
+    patch_size: tuple[int, int, int] = (1, 2, 2)  # frames, rows, columns of latent cells in a token
+    eps: float = 1e-6
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.num_heads
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of tokens in a frame of `height` by `width` latent cells."""
+        return height // self.patch_size[1], width // self.patch_size[2]
+
+    @classmethod
+    def of_weights(cls, weights: Mapping[str, Tensor], *, num_heads: int | None = None, text_len: int = 512) -> "Geometry":
+        """Read every size from a state dict in released names; `num_heads` where heads are not 128 wide."""
+        dim, in_dim, *patch_size = weights["patch_embedding.weight"].shape
+        area = patch_size[0] * patch_size[1] * patch_size[2]
+        return cls(
+            dim=dim,
+            ffn_dim=weights["blocks.0.ffn.0.weight"].shape[0],
+            num_heads=num_heads or dim // HEAD_DIM,
+            num_layers=1 + max(int(key.split(".")[1]) for key in weights if key.startswith("blocks.")),
+            freq_dim=weights["time_embedding.0.weight"].shape[1],
+            text_dim=weights["text_embedding.0.weight"].shape[1],
+            text_len=text_len,
+            in_dim=in_dim,
+            out_dim=weights["head.head.weight"].shape[0] // area,
+            patch_size=(patch_size[0], patch_size[1], patch_size[2]),
+        )
+
+    @classmethod
+    def of_tree(cls, tree: nn.Module) -> "Geometry":
+        """Read the sizes a tree carries as attributes, ours or ComfyUI's."""
+        return cls(
+            dim=tree.dim,
+            ffn_dim=tree.ffn_dim,
+            num_heads=tree.num_heads,
+            num_layers=len(tree.blocks),
+            freq_dim=tree.freq_dim,
+            text_dim=tree.text_dim,
+            text_len=tree.text_len,
+            in_dim=tree.in_dim,
+            out_dim=tree.out_dim,
+            patch_size=tuple(tree.patch_size),
+            eps=tree.eps,
+        )
+
+
+class WanModel(nn.Module):
+    """All weights of a Wan2.1 text-to-video network. 825 tensors at 1.3B."""
+
+    def __init__(self, geometry: Geometry, *, device=None, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        g, like = geometry, {"device": device, "dtype": dtype}
+        self.dim, self.ffn_dim, self.num_heads, self.freq_dim = g.dim, g.ffn_dim, g.num_heads, g.freq_dim
+        self.text_dim, self.text_len, self.in_dim, self.out_dim = g.text_dim, g.text_len, g.in_dim, g.out_dim
+        self.patch_size, self.eps = g.patch_size, g.eps
+
+        self.patch_embedding = nn.Conv3d(g.in_dim, g.dim, g.patch_size, g.patch_size, **like)
+        self.text_embedding = mlp(g.text_dim, g.dim, g.dim, nn.GELU("tanh"), **like)
+        self.time_embedding = mlp(g.freq_dim, g.dim, g.dim, nn.SiLU(), **like)
+        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(g.dim, MODULATIONS * g.dim, **like))
+        self.blocks = nn.ModuleList(WanBlock(g, **like) for _ in range(g.num_layers))
+        self.head = Head(g, **like)
+
+
+class WanBlock(nn.Module):
+    """One transformer layer: modulated self-attention, cross-attention to the text, modulated feed-forward."""
+
+    def __init__(self, geometry: Geometry, **like) -> None:
+        super().__init__()
+        g = geometry
+        self.norm1 = nn.LayerNorm(g.dim, g.eps, elementwise_affine=False)
+        self.self_attn = WanAttention(g, **like)
+        self.norm3 = nn.LayerNorm(g.dim, g.eps, **like)
+        self.cross_attn = WanAttention(g, **like)
+        self.norm2 = nn.LayerNorm(g.dim, g.eps, elementwise_affine=False)
+        self.ffn = mlp(g.dim, g.ffn_dim, g.dim, nn.GELU("tanh"), **like)
+        self.modulation = nn.Parameter(torch.empty(1, MODULATIONS, g.dim, **like))
+
+
+class WanAttention(nn.Module):
+    """The projections of one attention; queries and keys are RMS-normalised over all heads at once."""
+
+    def __init__(self, geometry: Geometry, **like) -> None:
+        super().__init__()
+        dim, eps = geometry.dim, geometry.eps
+        self.num_heads = geometry.num_heads
+        self.q, self.k, self.v, self.o = (nn.Linear(dim, dim, **like) for _ in range(4))
+        self.norm_q, self.norm_k = (nn.RMSNorm(dim, eps, **like) for _ in range(2))
+
+
+class Head(nn.Module):
+    """The modulated projection from tokens back to patches."""
+
+    def __init__(self, geometry: Geometry, **like) -> None:
+        super().__init__()
+        g = geometry
+        self.norm = nn.LayerNorm(g.dim, g.eps, elementwise_affine=False)
+        self.head = nn.Linear(g.dim, g.out_dim * g.patch_size[0] * g.patch_size[1] * g.patch_size[2], **like)
+        self.modulation = nn.Parameter(torch.empty(1, 2, g.dim, **like))
+
+
+def mlp(dim_in: int, dim_hidden: int, dim_out: int, activation: nn.Module, **like) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(dim_in, dim_hidden, **like), activation, nn.Linear(dim_hidden, dim_out, **like))
