@@ -14,6 +14,7 @@ PIXEL_FRAMES_PER_FRAME = 4  # the VAE's temporal compression; the first frame is
 PIXELS_PER_CELL = 8  # the VAE's spatial compression
 TABLE_FRAMES = 1024  # rows of the reference's rotary table: absolute positions end here
 MAX_STEP = 1000
+MAX_SECONDS = 24 * 60 * 60  # of one segment
 
 
 class Positions(StrEnum):
@@ -89,6 +90,3 @@ def seconds_to_blocks(seconds: float, block: int) -> int:
 def blocks_to_seconds(blocks: int, block: int) -> float:
     """Seconds that `blocks` blocks of `block` frames add to a running video."""
     return blocks * block * PIXEL_FRAMES_PER_FRAME / FPS
-
-
-MAX_SECONDS = 24 * 60 * 60

@@ -1,0 +1,85 @@
+"""The identity of weights: a SHA-256 over every byte, worked out once and remembered (design of the block store).
+
+Knows files and tensors, not what they mean.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .errors import CheckpointError
+from .model.weights import files_of
+
+MEMORY = "digests.json"
+SETTLED_SECONDS = 3.0  # a younger file may change again within one tick of its clock (2 s on FAT) and is not remembered
+
+log = logging.getLogger(__name__)
+
+
+def digest(path: str | Path, *, cache_dir: Path | None = None) -> str:
+    """SHA-256 over the bytes of a file, or over those files of a folder that `read` uses.
+
+    With `cache_dir`, remembered there under resolved path, size and time of change.
+    """
+    path = Path(path).expanduser().resolve()
+    if path.is_dir():
+        parts = {file.name: digest(file, cache_dir=cache_dir) for file in files_of(path)}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    try:
+        before = path.stat()
+        known = remembered(cache_dir).get(str(path))
+        if known and known[:2] == [before.st_size, before.st_mtime_ns]:
+            return known[2]
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        after = path.stat()
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error.strerror or error}); check the path and the disk"
+        ) from error
+
+    unchanged = (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
+    if cache_dir and unchanged and time.time() - after.st_mtime > SETTLED_SECONDS:
+        remember(cache_dir, str(path), [after.st_size, after.st_mtime_ns, found])
+    return found
+
+
+def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over name, dtype, shape and bytes of each tensor, in the order of the names."""
+    sha = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        head = json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode()
+        sha.update(len(head).to_bytes(8, "little") + head)
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)  # as bytes: numpy has no bfloat16
+    return sha.hexdigest()
+
+
+def remembered(cache_dir: Path | None) -> dict[str, list]:
+    """All remembered digests; none if there are none or the file is damaged."""
+    if cache_dir is None:
+        return {}
+    try:
+        entries = json.loads((cache_dir / MEMORY).read_text(encoding="utf-8"))
+        return {path: entry for path, entry in entries.items() if len(entry) == 3 and len(entry[2]) == 64}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def remember(cache_dir: Path, path: str, entry: list) -> None:
+    """Add one digest; the file is replaced whole, so a reader or a crash never sees half of it."""
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=cache_dir, suffix=".tmp", delete=False, encoding="utf-8") as file:
+            json.dump(remembered(cache_dir) | {path: entry}, file, indent=1)
+        os.replace(file.name, cache_dir / MEMORY)
+    except OSError as error:  # a digest that is not remembered costs seconds, never a video
+        log.warning("the digest of %s is not remembered: %s cannot be written (%s)", path, cache_dir, error)

@@ -1,0 +1,78 @@
+"""Attention, one function: the fastest exact kernel this machine has for a device and dtype.
+
+Dimension key: B batch, T queries, S keys, N heads, H channels per head. No mask: the cache decides what is seen.
+"""
+
+import importlib
+import logging
+from collections.abc import Callable
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""From q [B, T, N, H], k and v [B, S, N, H] to [B, T, N, H]."""
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+def attention_for(device: torch.device, dtype: torch.dtype) -> Attend:
+    """FlashAttention 3 or 2 where installed and the tensors are half precision on CUDA, else PyTorch's own.
+
+    SageAttention is not among them: it quantises, so it is a choice of the user's (`sage`), never a default.
+    """
+    if device.type == "cuda" and dtype in HALF:
+        for load in (flash3, flash2):
+            if attend := load():
+                return attend
+    return sdpa
+
+
+def sdpa(q_BTNH: Tensor, k_BSNH: Tensor, v_BSNH: Tensor) -> Tensor:
+    """PyTorch's scaled dot product attention: cuDNN, flash, memory-efficient or plain, as PyTorch chooses."""
+    q, k, v = (x.transpose(1, 2) for x in (q_BTNH, k_BSNH, v_BSNH))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+
+@cache
+def flash3() -> Attend | None:
+    """FlashAttention 3 (arXiv 2407.08608), for Hopper. Some builds return (output, lse), some the output alone."""
+    kernel = _optional("flash_attn_interface", "flash_attn_func")
+    if kernel is None or torch.cuda.get_device_capability()[0] != HOPPER:
+        return None
+
+    def attend(q_BTNH: Tensor, k_BSNH: Tensor, v_BSNH: Tensor) -> Tensor:
+        out = kernel(q_BTNH, k_BSNH, v_BSNH)
+        return out[0] if isinstance(out, tuple) else out
+
+    return attend
+
+
+@cache
+def flash2() -> Attend | None:
+    """FlashAttention 2 (arXiv 2307.08691)."""
+    return _optional("flash_attn", "flash_attn_func")
+
+
+@cache
+def sage() -> Attend | None:
+    """SageAttention (arXiv 2410.02367): 8-bit, fast on consumer cards, not exact."""
+    kernel = _optional("sageattention", "sageattn")
+    if kernel is None:
+        return None
+    return lambda q_BTNH, k_BSNH, v_BSNH: kernel(q_BTNH, k_BSNH, v_BSNH, tensor_layout="NHD")
+
+
+def _optional(module: str, function: str) -> Callable | None:
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, OSError) as error:
+        log.debug("%s.%s is not used: %s", module, function, error)
+        return None
+
+
+HOPPER = 9  # compute capability 9.x

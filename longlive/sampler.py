@@ -1,0 +1,121 @@
+"""Makes a session longer: finished blocks from the store, new ones by a rollout whose memory is rebuilt from the session.
+
+The memory is allocated when the first block has to be computed and freed when the sampler is closed, whatever happens.
+"""
+
+import logging
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from .cache import TextMemory
+from .config import PIXELS_PER_CELL, Positions, RolloutConfig
+from .errors import SessionError
+from .model.causal import CausalWan
+from .noise import counted_noise
+from .replay import Call, calls_before, needed
+from .rollout import PassKind, Rollout, Watch, check_positions
+from .session import Prompt, Session
+from .store import Store
+
+log = logging.getLogger(__name__)
+
+
+class Sampler:
+    """Extends sessions made with `model`. A context manager; keeps the memory warm between calls on one video."""
+
+    def __init__(self, model: CausalWan, *, store: Store | None = None, watch: Watch | None = None) -> None:
+        self.model, self.store, self.watch = model, store, watch
+        self._rollout: Rollout | None = None
+        self._session: Session | None = None  # the video the rollout remembers
+        self._made: Call | None = None  # the newest call its memory holds
+        self._texts: dict[str, TextMemory] = {}
+
+    def __enter__(self) -> "Sampler":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the memory."""
+        self._rollout = self._session = self._made = None
+        self._texts.clear()
+
+    def extend(self, session: Session, blocks: int) -> Iterator[Session]:
+        """The session after each of the next `blocks` blocks.
+
+        Raises PositionError before anything is computed if the video would outrun the table of positions, and
+        SessionError for a session of another kind of model. After an error the sampler is empty; the sessions it
+        yielded stay good.
+        """
+        self._check(session, blocks)
+        for _ in range(blocks):
+            latents = self.store.get(session.next_key(), session.block_shape) if self.store else None
+            if latents is None:
+                latents = self._compute(session)
+                if self.store:
+                    self.store.put(session.next_key(), latents)
+            session = session.extended_by(latents)
+            if self._rollout:
+                self._session = session
+            yield session
+
+    def _check(self, session: Session, blocks: int) -> None:
+        if (session.channels, session.dtype) != (self.model.geometry.in_dim, self.model.dtype):
+            raise SessionError(
+                f"the session's latents are {session.channels} channels of {session.dtype}, but the model makes "
+                f"{self.model.geometry.in_dim} channels of {self.model.dtype}; continue it with the model it began with"
+            )
+        check_positions(session.config, session.num_frames - session.origin + blocks * session.config.block)
+
+    def _compute(self, session: Session) -> Tensor:
+        try:
+            rollout = self._rollout_for(session)
+            self._remember(rollout, session)
+            text = self._read(session.switches[-1].prompt)
+            noise = counted_noise(session.seed, session.block_shape, session.dtype)
+            return rollout.denoise(session.num_frames - session.origin, text, noise, len(session.blocks)).cpu()
+        except BaseException:
+            self.close()
+            raise
+
+    def _rollout_for(self, session: Session) -> Rollout:
+        if self._rollout and self._session and session.continues(self._session):
+            return self._rollout
+        self.close()
+        batch, _, *shape = session.block_shape
+        self._rollout = Rollout(self.model, session.config, (batch, *shape), watch=self.watch)
+        return self._rollout
+
+    def _remember(self, rollout: Rollout, session: Session) -> None:
+        """Bring the memory up to the session's end: the calls its next block depends on and that are not made yet."""
+        config, start = session.config, session.num_frames - session.origin
+        history = [(switch.frame, switch.boundary) for switch in session.switches]
+        upcoming = rollout.window.block(start, config.block)
+        calls = calls_before(config, history, session.num_frames)
+        for call in needed(calls, upcoming, self.model.geometry.num_layers, made=self._made):
+            switch = session.switches[call.segment]
+            if call.is_recache:
+                log.info("recache of %d frames at frame %d: %s", call.place.frames, switch.frame, switch.prompt.text)
+            latents = session.frames(call.origin + call.place.start, call.place.frames)
+            kind = PassKind.RECACHE if call.is_recache else PassKind.CLEAN
+            rollout.remember(call.place, latents, self._read(switch.prompt), kind)
+        self._made = next(calls_before(config, history, session.num_frames), None)
+
+    def _read(self, prompt: Prompt) -> TextMemory:
+        """The prompt's text keys; those of one earlier prompt are kept beside them."""
+        if prompt.digest not in self._texts:
+            while len(self._texts) > 1:
+                self._texts.pop(next(iter(self._texts)))
+            self._texts[prompt.digest] = self.model.read(prompt.padded())
+        return self._texts[prompt.digest]
+
+
+def memory_bytes(model: CausalWan, config: RolloutConfig, height: int, width: int) -> int:
+    """Bytes of the window's keys and values, to be announced before they are allocated (3.45 GB at 832 x 480)."""
+    geometry = model.geometry
+    rows, columns = geometry.grid(height // PIXELS_PER_CELL, width // PIXELS_PER_CELL)
+    keys_only = config.sink if config.positions is Positions.UNBOUNDED else 0
+    per_frame = geometry.num_layers * rows * columns * geometry.dim * model.dtype.itemsize
+    return per_frame * (2 * config.window + keys_only)

@@ -1,0 +1,171 @@
+"""A video in progress, as a value: prompts, finished latents, seed, settings. Nothing in it ever changes.
+
+It holds no keys and values: those are rebuilt from it (`replay.py`). Every block has a key, a hash of all that
+determines it, under which `store.py` remembers it.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from .config import PIXELS_PER_CELL, RolloutConfig, blocks_to_seconds, pixel_frames
+from .digest import digest_of_tensors
+from .errors import ConditioningError, ConfigError, SessionError
+from .timeline import Boundary
+
+KEY_VERSION = 1  # raised whenever the same inputs would give other latents
+SIZE_STEP = 2 * PIXELS_PER_CELL  # a token is 2 x 2 latent cells
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt embedding without its trailing zero rows, and the words it came from where they are known."""
+
+    embedding: Tensor  # [1, rows, D] on the CPU
+    rows: int  # with the zero rows, which are attended too
+    text: str = ""
+
+    @classmethod
+    def of(cls, embedding: Tensor, text: str = "") -> "Prompt":
+        """Take a prompt embedding [1, rows, D]. Raises ConditioningError for a batch or another shape."""
+        if embedding.ndim != 3 or embedding.shape[0] != 1:
+            raise ConditioningError(
+                f"the prompt embedding has shape {list(embedding.shape)}; a session takes one prompt, [1, rows, width]"
+            )
+        filled = embedding[0].ne(0).any(-1).nonzero()
+        used = int(filled[-1]) + 1 if len(filled) else 1
+        return cls(embedding[:, :used].detach().cpu().contiguous().clone(), embedding.shape[1], text)
+
+    @cached_property
+    def digest(self) -> str:
+        return hashlib.sha256(f"{self.rows} {digest_of_tensors({'': self.embedding})}".encode()).hexdigest()
+
+    def padded(self) -> Tensor:
+        """The embedding [1, rows, D] as it was given."""
+        return torch.nn.functional.pad(self.embedding, (0, 0, 0, self.rows - self.embedding.shape[1]))
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """From `frame` on another prompt rules."""
+
+    frame: int
+    boundary: Boundary
+    prompt: Prompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """A video in progress. `blocks` are latents [1, F, C, h, w] on the CPU, in the model's space and dtype."""
+
+    model: str  # digest of the weights
+    config: RolloutConfig
+    height: int  # pixels
+    width: int
+    seed: int
+    dtype: torch.dtype
+    channels: int
+    switches: tuple[Switch, ...]
+    blocks: tuple[Tensor, ...] = ()
+    keys: tuple[str, ...] = ()  # of the blocks
+
+    def __post_init__(self) -> None:
+        for name, size in (("height", self.height), ("width", self.width)):
+            if size <= 0 or size % SIZE_STEP:
+                below = max(SIZE_STEP, size // SIZE_STEP * SIZE_STEP)
+                raise ConfigError(
+                    f"{name} is {size}; it must be a positive multiple of {SIZE_STEP}, "
+                    f"for example {below} or {below + SIZE_STEP}"
+                )
+
+    @classmethod
+    def start(cls, prompt: Prompt, **fields) -> "Session":
+        """A video of no frames yet under its first prompt."""
+        return cls(switches=(Switch(0, Boundary.DISCARD, prompt),), **fields)
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.blocks) * self.config.block
+
+    @property
+    def pixel_frames(self) -> int:
+        return pixel_frames(self.num_frames)
+
+    @property
+    def seconds(self) -> float:
+        return blocks_to_seconds(len(self.blocks), self.config.block)
+
+    @property
+    def block_shape(self) -> tuple[int, int, int, int, int]:
+        """Of one block of latents: [1, F, C, h, w]."""
+        cells = (self.height // PIXELS_PER_CELL, self.width // PIXELS_PER_CELL)
+        return (1, self.config.block, self.channels, *cells)
+
+    @property
+    def origin(self) -> int:
+        """The frame that positions count from: the last cut, or 0."""
+        return max(switch.frame for switch in self.switches if switch.boundary is Boundary.DISCARD or not switch.frame)
+
+    def switched_to(self, prompt: Prompt, boundary: Boundary = Boundary.RECACHE) -> "Session":
+        """The same video, going on under another prompt.
+
+        Before the first frame it only replaces the prompt; of two switches with no block between, the last counts.
+        """
+        if not self.blocks:
+            return replace(self, switches=(Switch(0, Boundary.DISCARD, prompt),))
+        earlier = tuple(switch for switch in self.switches if switch.frame < self.num_frames)
+        return replace(self, switches=(*earlier, Switch(self.num_frames, boundary, prompt)))
+
+    def extended_by(self, latents: Tensor) -> "Session":
+        """The video with one more block [1, F, C, h, w], kept on the CPU."""
+        assert latents.shape == self.block_shape, (latents.shape, self.block_shape)
+        block = latents.detach().to("cpu", self.dtype)
+        return replace(self, blocks=(*self.blocks, block), keys=(*self.keys, self.next_key()))
+
+    def rewound_to(self, frame: int) -> "Session":
+        """The video cut back to its first `frame` frames. Raises SessionError if that falls inside a block."""
+        blocks, rest = divmod(frame, self.config.block)
+        if rest or not 0 <= frame <= self.num_frames:
+            fitting = min(max(blocks, 0), len(self.blocks)) * self.config.block
+            raise SessionError(
+                f"cannot rewind to frame {frame}: the video has {self.num_frames} frames in blocks of "
+                f"{self.config.block}; use a block's start, for example {fitting}"
+            )
+        switches = tuple(switch for switch in self.switches if switch.frame < frame or switch.frame == 0)
+        return replace(self, switches=switches, blocks=self.blocks[:blocks], keys=self.keys[:blocks])
+
+    def frames(self, start: int, count: int) -> Tensor:
+        """The latents [1, count, C, h, w] from frame `start` on."""
+        first, last = start // self.config.block, -(-(start + count) // self.config.block)
+        offset = start - first * self.config.block
+        return torch.cat(self.blocks[first:last], dim=1)[:, offset : offset + count]
+
+    def latents(self) -> Tensor:
+        """All latents [1, N, C, h, w]."""
+        return self.frames(0, self.num_frames) if self.blocks else torch.empty(1, 0, *self.block_shape[2:])
+
+    def next_key(self) -> str:
+        """The key of the block to come: a hash of all that determines its latents."""
+        facts: list[object] = [self.keys[-1] if self.keys else self._base_key(), len(self.blocks)]
+        last = self.switches[-1]
+        if last.frame == self.num_frames:
+            facts += [last.boundary.value, last.prompt.digest]
+        return _hash(facts)
+
+    def _base_key(self) -> str:
+        size = [self.height, self.width, self.channels]
+        return _hash([KEY_VERSION, self.model, self.config.as_dict(), size, self.seed, str(self.dtype)])
+
+    def continues(self, other: "Session") -> bool:
+        """Whether `other` is an earlier state of this very video."""
+        shared = len(other.keys)
+        return self._base_key() == other._base_key() and self.keys[:shared] == other.keys
+
+
+def _hash(facts: Sequence[object]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

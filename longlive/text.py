@@ -1,0 +1,103 @@
+"""From a prompt's words to its embedding: umT5 outside ComfyUI, hashed words where no text encoder is.
+
+Inside ComfyUI the host's own CLIP does this. Embeddings are [1, rows, width], zero past the prompt's length: the
+model attends those rows too (Wan2.1).
+"""
+
+import hashlib
+import html
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import CheckpointError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
+
+ROWS = 512  # of umT5 embeddings as Wan2.1 pads them
+WIDTH = 4096
+
+
+class TextEncoder(Protocol):
+    """Whatever turns a prompt into its embedding [1, rows, width]."""
+
+    def __call__(self, prompt: str) -> Tensor: ...
+
+
+class HashedWords:
+    """An embedding without an encoder: each word is a normal vector drawn from its own hash, a row of its own.
+
+    For models trained on it and for tests; it knows nothing of meaning, but the same word is always the same row.
+    """
+
+    SCALE = 0.25
+
+    def __init__(self, rows: int = ROWS, width: int = WIDTH) -> None:
+        self.rows, self.width = rows, width
+
+    def __call__(self, prompt: str) -> Tensor:
+        words = re.findall(r"\w+", prompt.lower())[: self.rows]
+        embedding = torch.zeros(1, self.rows, self.width)
+        for row, word in enumerate(words):
+            embedding[0, row] = self._vector(word)
+        return embedding
+
+    def _vector(self, word: str) -> Tensor:
+        key = int.from_bytes(hashlib.sha256(word.encode()).digest()[:16], "little")
+        normal = np.random.Generator(np.random.Philox(key=key)).standard_normal(self.width, dtype=np.float32)
+        return self.SCALE * torch.from_numpy(normal)
+
+
+class UMT5:
+    """umT5-xxl from a diffusers-format Wan2.1 folder (`text_encoder/`, `tokenizer/`), by `transformers`."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", encoder: "UMT5EncoderModel") -> None:
+        self.tokenizer, self.encoder = tokenizer, encoder
+
+    @classmethod
+    def of_pipeline(cls, folder: Path, *, device: torch.device, dtype: torch.dtype) -> "UMT5":
+        """Load it. Raises CheckpointError for a folder without them, or where `transformers` is not installed."""
+        try:
+            from transformers import AutoTokenizer, UMT5EncoderModel
+        except ImportError as error:
+            raise CheckpointError("the text encoder needs transformers: pip install longlive-sessions[headless]") from error
+        for part in ("text_encoder", "tokenizer"):
+            if not (folder / part).is_dir():
+                raise CheckpointError(
+                    f"{folder} has no {part}/ folder; give a diffusers-format Wan2.1 folder, "
+                    f"for example a download of Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+                )
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+            encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder", local_files_only=True, dtype=dtype)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"the text encoder in {folder} cannot be loaded: {error}") from error
+        return cls(tokenizer, encoder.eval().requires_grad_(False).to(device))
+
+    @torch.no_grad()
+    def __call__(self, prompt: str) -> Tensor:
+        tokens = self.tokenizer(
+            cleaned(prompt),
+            max_length=ROWS,
+            padding="max_length",
+            truncation=True,
+            return_tensors="pt",
+        ).to(self.encoder.device)
+        embedding = self.encoder(tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
+        return (embedding * tokens.attention_mask[..., None]).cpu()
+
+
+def cleaned(prompt: str) -> str:
+    """A prompt as umT5 was trained to see it: mended characters, no entities, single spaces."""
+    try:
+        import ftfy
+
+        prompt = ftfy.fix_text(prompt)
+    except ImportError:  # mends mis-decoded text only
+        pass
+    return re.sub(r"\s+", " ", html.unescape(html.unescape(prompt))).strip()
