@@ -4,7 +4,7 @@ The memory is allocated when the first block has to be computed and freed when t
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from torch import Tensor
 
@@ -17,6 +17,7 @@ from .replay import Call, calls_before, needed
 from .rollout import PassKind, Rollout, Watch, check_positions
 from .session import Prompt, Session
 from .store import Store
+from .timeline import Boundary
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,9 @@ class Sampler:
         SessionError for a session of another kind of model. After an error the sampler is empty; the sessions it
         yielded stay good.
         """
-        self._check(session, blocks)
+        self.check(session, [(Boundary.KEEP, blocks)])
+        if not session.switches:
+            raise SessionError("the session has no prompt yet; give it one before its first frame is sampled")
         for _ in range(blocks):
             latents = self.store.get(session.next_key(), session.block_shape) if self.store else None
             if latents is None:
@@ -61,13 +64,22 @@ class Sampler:
                 self._session = session
             yield session
 
-    def _check(self, session: Session, blocks: int) -> None:
+    def check(self, session: Session, segments: Iterable[tuple[Boundary, int]]) -> None:
+        """Refuse what cannot be made to its end, before anything is computed: `segments` are (boundary, blocks).
+
+        Raises SessionError for a session without a prompt or of another kind of model, and PositionError.
+        """
         if (session.channels, session.dtype) != (self.model.geometry.in_dim, self.model.dtype):
             raise SessionError(
                 f"the session's latents are {session.channels} channels of {session.dtype}, but the model makes "
                 f"{self.model.geometry.in_dim} channels of {self.model.dtype}; continue it with the model it began with"
             )
-        check_positions(session.config, session.num_frames - session.origin + blocks * session.config.block)
+        origin, end = session.origin, session.num_frames
+        for boundary, blocks in segments:
+            if boundary is Boundary.DISCARD:
+                origin = end
+            end += blocks * session.config.block
+            check_positions(session.config, end - origin)
 
     def _compute(self, session: Session) -> Tensor:
         try:
@@ -97,7 +109,7 @@ class Sampler:
         for call in needed(calls, upcoming, self.model.geometry.num_layers, made=self._made):
             switch = session.switches[call.segment]
             if call.is_recache:
-                log.info("recache of %d frames at frame %d: %s", call.place.frames, switch.frame, switch.prompt.text)
+                log.info("recache of %d frames at frame %d: %s", call.place.frames, switch.frame, switch.prompt)
             latents = session.frames(call.origin + call.place.start, call.place.frames)
             kind = PassKind.RECACHE if call.is_recache else PassKind.CLEAN
             rollout.remember(call.place, latents, self._read(switch.prompt), kind)

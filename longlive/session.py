@@ -45,6 +45,9 @@ class Prompt:
     def digest(self) -> str:
         return hashlib.sha256(f"{self.rows} {digest_of_tensors({'': self.embedding})}".encode()).hexdigest()
 
+    def __str__(self) -> str:
+        return self.text or f"(prompt {self.digest[:8]})"
+
     def padded(self) -> Tensor:
         """The embedding [1, rows, D] as it was given."""
         return torch.nn.functional.pad(self.embedding, (0, 0, 0, self.rows - self.embedding.shape[1]))
@@ -84,9 +87,10 @@ class Session:
                 )
 
     @classmethod
-    def start(cls, prompt: Prompt, **fields) -> "Session":
-        """A video of no frames yet under its first prompt."""
-        return cls(switches=(Switch(0, Boundary.DISCARD, prompt),), **fields)
+    def start(cls, prompt: Prompt | None = None, **fields) -> "Session":
+        """A video of no frames yet; its first prompt may come later, by `switched_to`."""
+        session = cls(switches=(), **fields)
+        return session.switched_to(prompt) if prompt else session
 
     @property
     def num_frames(self) -> int:
@@ -109,7 +113,7 @@ class Session:
     @property
     def origin(self) -> int:
         """The frame that positions count from: the last cut, or 0."""
-        return max(switch.frame for switch in self.switches if switch.boundary is Boundary.DISCARD or not switch.frame)
+        return max((switch.frame for switch in self.switches if switch.boundary is Boundary.DISCARD), default=0)
 
     def switched_to(self, prompt: Prompt, boundary: Boundary = Boundary.RECACHE) -> "Session":
         """The same video, going on under another prompt.
@@ -156,6 +160,20 @@ class Session:
         if last.frame == self.num_frames:
             facts += [last.boundary.value, last.prompt.digest]
         return _hash(facts)
+
+    def report(self) -> str:
+        """Length, size, settings and every switch, for people to read."""
+        config = self.config
+        lines = [
+            f"{self.seconds:g} s: {self.num_frames} frames in {len(self.blocks)} blocks, {self.pixel_frames} pixel frames",
+            f"{self.width} x {self.height}, seed {self.seed}, window {config.window} with sink {config.sink}, "
+            f"block {config.block}, steps {', '.join(map(str, config.steps))}, {config.positions.value} positions",
+        ]
+        for switch in self.switches:
+            begins = blocks_to_seconds(switch.frame // config.block, config.block)
+            how = switch.boundary.value if switch.frame else "start"
+            lines.append(f"{begins:7.2f} s  frame {switch.frame:<5} {how:<8} {switch.prompt}")
+        return "\n".join(lines)
 
     def _base_key(self) -> str:
         size = [self.height, self.width, self.channels]

@@ -21,6 +21,10 @@ VERSION = 1
 LATENTS = "latents"
 
 
+class NotASession(SessionError):
+    """A file is something else than a session."""
+
+
 def save(session: Session, path: Path) -> None:
     """Write the session so that `path` holds it whole or is untouched. Raises StoreError where the disk refuses."""
     header = {
@@ -50,13 +54,13 @@ def load(path: Path) -> Session:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
+        if metadata.get("format") != FORMAT:
+            raise NotASession(f"{path} is a safetensors file, but no LongLive session; choose a saved session")
         tensors = load_file(path)
     except FileNotFoundError as error:
         raise SessionError(f"there is no session at {path}; save one first, or check the name") from error
     except (OSError, SafetensorError) as error:
-        raise SessionError(f"{path} is not a whole session file ({error}); save the session anew") from error
-    if metadata.get("format") != FORMAT:
-        raise SessionError(f"{path} is a safetensors file, but not a LongLive session; choose a saved session")
+        raise NotASession(f"{path} is no whole session file ({error}); save the session anew") from error
     if metadata.get("version") != str(VERSION):
         raise SessionError(
             f"{path} is a session of version {metadata.get('version')}, this pack reads version {VERSION}; update the pack"

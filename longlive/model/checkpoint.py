@@ -24,6 +24,7 @@ __all__ = [
     "describe",
     "identify",
     "load_model",
+    "merged_weights",
     "model_of",
     "normalised",
     "read",
@@ -50,12 +51,16 @@ class LoadReport:
     lora: MergeReport | None
     warnings: tuple[str, ...]
 
-    def __str__(self) -> str:
+    @property
+    def summary(self) -> str:
         lora = f" with {self.lora.source} on {self.lora.matched} modules" if self.lora else ""
         return (
             f"{self.source} ({self.layout}, {size_name(self.geometry)}): {self.num_tensors} tensors, "
             f"{self.num_parameters:,} parameters in {dtype_name(self.dtype)}{lora}"
         )
+
+    def __str__(self) -> str:
+        return "\n".join((self.summary, *self.warnings))
 
 
 def load_model(
@@ -93,39 +98,65 @@ def model_of(
     text_len: int | None = None,
 ) -> tuple[WanModel, LoadReport]:
     """Build the tree of `load_model` from weights already read."""
+    state, report = merged_weights(
+        weights,
+        lora=lora,
+        strength=strength,
+        dtype=dtype or usual_dtype(weights),
+        device=device,
+        num_heads=num_heads,
+        text_len=text_len,
+    )
+    model = WanModel(report.geometry, device="meta")
+    model.load_state_dict(state, assign=True)
+    return model.requires_grad_(False).eval(), report
+
+
+def merged_weights(
+    weights: Weights,
+    *,
+    lora: Lora | None = None,
+    strength: float = 1.0,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    num_heads: int | None = None,
+    text_len: int | None = None,
+) -> tuple[dict[str, Tensor], LoadReport]:
+    """A text-to-video state dict under released names, checked to the last tensor, with a LoRA summed in fp32.
+
+    `dtype` None keeps each tensor's own. Every tensor is a copy: a mapped file that is later overwritten would
+    change it or kill the process.
+    """
     expect(Kind.WAN_T2V, weights.tensors, source=weights.name, expected=EXPECTED, otherwise=CURE)
     geometry = geometry_of(weights, num_heads=num_heads, text_len=text_len)
-    model = WanModel(geometry, device="meta")
-    expected = model.state_dict()
+    expected = WanModel(geometry, device="meta").state_dict()
     refuse_misfits(weights, expected)
-    report = lora.matched_to(expected) if lora else None
-    dtype = dtype or usual_dtype(weights)
+    merge_report = lora.matched_to(expected) if lora else None
 
     state = {}
     for name, tensor in weights.tensors.items():
         merged = lora.merged(name, tensor.to(device), strength) if lora else tensor
-        # always a copy: a mapped file that is later overwritten would take the process down
-        state[name] = merged.to(device, dtype, copy=merged is tensor)
-    model.load_state_dict(state, assign=True)
-    model.requires_grad_(False).eval()
+        state[name] = merged.to(device, dtype or tensor.dtype, copy=merged is tensor)
 
-    warnings = tuple(
-        filter(None, (report and report.warning, causality_warning(weights, lora), depth_warning(weights, geometry)))
+    warnings = (
+        merge_report.warning if merge_report else "",
+        causality_warning(weights, lora),
+        depth_warning(weights, geometry),
     )
-    result = LoadReport(
+    report = LoadReport(
         source=weights.name,
         layout=weights.layout,
         geometry=geometry,
         num_tensors=len(state),
         num_parameters=sum(tensor.numel() for tensor in state.values()),
-        dtype=dtype,
-        lora=report,
-        warnings=warnings,
+        dtype=dtype or usual_dtype(weights),
+        lora=merge_report,
+        warnings=tuple(filter(None, warnings)),
     )
-    log.info("loaded %s", result)
-    for warning in warnings:
+    log.info("loaded %s", report.summary)
+    for warning in report.warnings:
         log.warning(warning)
-    return model, result
+    return state, report
 
 
 def geometry_of(weights: Weights, *, num_heads: int | None = None, text_len: int | None = None) -> Geometry:
@@ -233,16 +264,14 @@ def describe(path: str | Path) -> str:
 
 
 def described_model(weights: Weights) -> dict[str, str]:
+    causal = {True: "causal", False: "bidirectional", None: "not stated (causal and bidirectional look alike)"}
     try:
         g = geometry_of(weights)
+        sizes = f"{size_name(g)}, feed-forward {g.ffn_dim}, {g.num_heads} heads, {g.num_layers} layers, "
+        sizes += f"text {g.text_len} x {g.text_dim}, channels {g.in_dim} in and {g.out_dim} out"
     except CheckpointError as error:
-        return {"geometry": str(error)}
-    causal = {True: "causal", False: "bidirectional", None: "not stated (causal and bidirectional look alike)"}
-    return {
-        "geometry": f"{size_name(g)}, feed-forward {g.ffn_dim}, {g.num_heads} heads, "
-        f"{g.num_layers} layers, text {g.text_len} x {g.text_dim}, channels {g.in_dim} in and {g.out_dim} out",
-        "trained": causal[trained_causal(weights)],
-    }
+        sizes = str(error)
+    return {"geometry": sizes, "trained": causal[trained_causal(weights)]}
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -31,7 +31,7 @@ CURE = "download models/lora.pt from huggingface.co/Efficient-Large-Model/LongLi
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """The two factors of one module, in fp32 or less."""
+    """The two factors of one module."""
 
     down: Tensor  # A [rank, inputs]
     up: Tensor  # B [outputs, rank]
@@ -106,7 +106,8 @@ class Lora:
             for factors, suffixes in ((downs, DOWN), (ups, UP), (alphas, (ALPHA,))):
                 suffix = next((suffix for suffix in suffixes if name.endswith(suffix)), None)
                 if suffix:
-                    factors[module_name(name.removesuffix(suffix))] = tensor
+                    # a copy: a mapped file that is later overwritten, as tuning does, would change or kill the process
+                    factors[module_name(name.removesuffix(suffix))] = tensor.clone()
                     break
             else:
                 unread.append(name)

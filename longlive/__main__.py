@@ -1,0 +1,233 @@
+"""The command line: render a timeline, say what a file is, replay recorded runs, show the method working."""
+
+import argparse
+import hashlib
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from . import __version__, session_file
+from .config import Positions, RolloutConfig, pixel_frames
+from .demo import demo_models
+from .digest import digest
+from .errors import CheckpointError, LongLiveError, SessionError
+from .model.causal import CausalWan
+from .model.checkpoint import describe, load_model
+from .model.vae import StreamingDecoder, WanVAE, load_vae
+from .rollout import Pass, PassKind
+from .sampler import Sampler
+from .session import Prompt, Session
+from .store import Store
+from .text import UMT5, TextEncoder
+from .timeline import Segment, parse, report
+from .verify import verify
+from .video import VideoWriter
+
+log = logging.getLogger("longlive")
+
+FAILED, NOT_A_RUN, INTERRUPTED = 1, 2, 130
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; the exit status."""
+    options = parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        return options.run(options)
+    except LongLiveError as error:
+        log.error("%s: %s", type(error).__name__, error)
+        return FAILED
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="longlive", description="Long videos whose prompt changes while they run.")
+    top.add_argument("--version", action="version", version=__version__)
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    render = commands.add_parser("render", help="make a video along a timeline script")
+    render.set_defaults(run=run_render)
+    render.add_argument("script", type=Path, help="a text file, one segment a line: 8s | prompt")
+    render.add_argument("--weights", type=Path, required=True, help="longlive_base.pt or safetensors")
+    render.add_argument("--lora", type=Path, help="LongLive's lora.pt")
+    render.add_argument("--strength", type=float, default=1.0, help="of the LoRA (default 1)")
+    render.add_argument("--pipeline", type=Path, required=True, help="a diffusers-format Wan2.1 folder: text encoder, VAE")
+    render.add_argument("-o", "--output", type=Path, required=True, help="the mp4 to write")
+    render.add_argument("--session", type=Path, help="go on with this saved session instead of a new video")
+    render.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    render.add_argument("--dtype", choices=DTYPES, default="bf16" if torch.cuda.is_available() else "fp32")
+    add_video_options(render, width=832, height=480)
+
+    demo = commands.add_parser("demo", help="make a short video of three prompts without any download")
+    demo.set_defaults(run=run_demo)
+    demo.add_argument("-o", "--output", type=Path, default=Path("demo.mp4"))
+    add_video_options(demo, width=128, height=80)
+
+    info = commands.add_parser("info", help="say what a checkpoint, LoRA or session holds")
+    info.set_defaults(run=run_info)
+    info.add_argument("files", type=Path, nargs="+")
+
+    check = commands.add_parser("verify", help="replay recorded runs of the reference and compare every number")
+    check.set_defaults(run=run_verify)
+    check.add_argument("files", type=Path, nargs="+")
+    return top
+
+
+def add_video_options(command: argparse.ArgumentParser, *, width: int, height: int) -> None:
+    released = RolloutConfig()
+    command.add_argument("--width", type=int, default=width)
+    command.add_argument("--height", type=int, default=height)
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--window", type=int, default=released.window, help="latent frames, the sink included")
+    command.add_argument("--sink", type=int, default=released.sink)
+    command.add_argument("--block", type=int, default=released.block)
+    command.add_argument("--steps", type=int, nargs="+", default=released.steps)
+    command.add_argument("--positions", choices=[p.value for p in Positions], default=released.positions.value)
+    command.add_argument("--store", type=Path, default=cache_folder() / "blocks", help="where finished blocks are kept")
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "longlive"
+
+
+def run_render(options: argparse.Namespace) -> int:
+    device, dtype = torch.device(options.device), DTYPES[options.dtype]
+    try:
+        script = options.script.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SessionError(f"the script {options.script} cannot be read: {error}") from error
+    segments = parse(script, options.block)
+    encoder = UMT5.of_pipeline(options.pipeline, device=device, dtype=dtype)
+    prompts = [Prompt.of(encoder(segment.prompt), segment.prompt) for segment in segments]
+    del encoder  # 11 GB that nothing needs any more
+    tree, _ = load_model(options.weights, lora=options.lora, strength=options.strength, dtype=dtype, device=device)
+    facts = [digest(path, cache_dir=cache_folder()) for path in (options.weights, options.lora) if path]
+    identity = hashlib.sha256(f"{facts} {options.strength}".encode()).hexdigest()
+    vae = load_vae(options.pipeline / "vae", device=device, dtype=dtype)
+    return film(options, segments, prompts, CausalWan.of_tree(tree), vae, identity)
+
+
+def run_demo(options: argparse.Namespace) -> int:
+    log.info("no weights are trained for this demo: tiny random ones (seed 0) show the machinery, not pictures")
+    model, vae, encoder, script = demo_models()
+    segments = parse(script, options.block)
+    prompts = [Prompt.of(encoder(segment.prompt), segment.prompt) for segment in segments]
+    options.session = None
+    return film(options, segments, prompts, model, vae, "demo 1")
+
+
+def film(
+    options: argparse.Namespace,
+    segments: tuple[Segment, ...],
+    prompts: list[Prompt],
+    model: CausalWan,
+    vae: WanVAE,
+    identity: str,
+) -> int:
+    """Make, decode and write the video block by block; keep its session beside it, also when interrupted."""
+    video = begun(options, model, identity)
+    session_path = options.output.with_suffix(".session.safetensors")
+    log.info("%s", report(segments, video.config.block, video.num_frames))
+    blocks, steps = sum(segment.blocks for segment in segments), len(video.config.steps)
+    status = 0
+    decoder = StreamingDecoder(vae)
+    with (
+        VideoWriter(options.output) as writer,
+        bar(blocks * steps) as watch,
+        Sampler(model, store=Store(options.store), watch=watch) as sampler,
+    ):
+        sampler.check(video, [(segment.boundary, segment.blocks) for segment in segments])
+        try:
+            for latents in video.blocks:
+                writer.write(decoder.push(latents))
+            for segment, prompt in zip(segments, prompts, strict=True):
+                video = video.switched_to(prompt, segment.boundary)
+                for video in sampler.extend(video, segment.blocks):
+                    writer.write(decoder.push(video.blocks[-1]))
+            writer.write(decoder.flush())
+        except KeyboardInterrupt:
+            status = INTERRUPTED
+            log.warning("interrupted: the same command goes on from here, or continue with --session %s", session_path)
+        finally:
+            session_file.save(video, session_path)
+    log.info("session: %s", session_path)
+    log.info("%d pixel frames, %g s", pixel_frames(video.num_frames), video.seconds)
+    sys.stdout.write(f"{options.output}\n")
+    return status
+
+
+def begun(options: argparse.Namespace, model: CausalWan, identity: str) -> Session:
+    """The session to go on with: a saved one, or a new one."""
+    if options.session is None:
+        return Session.start(
+            model=identity,
+            config=RolloutConfig(
+                window=options.window,
+                sink=options.sink,
+                block=options.block,
+                steps=tuple(options.steps),
+                positions=Positions(options.positions),
+            ),
+            height=options.height,
+            width=options.width,
+            seed=options.seed,
+            dtype=model.dtype,
+            channels=model.geometry.in_dim,
+        )
+    session = session_file.load(options.session)
+    if session.model != identity:
+        raise SessionError(f"{options.session} was made with other weights; give the weights and LoRA it was made with")
+    return session
+
+
+@contextmanager
+def bar(steps: int) -> Iterator:
+    """A progress bar over denoising steps, as a watcher of passes."""
+    with tqdm(total=steps, unit="step", disable=None) as progress:
+
+        def watch(done: Pass) -> None:
+            if done.kind is PassKind.DENOISE:
+                progress.update()
+
+        yield watch
+
+
+def run_info(options: argparse.Namespace) -> int:
+    for path in options.files:
+        sys.stdout.write(f"{described(path)}\n")
+    return 0
+
+
+def described(path: Path) -> str:
+    try:
+        return f"{path.name}: a LongLive session\n{session_file.load(path).report()}"
+    except session_file.NotASession:
+        return describe(path)
+
+
+def run_verify(options: argparse.Namespace) -> int:
+    status = 0
+    for path in options.files:
+        try:
+            verdict = verify(path)
+        except CheckpointError as error:
+            sys.stdout.write(f"{error}\n")
+            status = NOT_A_RUN
+            continue
+        outcome = "failed" if verdict.failures else "reproduced"
+        sys.stdout.write(f"{path.name}: {outcome}, largest difference {verdict.difference:.2g} in {verdict.where}\n")
+        for failure in verdict.failures:
+            sys.stdout.write(f"  {failure}\n")
+        if verdict.failures:
+            status = status or FAILED
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,16 @@
+"""The pack as ComfyUI sees it: every node, gathered from the modules that define them."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import files, load, output, sample, session
+
+MODULES = (load, session, sample, output, files)
+
+
+class LongLiveExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [node for module in MODULES for node in module.NODES]
+
+
+async def comfy_entrypoint() -> LongLiveExtension:
+    return LongLiveExtension()

@@ -1,0 +1,33 @@
+"""The pair of inputs that says how long: a number and what it counts."""
+
+from comfy_api.latest import io
+
+from ..longlive.config import MAX_SECONDS, RolloutConfig, seconds_to_blocks
+from ..longlive.errors import ConfigError
+
+SECONDS, BLOCKS, FRAMES = "seconds", "blocks", "frames"
+
+
+def length_inputs(*, default: float, tooltip: str) -> list[io.Input]:
+    return [
+        io.Float.Input("length", default=default, min=0.0, max=float(MAX_SECONDS), step=0.25, tooltip=tooltip),
+        io.Combo.Input(
+            "unit",
+            options=[SECONDS, BLOCKS, FRAMES],
+            default=SECONDS,
+            tooltip="Seconds snap to whole blocks (0.75 s each by default). Blocks and latent frames must fit exactly.",
+        ),
+    ]
+
+
+def blocks_of(length: float, unit: str, config: RolloutConfig) -> int:
+    """Whole blocks. Raises ConfigError for a length of blocks or frames that does not fit, or a senseless one."""
+    if unit == SECONDS:
+        return seconds_to_blocks(length, config.block)
+    blocks, rest = divmod(length, 1 if unit == BLOCKS else config.block)
+    if rest or blocks < 1:
+        fitting = max(1, round(length / (1 if unit == BLOCKS else config.block))) * (1 if unit == BLOCKS else config.block)
+        raise ConfigError(
+            f"a length of {length:g} {unit} is not a whole number of blocks of {config.block} frames; use {fitting}"
+        )
+    return int(blocks)

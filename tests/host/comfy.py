@@ -1,0 +1,344 @@
+"""A ComfyUI server with this pack in it, driven over HTTP and its web socket.
+
+    with ComfyUI(NEWEST) as host:
+        history = host.run({"1": {"class_type": "LongLiveSession", "inputs": {...}}, ...})
+
+Run it as `python tests/host/comfy.py PORT` to open the newest host in a browser.
+"""
+
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import tiny
+import websocket
+from hosts import NEWEST, REPOSITORY, Host
+
+log = logging.getLogger(__name__)
+
+PACK = "longlive-sessions"  # the folder's name in custom_nodes, and so in /extensions/
+TEST_NODES = Path(__file__).parent / "testnodes"
+FOLDERS = ("custom_nodes", "input", "models", "output", "temp", "user")
+BINARY_PREVIEW, BINARY_PREVIEW_WITH_METADATA = 1, 4  # ComfyUI's protocol
+SETTLE_SECONDS = 1.0  # until the idle worker of the host has seen /free
+
+Graph = Mapping[str, Mapping[str, object]]  # a prompt in API format
+
+
+class HostError(RuntimeError):
+    """The host refused a prompt or failed in it; the text is the host's own."""
+
+
+class Interrupted(HostError):
+    """The prompt was interrupted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One message of the web socket; a preview has type `preview`, its metadata and the image file's bytes."""
+
+    type: str
+    data: dict
+    image: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """What one prompt did."""
+
+    prompt_id: str
+    outputs: dict[str, dict]  # node id -> what it showed in the interface
+    executed: tuple[str, ...]  # ids of the nodes that ran, in order
+    cached: tuple[str, ...]  # ids of the nodes answered from the host's cache
+    events: tuple[Event, ...]  # its messages
+    messages: tuple[tuple[str, dict], ...]  # the host's own record of them
+
+    @property
+    def previews(self) -> tuple[bytes, ...]:
+        return tuple(event.image for event in self.events if event.type == "preview")
+
+    def text(self, node_id: str) -> str:
+        """The text a node showed."""
+        return "\n".join(self.outputs[node_id]["text"])
+
+
+class ComfyUI:
+    """A host process with a base directory of its own; `with` starts and ends it."""
+
+    def __init__(
+        self,
+        host: Host = NEWEST,
+        base: Path | None = None,
+        *,
+        flags: Sequence[str] = (),
+        port: int | None = None,
+        test_nodes: bool = True,
+    ) -> None:
+        self.host, self.flags, self.port = host, tuple(flags), port or free_port()
+        self.address = f"http://127.0.0.1:{self.port}"
+        self.client_id = uuid.uuid4().hex
+        self.events: list[Event] = []
+        self._changed = threading.Condition()
+        self._process: subprocess.Popen | None = None
+        self._temporary = tempfile.mkdtemp(prefix="comfyui-") if base is None else None
+        self.base = Path(self._temporary or base or "")
+        self._furnish(test_nodes)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+        if self._temporary:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+
+    @property
+    def output(self) -> Path:
+        return self.base / "output"
+
+    @property
+    def models(self) -> Path:
+        return self.base / "models"
+
+    @property
+    def log(self) -> str:
+        """All the process has said since the base directory was made."""
+        return self._log_file.read_text(errors="replace")
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self, *, seconds: float = 120) -> None:
+        """Start the process and wait until it answers. A host that was stopped or killed can be started again."""
+        command = [sys.executable, str(self.host.main), "--cpu", "--base-directory", str(self.base)]
+        command += ["--listen", "127.0.0.1", "--port", str(self.port), "--disable-auto-launch"]
+        command += ["--disable-api-nodes", "--database-url", f"sqlite:///{self.base}/user/comfyui.db"]
+        command += ["--preview-method", "latent2rgb"]
+        environment = os.environ | {"PYTHONPATH": self.host.python_path, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
+        with self._log_file.open("ab") as output:
+            self._process = subprocess.Popen(
+                [*command, *self.flags],
+                cwd=self.base,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        self._until(self._answers, seconds, "to answer")
+        self._listen()
+
+    def stop(self, *, seconds: float = 10) -> None:
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+        self._process = None
+
+    def kill(self) -> None:
+        """End the process as a power cut would (SIGKILL)."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def join(self) -> None:
+        """Wait until the process ends by itself."""
+        if self._process is not None:
+            self._process.wait()
+
+    def run(self, graph: Graph, *, seconds: float = 120) -> History:
+        """Queue a prompt and wait for its end."""
+        return self.wait(self.queue(graph), seconds=seconds)
+
+    def queue(self, graph: Graph) -> str:
+        """Queue a prompt and return its id; raise `HostError` where the host refuses it."""
+        answer = self.post("/prompt", {"prompt": graph, "client_id": self.client_id})
+        if answer["node_errors"]:
+            raise HostError(json.dumps(answer["node_errors"], indent=1))
+        return answer["prompt_id"]
+
+    def wait(self, prompt_id: str, *, seconds: float = 120) -> History:
+        """Wait for the end of a prompt; raise `HostError` or `Interrupted` where it failed."""
+
+        def ended(event: Event) -> bool:
+            return event.type == "executing" and event.data["node"] is None and event.data["prompt_id"] == prompt_id
+
+        self.wait_for(ended, seconds=seconds)
+        record = self.get(f"/history/{prompt_id}")[prompt_id]
+        messages = tuple((kind, data) for kind, data in record["status"]["messages"])
+        for kind, data in messages:
+            if kind == "execution_interrupted":
+                raise Interrupted(f"{data['node_type']} (node {data['node_id']}) was interrupted")
+            if kind == "execution_error":
+                where = f"{data['node_type']} (node {data['node_id']})"
+                trace = "".join(data["traceback"])
+                raise HostError(f"{where}: {data['exception_type']}: {data['exception_message']}\n{trace}")
+        events = tuple(event for event in self.events if event.data.get("prompt_id") == prompt_id)
+        ran = (event.data["node"] for event in events if event.type == "executing" and event.data["node"] is not None)
+        return History(
+            prompt_id=prompt_id,
+            outputs=record["outputs"],
+            executed=tuple(dict.fromkeys(ran)),
+            cached=tuple(node for kind, data in messages if kind == "execution_cached" for node in data["nodes"]),
+            events=events,
+            messages=messages,
+        )
+
+    def wait_for(self, wanted: Callable[[Event], bool], *, seconds: float = 120) -> Event:
+        """Wait for the first event that is wanted, those of the past included."""
+        deadline, seen = time.monotonic() + seconds, 0
+        with self._changed:
+            while True:
+                for event in self.events[seen:]:
+                    if wanted(event):
+                        return event
+                seen = len(self.events)
+                self._assert_alive()
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"nothing for {seconds} s; the host says:\n{self.log[-4000:]}")
+                self._changed.wait(1)
+
+    def interrupt(self) -> None:
+        self.post("/interrupt", {})
+
+    def free(self) -> None:
+        """Unload the models and empty the host's cache, as its button does."""
+        self.post("/free", {"unload_models": True, "free_memory": True})
+        time.sleep(SETTLE_SECONDS)
+
+    def object_info(self) -> dict[str, dict]:
+        return self.get("/object_info")
+
+    def get(self, path: str):
+        """Fetch a path: parsed if it is JSON, else bytes."""
+        return self._request(path)
+
+    def post(self, path: str, body: Mapping[str, object]):
+        return self._request(path, json.dumps(body).encode())
+
+    @property
+    def _log_file(self) -> Path:
+        return self.base / "comfyui.log"
+
+    def _furnish(self, test_nodes: bool) -> None:
+        for folder in FOLDERS:
+            (self.base / folder).mkdir(parents=True, exist_ok=True)
+        link(self.base / "custom_nodes" / PACK, REPOSITORY)
+        link(self.base / "user" / "default" / "workflows" / PACK, REPOSITORY / "workflows")
+        if test_nodes:
+            link(self.base / "custom_nodes" / TEST_NODES.name, TEST_NODES)
+        if not (self.models / tiny.DIT).exists():
+            tiny.write_models(self.models)
+
+    def _request(self, path: str, body: bytes | None = None):
+        request = urllib.request.Request(self.address + path, data=body, headers={"Content-Type": "application/json"})
+        try:
+            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
+                content, kind = answer.read(), answer.headers.get_content_type()
+        except urllib.error.HTTPError as error:
+            with error:
+                raise HostError(f"{path}: {error.code}: {error.read().decode(errors='replace')}") from None
+        return json.loads(content) if kind == "application/json" and content else content
+
+    def _answers(self) -> bool:
+        try:
+            return bool(self.get("/system_stats"))
+        except OSError:
+            return False
+
+    def _until(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            self._assert_alive()
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"waited {seconds} s for ComfyUI {what}; it says:\n{self.log[-4000:]}")
+            time.sleep(0.1)
+
+    def _assert_alive(self) -> None:
+        if self._process is None or self._process.poll() is not None:
+            raise HostError(f"ComfyUI {self.host.version} has ended; it said:\n{self.log[-4000:]}")
+
+    def _listen(self) -> None:
+        url = f"ws://127.0.0.1:{self.port}/ws?clientId={self.client_id}"
+        connection = websocket.create_connection(url, timeout=60)
+        connection.send(json.dumps({"type": "feature_flags", "data": {"supports_preview_metadata": True}}))
+        connection.settimeout(None)
+        threading.Thread(target=self._receive, args=(connection,), daemon=True).start()
+
+    def _receive(self, connection: websocket.WebSocket) -> None:
+        """Collect events until the host ends the connection."""
+        try:
+            while True:
+                event = parse(connection.recv())
+                if event is not None:
+                    with self._changed:
+                        self.events.append(event)
+                        self._changed.notify_all()
+        except (websocket.WebSocketException, OSError):
+            connection.close()
+
+
+def parse(message: str | bytes) -> Event | None:
+    """Read one message of the web socket; None for those that say nothing."""
+    if not message:
+        return None
+    if isinstance(message, str):
+        content = json.loads(message)
+        return Event(content["type"], content.get("data") or {})
+    kind, length = int.from_bytes(message[:4], "big"), int.from_bytes(message[4:8], "big")
+    if kind == BINARY_PREVIEW_WITH_METADATA:
+        return Event("preview", json.loads(message[8 : 8 + length]), message[8 + length :])
+    return Event("preview", {}, message[8:]) if kind == BINARY_PREVIEW else None
+
+
+def link(path: Path, target: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.is_symlink():
+        path.symlink_to(target, target_is_directory=True)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def main(port: int) -> None:
+    """Keep the newest host open until Ctrl-C, on a base directory that stays."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the host never outlives this process
+    with ComfyUI(NEWEST, REPOSITORY / ".cache" / "comfyui", port=port) as host:
+        log.info("ComfyUI %s is at %s", host.host.version, host.address)
+        log.info("Open Workflows (w) > %s and queue one. Small random models stand in for the real ones:", PACK)
+        log.info("choose %s and %s; Test Hashed CLIP takes the place of a text encoder.", tiny.DIT.name, tiny.VAE.name)
+        log.info("Everything it writes lies in %s. Ctrl-C ends it.", host.base)
+        try:
+            host.join()
+        except KeyboardInterrupt:
+            log.info("Ended")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

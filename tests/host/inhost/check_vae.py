@@ -1,0 +1,64 @@
+"""Whether the streaming decoder over the host's VAE gives the host's own pixels; runs inside a ComfyUI process."""
+
+import comfy.latent_formats
+import comfy.sd
+import pytest
+import torch
+from comfyui_longlive.longlive.errors import CheckpointError
+from comfyui_longlive.longlive.model.vae import WanVAE
+from comfyui_longlive.nodes import vae as host_vae
+
+WIDTH, FRAMES, ROWS, COLUMNS = 4, 10, 3, 5  # an odd latent is left over in the end
+CUTS = ([10], [1] * 10, [3, 3, 3, 1], [2, 0, 5, 3], [0, 4, 6])
+
+
+def check_host_vae(dtype: torch.dtype = torch.float32, tolerance: float = 1e-5) -> dict[str, float]:
+    """Raise unless every cut of a video gives the pixels of `VAE.decode`; return what differed at most, per cut."""
+    vae = comfy.sd.VAE(sd=random_weights(), dtype=dtype)
+    latents_BFCHW = torch.randn(1, FRAMES, 16, ROWS, COLUMNS, generator=torch.Generator().manual_seed(1))
+    z_BCFHW = comfy.latent_formats.Wan21().process_out(latents_BFCHW.transpose(1, 2))
+    whole_BFCHW = vae.decode(z_BCFHW).permute(0, 1, 4, 2, 3).float() * 2 - 1
+
+    state = torch.get_rng_state()
+    decoder = host_vae.streaming_decoder(vae)
+    assert torch.equal(torch.get_rng_state(), state), "the trial drew from the global random state"
+    assert isinstance(decoder, host_vae.HostDecoder), decoder
+    differences = {"passes of": decoder.at_once}
+    for lengths in CUTS:
+        pixels = [decoder.push(piece) for piece in latents_BFCHW.split(lengths, dim=1)]
+        pixels_BFCHW = torch.cat([*pixels, decoder.flush()], dim=1)
+        assert pixels_BFCHW.shape == whole_BFCHW.shape, (pixels_BFCHW.shape, whole_BFCHW.shape)
+        difference = (pixels_BFCHW - whole_BFCHW).abs().max().item()
+        assert difference <= tolerance, f"cut into {lengths}: {difference}"
+        differences[str(lengths)] = difference
+        assert decoder.waiting_BFCHW is None
+        assert not any(torch.is_tensor(slot) for slot in decoder.past)
+    return differences
+
+
+def check_host_vae_of_an_unknown_cut() -> None:
+    """Raise unless a host that decodes in a way of its own is met by our code, and a strange VAE by a refusal."""
+    vae = comfy.sd.VAE(sd=random_weights())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr(host_vae.HostDecoder, "_decode_pass")
+        decoder = host_vae.streaming_decoder(vae)
+        assert isinstance(decoder, host_vae.StreamingDecoder), decoder
+        patch.setattr(type(vae.first_stage_model), "decode", lambda self, z: torch.zeros(1, 3, 17, 32, 32))
+        with pytest.raises(CheckpointError, match="update LongLive"):
+            host_vae.streaming_decoder(vae)
+
+
+def check_other_vaes_are_refused() -> None:
+    """Raise unless VAEs of other models are refused by name."""
+    vae = comfy.sd.VAE(sd=random_weights())
+    vae.first_stage_model, vae.latent_channels = torch.nn.Linear(1, 1), 48
+    with pytest.raises(CheckpointError, match=r"found a Linear of 48 latent channels.*wan_2\.1_vae"):
+        host_vae.streaming_decoder(vae)
+
+
+def random_weights() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = WanVAE(WIDTH, device="meta").state_dict()
+    weights = {key: torch.randn(tensor.shape, generator=generator) for key, tensor in shapes.items()}
+    fan_in = {key: weight[0].numel() ** 0.5 for key, weight in weights.items()}
+    return {key: 1 + 0.1 * w if key.endswith("gamma") else w / max(fan_in[key], 3) for key, w in weights.items()}

@@ -1,0 +1,95 @@
+"""Every ComfyUI we claim loads the pack, and the tiny models of the tests work in its own nodes."""
+
+import json
+
+import pytest
+import tiny
+from comfy import PACK, ComfyUI, HostError, Interrupted
+from golden import GOLDEN, promises
+from hosts import REPOSITORY
+
+WEB = REPOSITORY / "web"
+
+
+def test_pack_is_imported_without_error(host):
+    assert f"/custom_nodes/{PACK}" in host.log
+    assert [line for line in host.log.splitlines() if "IMPORT FAILED" in line or "Cannot import" in line] == []
+
+
+def test_node_ids_and_inputs_are_kept(host):
+    assert promises(host.object_info()) == json.loads(GOLDEN.read_text())
+
+
+def test_web_files_are_served(host):
+    for file in (file for file in WEB.rglob("*") if file.suffix in {".js", ".css", ".md"}):
+        assert host.get(f"/extensions/{PACK}/{file.relative_to(WEB).as_posix()}") == file.read_bytes(), file
+
+
+def stock_graph(host: ComfyUI, text: str) -> dict:
+    """What a user would wire from ComfyUI's own nodes alone."""
+    latent = {"width": 32, "height": 32, "length": 9, "batch_size": 1}
+    sampler = {"seed": 1, "steps": 2, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
+    wires = {"model": ["model", 0], "positive": ["text", 0], "negative": ["text", 0], "latent_image": ["empty", 0]}
+    return {
+        "model": node("UNETLoader", unet_name=tiny.DIT.name, weight_dtype="default"),
+        "vae": node("VAELoader", vae_name=tiny.VAE.name),
+        "clip": node("TestHashedCLIP"),
+        "text": node("CLIPTextEncode", clip=["clip", 0], text=text),
+        "empty": node("EmptyHunyuanLatentVideo", **latent),
+        "sample": node("KSampler", **sampler, **wires),
+        "latent": node("TestSaveLatent", latent=["sample", 0], name="stock"),
+        "decode": node("VAEDecode", samples=["latent", 0], vae=["vae", 0]),
+        "image": node("SaveImage", images=["decode", 0], filename_prefix="stock"),
+    }
+
+
+def node(class_type: str, **inputs) -> dict:
+    return {"class_type": class_type, "inputs": inputs}
+
+
+def test_tiny_models_run_in_stock_nodes(host):
+    history = host.run(stock_graph(host, "a lake at dawn"))
+
+    assert len(history.outputs["image"]["images"]) == 9
+    assert history.text("latent") == "(1, 16, 3, 4, 4) torch.float32"
+    assert len(history.previews) == 2
+    assert all(image.startswith(b"\xff\xd8") for image in history.previews)
+
+
+def test_history_tells_what_ran_and_what_was_cached(host):
+    host.run(stock_graph(host, "a lake at noon"))
+    again = host.run(stock_graph(host, "a lake at night"))
+
+    assert again.executed == ("text", "sample", "latent", "decode", "image")
+    assert set(again.cached) == {"model", "vae", "clip", "empty"}
+
+
+def test_failure_carries_the_text_of_the_host(host):
+    graph = {"clip": node("TestHashedCLIP"), "fail": node("TestFail", value=["clip", 0], fail=True)}
+    graph["probe"] = node("TestProbe", value=["fail", 0])
+
+    with pytest.raises(HostError, match="TestFail was told to fail"):
+        host.run(graph)
+
+
+def test_refused_prompt_carries_the_text_of_the_host(host):
+    with pytest.raises(HostError, match="UNETLoader"):
+        host.run({"model": node("UNETLoader", unet_name="absent"), "probe": node("TestProbe", value=["model", 0])})
+
+
+def test_interrupt_ends_a_prompt(newest):
+    graph = stock_graph(newest, "a lake for ever")
+    graph["sample"]["inputs"]["steps"] = 10_000
+    prompt_id = newest.queue(graph)
+    newest.wait_for(lambda event: event.data.get("prompt_id") == prompt_id and event.type == "preview")
+    newest.interrupt()
+
+    with pytest.raises(Interrupted, match="KSampler"):
+        newest.wait(prompt_id)
+
+
+def test_probe_counts_what_is_alive(host):
+    history = host.run({"probe": node("TestProbe", name="idle")})
+
+    assert json.loads(history.text("probe"))["caches"] == 0
+    assert json.loads((host.output / "idle.json").read_text())["gpu_tensors"] == 0

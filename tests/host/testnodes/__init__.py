@@ -1,0 +1,143 @@
+"""Nodes for the tests alone: text without a text encoder, a failure, latents as files, a count of live caches."""
+
+import gc
+import json
+from pathlib import Path
+
+import folder_paths
+import torch
+from comfy_api.latest import ComfyExtension, io, ui
+from safetensors.torch import save_file
+
+from longlive.text import HashedWords
+
+CATEGORY = "LongLive/test"
+CACHE_CLASSES = {"RollingKVCache", "TextMemory"}  # by name: the pack may be imported under more than one
+
+
+class HashedCLIP:
+    """As much of a CLIP as `CLIPTextEncode` asks for, on top of hashed words."""
+
+    def __init__(self) -> None:
+        self.words = HashedWords()
+
+    def tokenize(self, text: str, **options) -> str:
+        return text
+
+    def encode_from_tokens_scheduled(self, tokens: str, **options) -> list[list]:
+        return [[self.words(tokens), {}]]
+
+
+class TestHashedCLIP(io.ComfyNode):
+    """A CLIP that makes an embedding of the hash of every word."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TestHashedCLIP",
+            display_name="Test Hashed CLIP",
+            category=CATEGORY,
+            inputs=[],
+            outputs=[io.Clip.Output()],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput(HashedCLIP())
+
+
+class TestFail(io.ComfyNode):
+    """Pass anything through, or fail when told to."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TestFail",
+            display_name="Test Fail",
+            category=CATEGORY,
+            inputs=[io.AnyType.Input("value"), io.Boolean.Input("fail", default=True)],
+            outputs=[io.AnyType.Output(display_name="value")],
+        )
+
+    @classmethod
+    def execute(cls, value: object, fail: bool) -> io.NodeOutput:
+        if fail:
+            raise RuntimeError("TestFail was told to fail")
+        return io.NodeOutput(value)
+
+
+class TestSaveLatent(io.ComfyNode):
+    """Write a latent to the output folder as it is and hand it on."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TestSaveLatent",
+            display_name="Test Save Latent",
+            category=CATEGORY,
+            is_output_node=True,
+            inputs=[io.Latent.Input("latent"), io.String.Input("name", default="latent", optional=True)],
+            outputs=[io.Latent.Output()],
+        )
+
+    @classmethod
+    def execute(cls, latent: dict, name: str = "latent") -> io.NodeOutput:
+        samples = latent["samples"].detach().cpu().contiguous()
+        save_file({"samples": samples}, output_file(f"{name}.safetensors"))
+        text = f"{tuple(samples.shape)} {samples.dtype}"
+        return io.NodeOutput(latent, ui=ui.PreviewText(text))
+
+
+class TestProbe(io.ComfyNode):
+    """Count what is alive in the process, each time it is queued."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TestProbe",
+            display_name="Test Probe",
+            category=CATEGORY,
+            is_output_node=True,
+            inputs=[
+                io.AnyType.Input("value", optional=True, tooltip="What must run before."),
+                io.String.Input("name", default="probe", optional=True),
+            ],
+            outputs=[],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs) -> float:
+        return float("nan")
+
+    @classmethod
+    def execute(cls, value: object = None, name: str = "probe") -> io.NodeOutput:
+        text = json.dumps(alive())
+        output_file(f"{name}.json").write_text(text)
+        return io.NodeOutput(ui=ui.PreviewText(text))
+
+
+def alive() -> dict[str, int]:
+    """Count the K/V caches and tensors nobody has let go of."""
+    gc.collect()
+    objects = gc.get_objects()
+    kinds = {kind for kind in set(map(type, objects)) if CACHE_CLASSES & {base.__name__ for base in kind.__mro__}}
+    tensors = [item for item in objects if issubclass(type(item), torch.Tensor)]
+    return {
+        "caches": sum(type(item) in kinds for item in objects),
+        "tensors": len(tensors),
+        "tensor_bytes": sum(tensor.nbytes for tensor in tensors),
+        "gpu_tensors": sum(tensor.is_cuda for tensor in tensors),
+    }
+
+
+def output_file(name: str) -> Path:
+    return Path(folder_paths.get_output_directory()) / name
+
+
+class TestExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [TestHashedCLIP, TestFail, TestSaveLatent, TestProbe]
+
+
+async def comfy_entrypoint() -> TestExtension:
+    return TestExtension()

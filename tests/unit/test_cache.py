@@ -1,0 +1,86 @@
+"""The ring and its sink, first as integers, then as tensors."""
+
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+
+from longlive.cache import Memory, Window
+from longlive.config import Positions, RolloutConfig
+from longlive.model import rope
+from longlive.model.rope import Rotation
+
+SIZES = [(3, 9, 3), (0, 9, 3), (3, 3, 3), (3, 2, 1), (7, 13, 3), (4, 7, 2), (2, 5, 4)]
+
+
+@pytest.mark.parametrize(("sink", "recent", "block"), SIZES)
+def test_a_block_sees_the_sink_and_the_most_recent_frames(sink, recent, block):
+    window, held = Window(sink, recent), {}
+    for start in range(0, 20 * block, block):
+        place = window.block(start, block)
+        for run in place.runs:
+            for i in range(run.count):
+                held[run.slot + i] = start + run.frame + i
+        end = start + block
+        seen = {held[slot] for slot in range(place.filled)}
+        assert seen == {frame for frame in range(end) if frame < sink or frame >= end - recent}
+        assert [held[slot] for slot in window.frames_in_order(end)] == sorted(seen)
+
+
+@pytest.mark.parametrize(("sink", "recent", "block"), SIZES)
+def test_a_recache_rewrites_what_the_paper_and_the_reference_rewrite(sink, recent, block):
+    window = Window(sink, recent)
+    for end in range(block, 20 * block, block):
+        kept, renewed = (window.recache(end, renew=renew) for renew in (False, True))
+        everything = set(range(min(end, window.size)))
+        assert renewed.slots == everything
+        assert kept.slots == (everything if end <= window.size else everything - set(range(sink)))
+        assert kept.start + kept.frames == renewed.start + renewed.frames == end
+
+
+def test_a_whole_recache_passes_the_dead_queries_too_and_stores_the_same():
+    window = Window(3, 9)
+    lean, whole = window.recache(30, renew=False), window.recache(30, renew=False, whole=True)
+    assert (lean.start, lean.frames, whole.start, whole.frames) == (21, 9, 18, 12)
+    assert lean.slots == whole.slots
+
+
+@pytest.mark.parametrize("positions", list(Positions))
+def test_law_2_attention_through_the_ring_equals_attention_under_the_window_mask(positions):
+    """Block by block through the memory gives what one look at all resident keys gives, at the positions they have."""
+    torch.manual_seed(0)
+    sink, recent, block, frames, grid, heads, channels = 3, 9, 3, 30, (2, 1), 2, 8
+    tokens = grid[0] * grid[1]
+    q, k, v = (torch.randn(2, frames * tokens, heads, channels) for _ in range(3))
+    config = RolloutConfig(window=sink + recent, sink=sink, block=block, positions=positions)
+    memory = Memory(config, 1, tokens, torch.empty(2, 1, heads, channels))
+
+    def tokens_of(x: torch.Tensor, chosen: list[int]) -> torch.Tensor:
+        return x.unflatten(1, (frames, tokens))[:, chosen].flatten(1, 2)
+
+    def turned(x: torch.Tensor, positions: list[int]) -> torch.Tensor:
+        tables = [rope.table(position, 1, grid, channels, "cpu") for position in positions]
+        return rope.rotate(x, torch.cat(tables))
+
+    def attention(q, k, v):
+        return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+
+    for start in range(0, frames, block):
+        end, place, own = start + block, memory.window.block(start, block), list(range(start, start + block))
+        moved = rope.table(place.sink_start, sink, grid, channels, "cpu") if place.sink_start else None
+        rotation = Rotation(rope.table(start, block, grid, channels, "cpu"), moved)
+        keys, values = memory.layers[0].write(place, tokens_of(k, own), tokens_of(v, own), rotation)
+        streamed = attention(rotation.of_call(tokens_of(q, own)), keys, values)
+
+        seen = [frame for frame in range(end) if frame < sink or frame >= end - recent]
+        at = list(range(len(seen))) if positions is Positions.UNBOUNDED else seen
+        masked = attention(turned(tokens_of(q, own), at[-block:]), turned(tokens_of(k, seen), at), tokens_of(v, seen))
+        torch.testing.assert_close(streamed, masked, rtol=1e-4, atol=1e-5)
+
+
+def test_sink_larger_than_a_block_is_remembered_clean():
+    """The reference write-protects such a sink after its first, noisy pass."""
+    video = tiny.extended(tiny.Sampler(tiny.model()), tiny.session(RolloutConfig(window=6, sink=3, block=1)), 3)
+    assert video.num_frames == 3
+    window = Window(3, 3)
+    assert [window.block(frame, 1).slots for frame in range(3)] == [{0}, {1}, {2}]

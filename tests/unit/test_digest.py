@@ -1,0 +1,185 @@
+"""Digests: every byte counts, a file is read once, and no damage to the memory of digests changes one."""
+
+import hashlib
+import json
+import os
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from longlive import digest as module
+from longlive.digest import digest, digest_of_tensors
+from longlive.errors import CheckpointError
+
+AN_HOUR_AGO = 1_700_000_000
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "weights.pt"
+    return written(path, b"some weights")
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return tmp_path / "cache" / "longlive"
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """How often a file was hashed."""
+    calls = []
+    hashed = hashlib.file_digest
+    monkeypatch.setattr(module.hashlib, "file_digest", lambda *args: calls.append(1) or hashed(*args))
+    return calls
+
+
+def written(path, content, seconds=AN_HOUR_AGO):
+    path.write_bytes(content)
+    os.utime(path, (seconds, seconds))
+    return path
+
+
+def test_a_digest_is_the_sha256_of_the_file(file):
+    assert digest(file) == hashlib.sha256(b"some weights").hexdigest()
+
+
+def test_a_file_is_hashed_once(file, cache, reads):
+    assert digest(file, cache_dir=cache) == digest(str(file), cache_dir=cache) == digest(file)
+    assert len(reads) == 2  # the last call has no memory
+
+
+def test_a_link_is_the_file_it_leads_to(file, cache, reads):
+    link = file.with_name("link.pt")
+    link.symlink_to(file)
+    assert digest(link, cache_dir=cache) == digest(file, cache_dir=cache)
+    assert len(reads) == 1
+
+
+def test_many_files_are_remembered_beside_each_other(tmp_path, cache, reads):
+    files = [written(tmp_path / f"{i}.pt", bytes([i])) for i in range(5)]
+    first = [digest(file, cache_dir=cache) for file in files]
+    assert [digest(file, cache_dir=cache) for file in files] == first
+    assert len(set(first)) == len(reads) == 5
+    assert os.listdir(cache) == ["digests.json"]
+
+
+@pytest.mark.parametrize(
+    ("content", "seconds"), [(b"same length!", AN_HOUR_AGO + 1), (b"longer than before", AN_HOUR_AGO)]
+)
+def test_a_changed_file_is_hashed_again(file, cache, content, seconds):
+    before = digest(file, cache_dir=cache)
+    written(file, content, seconds)
+    assert digest(file, cache_dir=cache) == hashlib.sha256(content).hexdigest() != before
+
+
+def test_a_file_just_written_is_not_remembered(file, cache):
+    """Its next change might fall into the same tick of the clock and leave size and time as they are."""
+    file.write_bytes(b"one")
+    stamp = file.stat().st_mtime_ns
+    digest(file, cache_dir=cache)
+    file.write_bytes(b"two")
+    os.utime(file, ns=(stamp, stamp))
+    assert digest(file, cache_dir=cache) == hashlib.sha256(b"two").hexdigest()
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_remembered(file, cache, monkeypatch):
+    hashed = hashlib.file_digest
+
+    def changing(*args):
+        found = hashed(*args)
+        os.utime(file, (AN_HOUR_AGO + 5, AN_HOUR_AGO + 5))
+        return found
+
+    monkeypatch.setattr(module.hashlib, "file_digest", changing)
+    digest(file, cache_dir=cache)
+    assert not (cache / "digests.json").exists()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'"text"',
+        b'{"a": 1}',
+        b'{"a": [1, 2, 3]}',
+        b'{"a": [1, 2, "short"]}',
+        b"\xff\xfe\x00",
+    ],
+)
+def test_a_damaged_memory_is_replaced(file, cache, reads, damage):
+    cache.mkdir(parents=True)
+    (cache / "digests.json").write_bytes(damage)
+    assert digest(file, cache_dir=cache) == digest(file, cache_dir=cache) == digest(file)
+    assert len(reads) == 2
+    assert list(json.loads((cache / "digests.json").read_text())) == [str(file.resolve())]
+
+
+def test_a_memory_that_cannot_be_written_costs_only_time(file, tmp_path, caplog):
+    blocked = tmp_path / "a file"
+    blocked.write_text("in the way")
+    assert digest(file, cache_dir=blocked) == digest(file)
+    assert "is not remembered" in caplog.text
+
+
+def test_a_released_folder_is_all_it_is_read_from_and_nothing_else(tmp_path):
+    def folder(name, weight=1.0, config="{}", t5=b"t5"):
+        path = tmp_path / name
+        path.mkdir()
+        (path / "config.json").write_text(config)
+        (path / "models_t5.pth").write_bytes(t5)
+        save_file({"x": torch.full((2,), weight)}, path / "diffusion_pytorch_model.safetensors")
+        return digest(path)
+
+    one = folder("one")
+    assert one == folder("two", t5=b"another text encoder")
+    assert len({one, folder("three", weight=2.0), folder("four", config='{"num_heads": 2}')}) == 3
+
+
+def test_a_missing_file_is_named(tmp_path, cache):
+    with pytest.raises(CheckpointError, match=r"gone\.pt cannot be read \(No such file"):
+        digest(tmp_path / "gone.pt", cache_dir=cache)
+
+
+# tensors
+
+
+def test_every_part_of_a_tensor_counts():
+    a, b = torch.arange(6.0), torch.ones(2, 3, dtype=torch.bfloat16)
+    variants = [
+        {"a": a, "b": b},
+        {"a": a + 1, "b": b},
+        {"a": a, "c": b},
+        {"a": a},
+        {"a": a.view(2, 3), "b": b},
+        {"a": a.view(torch.int32), "b": b},
+        {"a": a, "b": b.view(torch.float16)},
+        {"a": a, "b": b, "c": torch.empty(0)},
+        {"a": a, "b": b, "c": torch.tensor(1.0)},
+        {},
+    ]
+    assert len({digest_of_tensors(variant) for variant in variants}) == len(variants)
+
+
+def test_order_layout_and_gradients_do_not_count():
+    a, b = torch.randn(3, 4), torch.randn(2).bfloat16()
+    expected = digest_of_tensors({"a": a, "b": b})
+    assert digest_of_tensors({"b": b, "a": a}) == expected
+    assert digest_of_tensors({"a": a.t().contiguous().t(), "b": b.clone()}) == expected
+    assert digest_of_tensors({"a": torch.nn.Parameter(a), "b": b}) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bfloat16, torch.float64, torch.int8, torch.bool])
+def test_every_dtype_has_a_digest(dtype):
+    ones = torch.ones(3).to(dtype)
+    assert digest_of_tensors({"x": ones}) != digest_of_tensors({"x": ones.float().mul(0).to(dtype)})
+
+
+def test_a_digest_of_tensors_stays_the_same_for_ever():
+    head = b'["w", "torch.float32", [2]]'
+    written_out = len(head).to_bytes(8, "little") + head + b"\x00\x00\x80\x3f\x00\x00\x00\x40"
+    assert digest_of_tensors({"w": torch.tensor([1.0, 2.0])}) == hashlib.sha256(written_out).hexdigest()

@@ -1,0 +1,149 @@
+"""The laws of the design, each by its name (docs/architecture.md); 1 is in tests/reference, 5 and 7 also in tests/host."""
+
+import gc
+
+import pytest
+import tiny
+import torch
+
+from longlive.cache import RollingKVCache
+from longlive.config import Positions, RolloutConfig
+from longlive.replay import calls_before, needed
+from longlive.rollout import Rollout
+from longlive.sampler import Sampler
+from longlive.session import Session
+from longlive.store import Store
+from longlive.timeline import Boundary
+
+CONFIGS = [
+    RolloutConfig(),
+    RolloutConfig(positions=Positions.UNBOUNDED),
+    RolloutConfig(window=9, sink=0),
+    RolloutConfig(window=6, sink=3),
+    RolloutConfig(window=5, sink=3, block=1),
+    RolloutConfig(window=20, sink=7),
+    RolloutConfig(window=11, sink=4, block=2, positions=Positions.UNBOUNDED),
+]
+MODEL = tiny.model()
+
+
+def story(config: RolloutConfig, *, new_sampler_every: int = 0, store: Store | None = None) -> Session:
+    video, sampler, made = tiny.session(config), Sampler(MODEL, store=store), 0
+    for number, (blocks, boundary) in enumerate(tiny.STORY):
+        if boundary:
+            video = video.switched_to(tiny.prompt(number), boundary)
+        for _ in range(blocks):
+            if new_sampler_every and made % new_sampler_every == 0:
+                sampler = Sampler(MODEL, store=store)
+            video = tiny.extended(sampler, video, 1)
+            made += 1
+    return video
+
+
+@pytest.fixture(scope="module")
+def whole() -> dict[RolloutConfig, torch.Tensor]:
+    """Each video made in one go."""
+    return {config: story(config).latents() for config in CONFIGS}
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+@pytest.mark.parametrize("blocks", [1, 4])
+def test_law_3_however_a_video_is_cut_into_samplers_it_is_the_same_bit_for_bit(config, blocks, whole):
+    assert torch.equal(story(config, new_sampler_every=blocks).latents(), whole[config])
+
+
+def test_law_3_a_video_answered_from_the_store_is_the_same_and_computes_nothing(tmp_path, whole, monkeypatch):
+    config = CONFIGS[0]
+    story(config, store=Store(tmp_path))
+    monkeypatch.setattr(Rollout, "denoise", None)
+    assert torch.equal(story(config, store=Store(tmp_path)).latents(), whole[config])
+
+
+def test_law_3_a_rebuild_that_forgets_one_call_gives_another_video(monkeypatch, whole):
+    config = CONFIGS[0]
+    monkeypatch.setattr("longlive.sampler.needed", lambda *a, **k: needed(*a, **k)[1:])
+    assert not torch.equal(story(config, new_sampler_every=4).latents(), whole[config])
+
+
+def test_law_3_a_rebuild_replays_no_more_than_can_matter():
+    config, layers = RolloutConfig(), 30
+    video = [(0, Boundary.DISCARD)]
+    end = 300 * config.block
+    upcoming = Rollout(MODEL, config, (1, 16, 2, 4)).window.block(end, config.block)
+    calls = needed(calls_before(config, video, end), upcoming, layers, made=None)
+    depth = (config.recent + (layers - 1) * (config.recent - config.block)) // config.block
+    assert len(calls) <= depth + 1  # and the sink
+    recached = [*video, (end, Boundary.RECACHE)]
+    assert [call.is_recache for call in needed(calls_before(config, recached, end), upcoming, layers, made=None)] == [
+        False,
+        True,
+    ]
+
+
+def test_law_4_a_branch_does_not_disturb_its_sibling():
+    sampler = Sampler(MODEL)
+    trunk = tiny.extended(sampler, tiny.session(), 5)
+    before = trunk.latents().clone()
+    left = tiny.extended(sampler, trunk.switched_to(tiny.prompt(1)), 3)
+    right = tiny.extended(sampler, trunk.switched_to(tiny.prompt(2)), 3)
+    again = tiny.extended(Sampler(MODEL), trunk.switched_to(tiny.prompt(1)), 3)
+    assert torch.equal(trunk.latents(), before)
+    assert torch.equal(left.latents(), again.latents())
+    assert not torch.equal(left.latents(), right.latents())
+
+
+def test_law_4_editing_a_segment_leaves_earlier_ones_untouched_and_not_recomputed(tmp_path):
+    computed = []
+    store = Store(tmp_path)
+
+    def edited(last: int) -> Session:
+        sampler = Sampler(MODEL, store=store, watch=lambda done: computed.append(done.place.start))
+        video = tiny.extended(sampler, tiny.session(), 4)
+        video = tiny.extended(sampler, video.switched_to(tiny.prompt(1)), 2)
+        return tiny.extended(sampler, video.switched_to(tiny.prompt(last)), 2)
+
+    first = edited(2)
+    computed.clear()
+    second = edited(3)
+    assert torch.equal(first.frames(0, 18), second.frames(0, 18))
+    assert not torch.equal(first.frames(18, 6), second.frames(18, 6))
+    denoised_from = min(start for start in computed if start >= 18)
+    assert denoised_from == 18
+    assert len(computed) == 2 + 4 + 1 + 4  # sink and recache, a block, its clean pass, a block
+
+
+def test_law_6_unbounded_positions_are_absolute_ones_until_the_window_rolls():
+    absolute, unbounded = (
+        tiny.extended(Sampler(MODEL), tiny.session(RolloutConfig(positions=positions)), 6).latents()
+        for positions in Positions
+    )
+    torch.testing.assert_close(absolute[:, :12], unbounded[:, :12], rtol=0, atol=0)
+    assert not torch.allclose(absolute[:, 12:], unbounded[:, 12:])
+
+
+def test_law_6_unbounded_positions_never_end():
+    far = RolloutConfig(positions=Positions.UNBOUNDED)
+    rollout = Rollout(MODEL, far, (1, 16, 2, 4))
+    text = MODEL.read(tiny.prompt(0).padded())
+    noise = lambda block, step: torch.ones(1, 3, 16, 2, 4)  # noqa: E731
+    near_block, far_block = (rollout.denoise(start, text, noise, 0) for start in (300, 3_000_000))
+    torch.testing.assert_close(near_block, far_block, rtol=1e-4, atol=1e-4)
+
+
+def test_law_7_no_memory_is_alive_after_a_sampler_ends_or_fails():
+    def alive() -> int:
+        gc.collect()
+        return sum(type(x) is RollingKVCache for x in gc.get_objects())
+
+    with Sampler(MODEL) as sampler:
+        video = tiny.extended(sampler, tiny.session(), 2)
+        assert alive() == MODEL.geometry.num_layers
+    assert alive() == 0
+
+    def stop(_):
+        raise KeyboardInterrupt
+
+    sampler = Sampler(MODEL, watch=stop)
+    with pytest.raises(KeyboardInterrupt):
+        tiny.extended(sampler, video, 2)
+    assert alive() == 0

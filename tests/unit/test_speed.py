@@ -1,0 +1,103 @@
+"""What must be built in for speed: floating-point work, bytes, nothing allocated or waited for inside a block."""
+
+import pytest
+import tiny
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from longlive.cache import Window
+from longlive.config import Positions, RolloutConfig
+from longlive.model.attention import sdpa
+from longlive.model.causal import CausalWan
+from longlive.model.wan import Geometry, WanModel
+from longlive.rollout import Rollout
+from longlive.sampler import Sampler, memory_bytes
+
+WAN_1_3B = Geometry(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30, freq_dim=256, text_dim=4096)
+HEIGHT, WIDTH = 480, 832
+TERA = 1e12
+
+
+@pytest.fixture(scope="module")
+def true_size() -> CausalWan:
+    """The 1.3B network without its weights."""
+    meta = torch.device("meta")
+    tree = WanModel(WAN_1_3B, device=meta, dtype=torch.bfloat16)
+    return CausalWan(tree, WAN_1_3B, sdpa, meta, torch.bfloat16)
+
+
+def flops(work) -> float:
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops() / TERA
+
+
+def latents(frames: int) -> torch.Tensor:
+    return torch.empty(1, frames, 16, HEIGHT // 8, WIDTH // 8, device="meta", dtype=torch.bfloat16)
+
+
+def prompt() -> torch.Tensor:
+    return torch.empty(1, 512, 4096, device="meta")
+
+
+def test_a_steady_block_and_a_recache_cost_what_the_roofline_says(true_size):
+    rollout = Rollout(true_size, RolloutConfig(), (1, 16, HEIGHT // 8, WIDTH // 8))
+    text = true_size.read(prompt())
+    steps = []
+    noise = lambda block, step: latents(3)  # noqa: E731
+    denoise = flops(lambda: rollout.denoise(60, text, noise, 20))
+    clean = flops(lambda: rollout.commit(60, latents(3), text))
+    recache = flops(lambda: rollout.recache(60, latents(60), true_size.read(prompt())))
+    steps.append(denoise / 4)
+    assert 28.0 < denoise / 4 <= 28.4
+    assert denoise + clean <= 141.6
+    assert 80 < recache <= 85.1
+
+
+def test_a_merged_lora_adds_no_work(true_size):
+    """A merged adapter leaves the tree as it is: the same Linears, so the same work as counted above."""
+    linears = sum(isinstance(module, torch.nn.Linear) for module in true_size.tree.modules())
+    assert linears == 30 * 10 + 2 + 2 + 1 + 1
+
+
+def test_a_window_of_12_frames_takes_3_45_gigabytes(true_size):
+    config = RolloutConfig()
+    rollout = Rollout(true_size, config, (1, 16, HEIGHT // 8, WIDTH // 8))
+    assert rollout.memory.num_bytes == memory_bytes(true_size, config, HEIGHT, WIDTH)
+    assert round(rollout.memory.num_bytes / 1e9, 2) == 3.45
+
+
+@pytest.mark.parametrize("positions", list(Positions))
+def test_announced_bytes_are_those_allocated(positions):
+    model, config = tiny.model(), RolloutConfig(window=7, sink=2, block=1, positions=positions)
+    assert Rollout(model, config, (1, 16, 2, 4)).memory.num_bytes == memory_bytes(model, config, 16, 32)
+
+
+def test_the_memory_is_written_in_place():
+    """Over blocks, a switch and a cut the keys stay where they were allocated."""
+    sampler = Sampler(tiny.model())
+    video, places = tiny.session(), set()
+    for boundary in (None, tiny.Boundary.RECACHE, tiny.Boundary.RENEW, tiny.Boundary.DISCARD):
+        video = video.switched_to(tiny.prompt(1), boundary) if boundary else video
+        for video in sampler.extend(video, 5):
+            layers = sampler._rollout.memory.layers
+            places.add(tuple(x.data_ptr() for layer in layers for x in (layer.k_BSNH, layer.v_BSNH)))
+    assert len(places) == 1
+
+
+@pytest.mark.parametrize("positions", list(Positions))
+def test_the_forward_of_a_block_is_one_graph(positions):
+    """No host synchronisation and no Python between kernels: it compiles with fullgraph, and to the same numbers."""
+    torch.compiler.reset()
+    model = tiny.model()
+    config = RolloutConfig(positions=positions)
+    rollout = Rollout(model, config, (1, 16, 2, 4))
+    text = model.read(tiny.prompt(0).padded())
+    forward = torch.compile(CausalWan.forward, fullgraph=True, backend="eager")
+    x, t = torch.randn(1, 3, 16, 2, 4), torch.full((1, 3), 625.0)
+    window = Window(config.sink, config.recent)
+    for start in (0, 12, 15, 18):
+        place = window.block(start, config.block)
+        with torch.no_grad():
+            plain = model.forward(x, t, text, rollout.memory, place)
+            assert torch.equal(forward(model, x, t, text, rollout.memory, place), plain)

@@ -1,0 +1,75 @@
+"""The timeline script: what it reads, what it refuses and where, and that it is written back as it was."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from longlive.config import pixel_frames
+from longlive.errors import TimelineError
+from longlive.timeline import Boundary, Segment, parse, report, serialize
+
+VECTORS = json.loads((Path(__file__).parent.parent / "timeline_vectors.json").read_text(encoding="utf-8"))
+READ = [vector for vector in VECTORS if "segments" in vector]
+REFUSED = [vector for vector in VECTORS if "error" in vector]
+
+
+def name(vector):
+    return vector["name"]
+
+
+@pytest.mark.parametrize("vector", READ, ids=name)
+def test_script_is_read(vector):
+    assert parse(vector["script"], vector["block"]) == tuple(
+        Segment(**segment | {"boundary": Boundary(segment["boundary"])}) for segment in vector["segments"]
+    )
+
+
+@pytest.mark.parametrize("vector", REFUSED, ids=name)
+def test_script_is_refused_with_its_place(vector):
+    with pytest.raises(TimelineError) as refusal:
+        parse(vector["script"], vector["block"])
+    error = vector["error"]
+    assert (refusal.value.line, refusal.value.column) == (error["line"], error["column"])
+    assert error["problem"] in refusal.value.problem
+
+
+@pytest.mark.parametrize("vector", READ, ids=name)
+def test_written_script_reads_back_the_same(vector):
+    segments = parse(vector["script"], vector["block"])
+    again = parse(serialize(segments), vector["block"])
+    assert again == tuple(replace(segment, line=line) for line, segment in enumerate(segments, start=1))
+
+
+def test_segment_without_words_is_written_in_blocks():
+    segments = (Segment("a\nboat", 4), Segment("b", 2, Boundary.DISCARD))
+    assert serialize(segments) == "4b | a boat\n2b cut | b\n"
+
+
+def test_report_names_places_counts_and_snapping():
+    lines = report(parse("8s | a\n7.5s cut | b\n30f renew | c")).splitlines()
+    assert [line.split() for line in lines[1:4]] == [
+        "1 0.00 8.25 11 33 129 start 8s asked, 11 blocks = 8.25 s".split(),
+        "2 8.25 15.75 10 30 120 discard 7.5s asked, 10 blocks = 7.5 s".split(),
+        "3 15.75 23.25 10 30 120 renew 30f asked, 10 blocks = 7.5 s".split(),
+    ]
+    assert lines[4:] == [f"total: 31 blocks; the video is 23.25 s, 93 frames, {4 * 93 - 3} pixel frames long"]
+
+
+def test_pixel_frames_of_the_segments_sum_to_the_video():
+    rows = report(parse("1b | a\n2b | b\n3b | c")).splitlines()[1:4]
+    assert sum(int(row.split()[5]) for row in rows) == pixel_frames(18)
+
+
+def test_report_goes_on_from_a_video_that_has_begun():
+    first, total = report(parse("3s cut | a"), before=9).splitlines()[1:]
+    assert first.split()[:7] == "1 2.25 5.25 4 12 48 discard".split()
+    assert total == "total: 4 blocks; the video is 5.25 s, 21 frames, 81 pixel frames long"
+
+
+def test_boundary_before_the_first_frame_is_reported_as_ignored():
+    segments = parse("8s cut | a\n8s cut | b")
+    assert report(segments).splitlines()[-1] == "note: 'cut' on segment 1 has no effect: the video begins there"
+    assert "note" not in report(segments, before=3)
+    assert "note" not in report(parse("8s | a"))

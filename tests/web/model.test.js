@@ -1,0 +1,57 @@
+// @ts-check
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { test } from "node:test";
+import { lengthened, parse, serialize, TimelineError, totals } from "../../web/timeline/model.js";
+
+const vectors = JSON.parse(readFileSync(new URL("../timeline_vectors.json", import.meta.url), "utf8"));
+
+/** As Python has them: continuation lines joined, no comments. */
+const plain = (segments) => segments.map(({ above, below, prompt, ...rest }) => ({ ...rest, prompt: prompt.replaceAll("\n", " ") }));
+
+for (const { name, script, block, segments, error } of vectors) {
+  if (error) {
+    test(`refused with its place: ${name}`, () => {
+      assert.throws(() => parse(script, block), (refusal) => {
+        assert.ok(refusal instanceof TimelineError, String(refusal));
+        assert.deepEqual([refusal.line, refusal.column], [error.line, error.column], refusal.message);
+        assert.ok(refusal.problem.includes(error.problem), refusal.problem);
+        return true;
+      });
+    });
+  } else {
+    test(`read: ${name}`, () => assert.deepEqual(plain(parse(script, block)), segments));
+    test(`written and read again: ${name}`, () => {
+      const whole = parse(script, block);
+      const text = serialize(whole);
+      const bare = (rows) => plain(rows).map(({ line, ...rest }) => rest);
+      assert.deepEqual(bare(parse(text, block)), bare(whole));
+      assert.equal(serialize(parse(text, block)), text);
+    });
+  }
+}
+
+test("a script in its own form is written back letter by letter", () => {
+  const script = "# a storm\n\n8s | a boat\n    in the rain\n7.5s cut | # a river\n\n  # the end\n";
+  assert.equal(serialize(parse(script)), script);
+});
+
+test("a prompt line that would read as a comment or a segment joins the line above", () => {
+  const row = { asked: "8s", boundary: /** @type {const} */ ("recache"), prompt: "a\n# b\n8s | c\n\nd", above: [] };
+  const text = serialize([row]);
+  assert.equal(text, "8s | a # b 8s | c\n    d\n");
+  assert.equal(parse(text).length, 1);
+});
+
+test("totals count pixel frames as 4 n - 3", () => {
+  assert.deepEqual(totals([{ blocks: 36 }, { blocks: 10 }]), { blocks: 46, frames: 138, pixelFrames: 549, seconds: 34.5 });
+  assert.equal(totals([]).pixelFrames, 0);
+});
+
+test("a duration is lengthened by blocks in its own unit", () => {
+  assert.equal(lengthened("8s", 1), "9s");
+  assert.equal(lengthened("0.75 s", -1), "0.75s");
+  assert.equal(lengthened("10 blocks", -1), "9b");
+  assert.equal(lengthened("30F", 1), "33f");
+  assert.equal(lengthened("soon", 1), "soon");
+});

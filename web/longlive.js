@@ -1,0 +1,74 @@
+// @ts-check
+/** The one file that meets ComfyUI's frontend: it shows the text of a timeline node as a timeline. */
+// @ts-ignore: served by the host
+import { app } from "../../scripts/app.js";
+import { TimelineView } from "./timeline/view.js";
+
+const MIN_HEIGHT = 260; // in units of the canvas: ruler, two rows, foot
+const MIN_SIZE = [400, 420]; // of a new node
+const OURS = "pointerdown pointermove pointerup mousedown dblclick contextmenu wheel keydown keyup".split(" ");
+
+app.registerExtension({
+  name: "longlive.timeline",
+  nodeCreated(/** @type {any} */ node) {
+    if (node.constructor.comfyClass === "LongLiveTimeline") showTimeline(node);
+  },
+});
+
+/** Hide the widget `script` behind an editor. It stays the one truth; without it the node is left alone. */
+function showTimeline(/** @type {any} */ node) {
+  const script = node.widgets?.find((/** @type {any} */ widget) => widget.name === "script");
+  if (!script || !node.addDOMWidget) return;
+  addStyle();
+  const view = new TimelineView();
+  view.element.dataset.captureWheel = "true"; // Nodes 2.0 asks here
+  for (const type of OURS) view.element.addEventListener(type, keepFromCanvas);
+  const options = { serialize: false, getMinHeight: () => MIN_HEIGHT, getValue: () => script.value };
+  const widget = node.addDOMWidget("timeline", "LONGLIVE_TIMELINE", view.element, options);
+  widget.serialize = false; // the workflow holds the script, nothing else
+  script.hidden = true;
+  script.options.hidden = true; // Nodes 2.0 asks here
+
+  const read = () => (view.value = script.value ?? "");
+  const lock = () => {
+    const input = node.inputs?.find((/** @type {any} */ slot) => slot.widget?.name === "script");
+    view.locked = input?.link == null ? "" : "The script comes from the connected input.";
+  };
+  view.addEventListener("change", () => (script.value = view.value));
+  view.addEventListener("changed", rememberForUndo);
+  view.element.addEventListener("pointerenter", read); // a promoted widget may have been edited elsewhere
+  chain(script, "callback", read);
+  chain(node, "onConfigure", () => (read(), lock()));
+  chain(node, "onConnectionsChange", lock);
+  chain(widget, "onRemove", () => view.dispose());
+  read();
+  node.setSize(node.size.map((/** @type {number} */ length, /** @type {number} */ i) => Math.max(length, MIN_SIZE[i])));
+}
+
+/** The host takes its snapshots on mouse and key events, which the editor keeps to itself. */
+function rememberForUndo() {
+  const tracker = app.extensionManager?.workflow?.activeWorkflow?.changeTracker;
+  (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker);
+}
+
+/** Pointer, wheel and keys belong to the editor; queueing and zooming with Ctrl still reach the host. */
+function keepFromCanvas(/** @type {any} */ event) {
+  const forHost = (event.ctrlKey || event.metaKey) && (event.key === "Enter" || event.type === "wheel");
+  if (!forHost) event.stopPropagation();
+}
+
+function addStyle() {
+  const href = new URL("./timeline/timeline.css", import.meta.url).href;
+  if (document.querySelector(`link[href="${href}"]`)) return;
+  document.head.append(Object.assign(document.createElement("link"), { rel: "stylesheet", href }));
+}
+
+/** Run `after` behind whatever `target[name]` already does, keeping its result. */
+function chain(/** @type {any} */ target, /** @type {string} */ name, /** @type {() => void} */ after) {
+  const before = target[name];
+  target[name] = function (/** @type {any[]} */ ...args) {
+    const result = before?.apply(this, args);
+    after();
+    return result;
+  };
+}

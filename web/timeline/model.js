@@ -1,0 +1,212 @@
+// @ts-check
+/**
+ * The timeline script as plain data; the rules are those of `longlive/timeline.py`, held together by shared tests.
+ * Knows no DOM. A *frame* is a latent frame; seconds snap to whole blocks, blocks and frames must fit.
+ *
+ * @typedef {"recache" | "renew" | "keep" | "discard"} Boundary how the memory changes where a segment begins
+ *
+ * @typedef {object} Row what the script says of a segment, as written
+ * @property {string} asked the duration
+ * @property {Boundary} boundary
+ * @property {string} prompt with a line break wherever the script continues it on an indented line
+ * @property {string[]} above comments and blank lines before it
+ * @property {string[]} [below] those behind it, where the script ends
+ *
+ * @typedef {Row & {blocks: number, line: number}} Segment
+ */
+
+export const FPS = 16; // pixel frames a second
+const PIXEL_FRAMES_PER_FRAME = 4;
+const MAX_SECONDS = 24 * 60 * 60; // of one segment
+
+/** @type {Record<Boundary, string>} */
+const WORDS = { recache: "", renew: "renew", keep: "keep", discard: "cut" };
+const BOUNDARIES = new Map(/** @type {Boundary[]} */ (Object.keys(WORDS)).map((name) => [WORDS[name], name]));
+const UNITS = new Map(["seconds", "blocks", "frames"].flatMap((name) =>
+  [name[0], name.slice(0, -1), name].map((unit) => [unit, name[0]])));
+
+const SPACE = " \\t\\u00a0\\u3000"; // with the no-break and the ideographic space of pasted text
+const LOOKALIKES = "｜│¦"; // bars that are not the plain one
+const NUMBER = /^[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)/;
+const WORD = new RegExp(`[^${SPACE}]+`, "g");
+const EDGES = new RegExp(`^[${SPACE}]+|[${SPACE}]+$`, "g");
+const INDENT = new RegExp(`^[${SPACE}]`);
+const UNIT = `(?:${[...UNITS.keys()].join("|")})`;
+const HEAD = new RegExp(`${NUMBER.source}[${SPACE}]*${UNIT}(?:[${SPACE}]+[a-z]+)?[${SPACE}]*[|${LOOKALIKES}]`, "i");
+
+/** A script that does not parse; line and column count from 1, columns in code points. */
+export class TimelineError extends Error {
+  /** @param {string} problem @param {number} line @param {number} column */
+  constructor(problem, line, column) {
+    super(`line ${line}, column ${column}: ${problem}`);
+    this.name = "TimelineError";
+    this.problem = problem;
+    this.line = line;
+    this.column = column;
+  }
+}
+
+/** Read a script for blocks of `block` frames. @param {string} text @returns {Segment[]} */
+export function parse(text, block = 3) {
+  /** @type {Segment[]} */ const segments = [];
+  /** @type {number[]} */ const columns = []; // where each prompt begins
+  /** @type {string[]} */ let above = [];
+  text.replace(/^\ufeff/, "").split(/\r\n|\r|\n/).forEach((line, index) => {
+    const content = strip(line);
+    if (!content || content.startsWith("#")) {
+      above.push(line);
+    } else if (!INDENT.test(line)) {
+      const { column, ...segment } = parseLine(line, index + 1, block);
+      segments.push({ ...segment, above });
+      columns.push(column);
+      above = [];
+    } else if (segments.length && !HEAD.test(content)) {
+      const segment = /** @type {Segment} */ (segments.at(-1));
+      segment.prompt += segment.prompt ? `\n${content}` : content;
+    } else {
+      const problem = "an indented line continues the prompt above; to begin a segment, start at the margin";
+      throw new TimelineError(problem, index + 1, columnAt(line, line.indexOf(content)));
+    }
+  });
+  if (above.at(-1) === "") above.pop(); // the last line ended, no line was left blank
+  if (segments.length && above.length) segments[segments.length - 1].below = above;
+  if (!segments.length) {
+    throw new TimelineError("the script is empty; write for example: 8s | a paper boat in the rain", 1, 1);
+  }
+  const mute = segments.findIndex((segment) => !segment.prompt);
+  if (mute >= 0) {
+    const problem = "the prompt is empty; say behind the bar what is to be seen";
+    throw new TimelineError(problem, segments[mute].line, columns[mute]);
+  }
+  return segments;
+}
+
+/** The script of `rows`; it parses back to them, comments included. @param {Row[]} rows */
+export function serialize(rows) {
+  return rows.map(({ above, asked, boundary, prompt, below = [] }) => {
+    const head = strip(`${strip(asked)} ${WORDS[boundary]}`);
+    return [...above, strip(`${head} | ${indented(prompt)}`), ...below].join("\n") + "\n";
+  }).join("");
+}
+
+/** The lengths of a video made of `segments`. @param {{blocks: number}[]} segments @param {number} [block] */
+export function totals(segments, block = 3) {
+  const blocks = segments.reduce((sum, segment) => sum + segment.blocks, 0);
+  const frames = blocks * block;
+  const pixelFrames = Math.max(0, PIXEL_FRAMES_PER_FRAME * (frames - 1) + 1);
+  return { blocks, frames, pixelFrames, seconds: secondsOf(blocks, block) };
+}
+
+/** Seconds that `blocks` blocks add to a running video. @param {number} blocks @param {number} [block] */
+export function secondsOf(blocks, block = 3) {
+  return (blocks * block * PIXEL_FRAMES_PER_FRAME) / FPS;
+}
+
+/**
+ * A duration made longer by `blocks` blocks in the unit it has, at least one block; as it is when it cannot be read.
+ * @param {string} asked @param {number} blocks @param {number} [block]
+ */
+export function lengthened(asked, blocks, block = 3) {
+  try {
+    const [segment] = parse(`${strip(asked)} | -`, block);
+    const count = Math.max(1, segment.blocks + blocks);
+    const unit = strip(segment.asked.replace(NUMBER, "")).toLowerCase()[0];
+    return { s: `${secondsOf(count, block)}s`, b: `${count}b`, f: `${count * block}f` }[unit] ?? asked;
+  } catch {
+    return asked;
+  }
+}
+
+/** A prompt as it stands behind the bar: its further lines indented, unless they would be read as something else. */
+function indented(/** @type {string} */ prompt) {
+  return prompt.split(/\r\n|\r|\n/).map(strip).filter(Boolean)
+    .reduce((text, line) => text + (line.startsWith("#") || HEAD.test(line) ? " " : "\n    ") + line, "")
+    .replace(/^\n? +/, "");
+}
+
+/**
+ * A segment from the line it begins on, and the column of its prompt.
+ * @param {string} line @param {number} number @param {number} block
+ */
+function parseLine(line, number, block) {
+  /** @type {(problem: string, index: number) => TimelineError} */
+  const error = (problem, index) => new TimelineError(problem, number, columnAt(line, index));
+
+  const bar = line.indexOf("|");
+  const head = bar < 0 ? line : line.slice(0, bar);
+  const lookalike = head.search(new RegExp(`[${LOOKALIKES}]`));
+  if (lookalike >= 0) throw error(`'${head[lookalike]}' only looks like a bar; use the plain |`, lookalike);
+
+  const value = head.match(NUMBER)?.[0];
+  if (value === undefined) {
+    const choices = "8s (seconds), 10b (blocks) or 30f (frames)";
+    const problem = `a segment begins with its duration: ${choices}, as in 8s | a prompt`;
+    throw error(bar < 0 ? `${problem}; to continue the prompt above, indent the line` : problem, 0);
+  }
+  const words = [...head.slice(value.length).matchAll(WORD)].map((match) => {
+    const start = value.length + match.index;
+    return { text: match[0], start, end: start + match[0].length };
+  });
+  const unit = words[0]?.text.toLowerCase() ?? "";
+  if (BOUNDARIES.has(unit)) { // which has the empty word too
+    const choices = `${value}s (seconds), ${value}b (blocks) or ${value}f (frames)`;
+    throw error(`the duration has no unit; write ${choices}`, value.length);
+  }
+  const canonical = UNITS.get(unit);
+  if (!canonical) {
+    throw error(`unknown unit '${words[0].text}'; use s (seconds), b (blocks) or f (frames)`, words[0].start);
+  }
+
+  const word = words[1]?.text.toLowerCase() ?? "";
+  const boundary = BOUNDARIES.get(word);
+  if (bar < 0) {
+    const behind = word && boundary ? words[1] : words[0];
+    throw error("a bar is missing between duration and prompt, as in 8s | a prompt", behind.end);
+  }
+  if (!boundary) {
+    const near = nearest(word);
+    const cure = near ? `did you mean ${near}?` : "use renew, keep or cut, or no word to recache";
+    throw error(`unknown boundary '${words[1].text}'; ${cure}`, words[1].start);
+  }
+  if (words.length > 2) throw error(`'${words[2].text}' is one word too many before the bar`, words[2].start);
+
+  const blocks = blocksOf(Number(value), canonical, block);
+  if (typeof blocks === "string") throw error(blocks, 0);
+  const asked = head.slice(0, words[0].end);
+  return { prompt: strip(line.slice(bar + 1)), blocks, boundary, line: number, asked, column: columnAt(line, bar + 1) };
+}
+
+/**
+ * Blocks that a duration comes to, or what is wrong with it.
+ * @param {number} value @param {string} unit @param {number} block @returns {number | string}
+ */
+function blocksOf(value, unit, block) {
+  if (unit === "s" && !(value > 0)) return `the duration is ${value} s; use more than 0 seconds`;
+  const step = unit === "f" ? block : 1;
+  const seconds = unit === "s" ? value : secondsOf(value / step, block);
+  if (seconds > MAX_SECONDS) {
+    return `the duration is ${value}${unit}; one segment may last ${MAX_SECONDS} s (a day) at most`;
+  }
+  if (unit === "s") return Math.max(1, Math.floor((FPS * value) / (PIXEL_FRAMES_PER_FRAME * block) + 0.5));
+  if (value > 0 && value % step === 0) return value / step;
+  const low = Math.floor(Math.max(0, value) / step) * step;
+  const fitting = [low, low + step].filter(Boolean).map((count) => count + unit).join(" or ");
+  const goal = unit === "f" ? `blocks of ${block} frames` : "whole blocks";
+  return `a segment of ${value}${unit} does not fill ${goal}; use ${fitting}`;
+}
+
+/** The boundary of about this length that has all letters but one in common. @param {string} word */
+function nearest(word) {
+  const misses = (/** @type {string} */ known) => [...new Set(known)].filter((letter) => !word.includes(letter)).length;
+  return ["renew", "keep", "cut"].find((known) => Math.abs(known.length - word.length) <= 2 && misses(known) <= 1);
+}
+
+/** @param {string} text */
+function strip(text) {
+  return text.replace(EDGES, "");
+}
+
+/** @param {string} line @param {number} index */
+function columnAt(line, index) {
+  return [...line.slice(0, index)].length + 1;
+}

@@ -1,0 +1,326 @@
+// @ts-check
+/**
+ * The timeline as a form: one row a segment, a ruler of whole blocks, or the script itself as text.
+ * Knows no host. The script is the one truth; `change` tells of every keystroke, `changed` of every finished edit.
+ */
+import { lengthened, parse, secondsOf, serialize, totals } from "./model.js";
+
+/**
+ * @import { Boundary, Row, Segment, TimelineError } from "./model.js"
+ * @typedef {{blocks: number, boundary: string, prompt: string}} Length a segment as the ruler has it
+ *
+ * @typedef {object} RowElements a row on the page, which holds what was typed
+ * @property {HTMLInputElement} asked
+ * @property {HTMLSelectElement} boundary
+ * @property {HTMLTextAreaElement} prompt
+ * @property {HTMLElement} number
+ * @property {HTMLElement} snapped
+ * @property {string[]} above
+ * @property {string[]} below
+ */
+
+/** @type {[Boundary, string, string][]} */
+const BOUNDARIES = [
+  ["recache", "recache", "Recompute the memory under the new prompt; the sink stays. The video flows on."],
+  ["renew", "recache, new sink", "Recompute the memory under the new prompt and take a new sink from it."],
+  ["keep", "keep cache", "Leave the memory as it is and change only the text."],
+  ["discard", "discard cache", "Empty the memory: a hard cut."],
+];
+const MAX_TICKS = 120; // blocks on the ruler beyond which ticks are only noise
+
+export class TimelineView extends EventTarget {
+  #text = "";
+  #wantsText = false;
+  #isText = false; // also when the script does not parse
+  #block;
+  #listeners = new AbortController();
+  /** @type {Map<Element, RowElements>} */
+  #parts = new Map();
+
+  /** @param {{block?: number}} [options] */
+  constructor({ block = 3 } = {}) {
+    super();
+    this.#block = block;
+    this.ruler = make("div", { className: "longlive-ruler", role: "group", ariaLabel: "Ruler" });
+    this.rows = make("ol", { className: "longlive-rows" });
+    this.script = make("textarea", { className: "longlive-script", ariaLabel: "Timeline script", spellcheck: false });
+    this.message = make("p", { className: "longlive-message", role: "status" });
+    this.totals = make("output", { className: "longlive-totals", ariaLabel: "Length of the video" });
+    this.add = make("button", { className: "longlive-add", textContent: "+ segment", type: "button" });
+    this.toggle = make("button", { className: "longlive-toggle", textContent: "text", type: "button" });
+    this.toggle.title = "Edit the script as text";
+    this.element = make("section", { className: "longlive-timeline", ariaLabel: "Timeline" });
+    const footer = make("footer", { className: "longlive-footer" });
+    footer.append(this.add, this.totals, this.toggle);
+    this.element.append(this.ruler, this.rows, this.script, this.message, footer);
+
+    this.#on(this.add, "click", () => this.#append());
+    this.#on(this.toggle, "click", () => this.#switch());
+    this.#on(this.script, "input", () => this.#edited(this.script.value));
+    this.#on(this.script, "change", () => this.#emit("changed"));
+    this.#on(this.ruler, "click", (event) => {
+      this.#focusPrompt([...this.ruler.children].indexOf(/** @type {Element} */ (event.target)));
+    });
+    this.#on(this.rows, "click", (event) => this.#clicked(/** @type {Element} */ (event.target)));
+    this.#on(this.rows, "input", () => this.#edited());
+    this.#on(this.rows, "change", (event) => this.#committed(/** @type {Element} */ (event.target)));
+    this.#on(this.rows, "keydown", (event) => this.#pressed(/** @type {KeyboardEvent} */ (event)));
+    this.#on(this.rows, "pointerdown", (event) => this.#grabbed(/** @type {PointerEvent} */ (event)));
+    this.#show();
+  }
+
+  /** The script. Setting it emits nothing. */
+  get value() {
+    return this.#text;
+  }
+
+  set value(text) {
+    if (text === this.#text) return;
+    this.#text = text;
+    this.#show();
+  }
+
+  /** Why the timeline cannot be edited, or "" when it can. @param {string} reason */
+  set locked(reason) {
+    this.element.inert = Boolean(reason);
+    this.#refresh();
+    if (reason) this.#say(reason, true);
+  }
+
+  dispose() {
+    this.#listeners.abort();
+    this.element.remove();
+  }
+
+  /** Build the page from the script. */
+  #show() {
+    const [segments, problem] = this.#readText();
+    this.#isText = this.#wantsText || Boolean(problem && this.#text.trim());
+    this.element.classList.toggle("longlive-as-text", this.#isText);
+    this.toggle.ariaPressed = String(this.#isText);
+    this.script.value = this.#text;
+    this.#parts.clear();
+    this.rows.replaceChildren(...segments.map((segment) => this.#row(segment)));
+    this.#refresh();
+  }
+
+  /** Bring numbers, ruler, totals and message up to what stands on the page. */
+  #refresh() {
+    const [segments, problem] = this.#isText ? this.#readText() : this.#readRows();
+    this.#say(problem, !this.#isText && !segments.length);
+    const { seconds, blocks, pixelFrames } = totals(segments, this.#block);
+    const lengths = `${seconds} s · ${blocks} ${blocks === 1 ? "block" : "blocks"} · ${pixelFrames} pixel frames`;
+    this.totals.textContent = segments.length ? lengths : "";
+    this.ruler.classList.toggle("longlive-ticks", blocks <= MAX_TICKS);
+    let start = 0;
+    this.ruler.replaceChildren(...segments.map(({ blocks, boundary, prompt }, index) => {
+      const end = start + secondsOf(blocks, this.#block);
+      const bar = make("button", { className: "longlive-bar", type: "button", textContent: String(index + 1) });
+      bar.title = `${start}–${end} s · ${prompt}`;
+      bar.ariaLabel = `Segment ${index + 1}, ${start} to ${end} seconds`;
+      bar.dataset.boundary = index ? boundary : "";
+      bar.style.setProperty("--longlive-blocks", String(blocks));
+      start = end;
+      return bar;
+    }));
+  }
+
+  /** @returns {[Segment[], string]} */
+  #readText() {
+    try {
+      return [parse(this.#text, this.#block), ""];
+    } catch (error) {
+      return [[], /** @type {Error} */ (error).message];
+    }
+  }
+
+  /** Measure each row on its own and mark what is wrong with it. @returns {[Length[], string]} */
+  #readRows() {
+    let problem = this.#parts.size ? "" : "No segment yet.";
+    const segments = [...this.#parts.values()].map((parts, index) => {
+      const { blocks, problem: wrong } = this.#measure(parts);
+      const silent = !parts.prompt.value.trim();
+      parts.number.textContent = String(index + 1);
+      parts.snapped.textContent = blocks ? `${secondsOf(blocks, this.#block)} s` : "";
+      parts.snapped.title = blocks ? `${blocks} blocks, ${blocks * this.#block} frames` : "";
+      parts.boundary.title = BOUNDARIES[parts.boundary.selectedIndex][2]
+        + (index ? "" : " On the first segment: only when the session already has frames.");
+      parts.asked.ariaInvalid = String(Boolean(wrong));
+      parts.prompt.ariaInvalid = String(silent);
+      if (wrong || silent) problem ||= `Segment ${index + 1}: ${wrong || "the prompt is empty"}.`;
+      return { blocks, boundary: parts.boundary.value, prompt: parts.prompt.value };
+    });
+    return [segments, problem];
+  }
+
+  /** What the head of a row says, whatever its prompt; no blocks if it cannot be read. @param {RowElements} parts */
+  #measure(parts) {
+    const row = read(parts);
+    try {
+      return { ...parse(serialize([{ ...row, prompt: "-", above: [], below: [] }]), this.#block)[0], problem: "" };
+    } catch (error) {
+      return { ...row, blocks: 0, problem: /** @type {TimelineError} */ (error).problem };
+    }
+  }
+
+  /** @param {Row} row */
+  #row({ asked, boundary, prompt, above, below = [] }) {
+    const element = make("li", { className: "longlive-row" });
+    const grip = make("button", { className: "longlive-grip", type: "button", ariaLabel: "Move the segment" });
+    grip.title = "Drag, or press the up and down arrows; Alt with an arrow moves from any field";
+    const remove = make("button", { className: "longlive-remove", type: "button", textContent: "×" });
+    remove.ariaLabel = remove.title = "Remove the segment";
+    const parts = {
+      number: make("span", { className: "longlive-number" }),
+      asked: make("input", { className: "longlive-asked", value: asked, spellcheck: false, ariaLabel: "Duration" }),
+      snapped: make("span", { className: "longlive-snapped" }),
+      boundary: make("select", { className: "longlive-boundary", ariaLabel: "Memory where the segment begins" }),
+      prompt: make("textarea", { className: "longlive-prompt", value: prompt, rows: 2, ariaLabel: "Prompt" }),
+      above,
+      below,
+    };
+    parts.asked.title = "8s, 10b (blocks) or 30f (frames); the up and down arrows change it by a block";
+    parts.prompt.placeholder = "What is to be seen";
+    parts.boundary.append(...BOUNDARIES.map(([value, textContent]) => make("option", { value, textContent })));
+    parts.boundary.value = boundary;
+    grip.append(parts.number);
+    element.append(grip, parts.asked, parts.snapped, parts.boundary, remove, parts.prompt);
+    this.#parts.set(element, parts);
+    return element;
+  }
+
+  #append() {
+    const asked = [...this.#parts.values()].at(-1)?.asked.value || "8s";
+    this.rows.append(this.#row({ asked, boundary: "recache", prompt: "", above: [] }));
+    this.#finished();
+    this.#focusPrompt(this.rows.childElementCount - 1);
+  }
+
+  /** @param {Element} button */
+  #clicked(button) {
+    if (!button.classList.contains("longlive-remove")) return;
+    const index = [...this.rows.children].findIndex((row) => row.contains(button));
+    this.rows.children[index].remove();
+    this.#finished();
+    this.#focusPrompt(Math.min(index, this.rows.childElementCount - 1));
+  }
+
+  /** @param {number} index */
+  #focusPrompt(index) {
+    (this.#parts.get(this.rows.children[index])?.prompt ?? this.add).focus();
+  }
+
+  /** Move a row by one place. Its neighbour moves, so focus stays. @param {Element} row @param {boolean} down */
+  #move(row, down) {
+    const neighbour = down ? row.nextElementSibling : row.previousElementSibling;
+    if (!neighbour) return;
+    row[down ? "before" : "after"](neighbour);
+    this.#edited();
+  }
+
+  #switch() {
+    this.#wantsText = !this.#isText;
+    this.#show();
+    if (this.#isText) this.script.focus();
+  }
+
+  /** @param {string} [text] the script; that of the rows when none is given */
+  #edited(text) {
+    if (text === undefined) {
+      const parts = (/** @type {Element} */ row) => /** @type {RowElements} */ (this.#parts.get(row));
+      this.#parts = new Map([...this.rows.children].map((row) => [row, parts(row)])); // in the order of the page
+      this.#text = serialize([...this.#parts.values()].map(read));
+    } else {
+      this.#text = text;
+    }
+    this.#refresh();
+    this.#emit("change");
+  }
+
+  #finished() {
+    this.#edited();
+    this.#emit("changed");
+  }
+
+  /** A field was left: show a duration such as "8s cut" as what it says. @param {Element} field */
+  #committed(field) {
+    const parts = this.#parts.get(/** @type {Element} */ (field.closest("li")));
+    if (parts?.asked === field) {
+      const { asked, boundary } = this.#measure(parts);
+      parts.asked.value = asked;
+      parts.boundary.value = boundary;
+    }
+    this.#finished();
+  }
+
+  /** @param {KeyboardEvent} event */
+  #pressed(event) {
+    const field = /** @type {HTMLInputElement} */ (event.target);
+    const row = field.closest("li");
+    const steps = { ArrowUp: 1, ArrowDown: -1 }[event.key];
+    if (!row || !steps) return;
+    if (event.altKey || field.classList.contains("longlive-grip")) this.#move(row, steps < 0);
+    else if (field.classList.contains("longlive-asked")) field.value = lengthened(field.value, steps, this.#block);
+    else return;
+    event.preventDefault();
+    this.#finished();
+  }
+
+  /** Drag a row by its grip. @param {PointerEvent} event */
+  #grabbed(event) {
+    const grip = /** @type {Element} */ (event.target).closest(".longlive-grip");
+    const row = grip?.closest("li");
+    if (!grip || !row || event.button !== 0) return;
+    const drag = new AbortController();
+    const signal = AbortSignal.any([drag.signal, this.#listeners.signal]);
+    grip.setPointerCapture(event.pointerId);
+    row.classList.add("longlive-dragged");
+    grip.addEventListener("pointermove", (move) => {
+      const y = /** @type {PointerEvent} */ (move).clientY;
+      if (y < middle(row.previousElementSibling, -Infinity)) this.#move(row, false);
+      else if (y > middle(row.nextElementSibling, Infinity)) this.#move(row, true);
+    }, { signal });
+    grip.addEventListener("lostpointercapture", () => {
+      row.classList.remove("longlive-dragged");
+      drag.abort();
+      this.#emit("changed");
+    }, { signal });
+  }
+
+  /** @param {string} text @param {boolean} harmless */
+  #say(text, harmless) {
+    this.message.textContent = text;
+    this.message.hidden = !text;
+    this.message.classList.toggle("longlive-problem", !harmless);
+  }
+
+  /** @param {"change" | "changed"} type */
+  #emit(type) {
+    this.dispatchEvent(new Event(type));
+  }
+
+  /** @param {EventTarget} target @param {string} type @param {(event: Event) => void} listener */
+  #on(target, type, listener) {
+    target.addEventListener(type, listener, { signal: this.#listeners.signal });
+  }
+}
+
+/** Height of an element's middle on the screen. @param {Element | null} element @param {number} otherwise */
+function middle(element, otherwise) {
+  const box = element?.getBoundingClientRect();
+  return box ? box.top + box.height / 2 : otherwise;
+}
+
+/** @param {RowElements} parts @returns {Row} */
+function read({ asked, boundary, prompt, above, below }) {
+  // a hash would turn the line into a comment, a bar would end the duration
+  const duration = asked.value.replace(/[#|]/g, "");
+  return { asked: duration, boundary: /** @type {Boundary} */ (boundary.value), prompt: prompt.value, above, below };
+}
+
+/** @template {keyof HTMLElementTagNameMap} Tag @param {Tag} tag @param {object} properties */
+function make(tag, properties) {
+  const element = document.createElement(tag);
+  Object.assign(element, properties);
+  return element;
+}
