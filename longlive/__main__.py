@@ -19,7 +19,8 @@ from .digest import digest
 from .errors import CheckpointError, LongLiveError, SessionError
 from .model.causal import CausalWan
 from .model.checkpoint import describe, load_model
-from .model.vae import StreamingDecoder, WanVAE, load_vae
+from .model.vae import StreamingDecoder, WanVAE
+from .model.vae_file import load_vae
 from .rollout import Pass, PassKind
 from .sampler import Sampler
 from .session import Prompt, Session
