@@ -3,7 +3,7 @@
 Knows pixels and a path. Nothing piles up: the memory it takes does not depend on the length of the video.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
@@ -31,8 +31,15 @@ class VideoWriter:
     way out: an interrupted video plays up to its last written frame. Without a single frame there is no file.
     """
 
-    def __init__(self, path: str | Path, *, fps: int | Fraction = FPS, crf: float = CRF) -> None:
-        self.path, self.fps, self.crf = Path(path), Fraction(fps), crf
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        fps: int | Fraction = FPS,
+        crf: float = CRF,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        self.path, self.fps, self.crf, self.metadata = Path(path), Fraction(fps), crf, dict(metadata or {})
         self.num_frames = 0
         self._size: tuple[int, int] | None = None  # rows, columns
         self._container: OutputContainer | None = None
@@ -82,7 +89,9 @@ class VideoWriter:
         if rows % 2 or columns % 2:
             raise VideoError(f"frames are {columns} x {rows}; H.264 in yuv420p needs even sizes, so crop or pad by one")
         self._part.touch()  # PyAV opens the file only when the first packet is due, far too late for a read-only disk
-        self._container, self._size = av.open(self._part, "w", format="mp4"), (rows, columns)
+        keep_metadata = {"movflags": "use_metadata_tags"}  # MP4 drops names it does not know otherwise
+        self._container, self._size = av.open(self._part, "w", format="mp4", options=keep_metadata), (rows, columns)
+        self._container.metadata.update(self.metadata)
         stream = self._stream = self._container.add_stream("h264", rate=self.fps, options={"crf": str(self.crf)})
         stream.width, stream.height, stream.pix_fmt = columns, rows, "yuv420p"
         stream.time_base = 1 / self.fps
@@ -126,8 +135,14 @@ def to_bytes(pixels: Tensor) -> Tensor:
     return scaled_FCHW.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
-def render(blocks: Iterable[Tensor], decoder: VideoDecoder, writer: VideoWriter) -> None:
-    """Decode blocks of latents as they come and write their pixels."""
+def render(blocks: Iterable[Tensor], decoder: VideoDecoder, writer: VideoWriter) -> Tensor | None:
+    """Decode blocks of latents as they come and write their pixels; the last pixel frame [1 3 H W], if there is one."""
+    last = None
     for latents_BFCHW in blocks:
-        writer.write(decoder.push(latents_BFCHW))
-    writer.write(decoder.flush())
+        last = _written(decoder.push(latents_BFCHW), writer, last)
+    return _written(decoder.flush(), writer, last)
+
+
+def _written(pixels_BFCHW: Tensor, writer: VideoWriter, last: Tensor | None) -> Tensor | None:
+    writer.write(pixels_BFCHW)
+    return pixels_BFCHW[:, -1].cpu() if pixels_BFCHW.shape[1] else last

@@ -376,9 +376,7 @@ def refuse_other_shapes(weights: Mapping[str, Tensor], expected: Mapping[str, Te
     """Raise CheckpointError unless names and shapes are exactly the expected ones."""
     missing, leftover = expected.keys() - weights.keys(), weights.keys() - expected.keys()
     if missing:
-        raise CheckpointError(
-            f"the VAE lacks {len(missing)} of {len(expected)} tensors, first {min(missing)!r}; {CURE}"
-        )
+        raise CheckpointError(f"the VAE lacks {len(missing)} of its {len(expected)} tensors: {min(missing)!r}…; {CURE}")
     if leftover:
         raise CheckpointError(f"the VAE has {len(leftover)} tensors too many: {min(leftover)!r}…; {CURE}")
     for key, tensor in expected.items():

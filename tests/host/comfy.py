@@ -26,7 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import tiny
+import model_files
 import websocket
 from hosts import NEWEST, REPOSITORY, Host
 
@@ -143,8 +143,12 @@ class ComfyUI:
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
-        self._until(self._answers, seconds, "to answer")
-        self._listen()
+        try:
+            self._until(self._answers, seconds, "to answer")
+            self._listen()
+        except BaseException:
+            self.kill()
+            raise
 
     def stop(self, *, seconds: float = 10) -> None:
         if self._process is None:
@@ -249,8 +253,8 @@ class ComfyUI:
         link(self.base / "user" / "default" / "workflows" / PACK, REPOSITORY / "workflows")
         if test_nodes:
             link(self.base / "custom_nodes" / TEST_NODES.name, TEST_NODES)
-        if not (self.models / tiny.DIT).exists():
-            tiny.write_models(self.models)
+        if not (self.models / model_files.DIT).exists():
+            model_files.write_models(self.models)
 
     def _request(self, path: str, body: bytes | None = None):
         request = urllib.request.Request(self.address + path, data=body, headers={"Content-Type": "application/json"})
@@ -332,7 +336,8 @@ def main(port: int) -> None:
     with ComfyUI(NEWEST, REPOSITORY / ".cache" / "comfyui", port=port) as host:
         log.info("ComfyUI %s is at %s", host.host.version, host.address)
         log.info("Open Workflows (w) > %s and queue one. Small random models stand in for the real ones:", PACK)
-        log.info("choose %s and %s; Test Hashed CLIP takes the place of a text encoder.", tiny.DIT.name, tiny.VAE.name)
+        log.info("choose %s and %s;", model_files.DIT.name, model_files.VAE.name)
+        log.info("the node Test Hashed CLIP takes the place of a text encoder.")
         log.info("Everything it writes lies in %s. Ctrl-C ends it.", host.base)
         try:
             host.join()

@@ -2,8 +2,8 @@
 
 import json
 
+import model_files
 import pytest
-import tiny
 from comfy import PACK, ComfyUI, HostError, Interrupted
 from golden import GOLDEN, promises
 from hosts import REPOSITORY
@@ -31,8 +31,8 @@ def stock_graph(host: ComfyUI, text: str) -> dict:
     sampler = {"seed": 1, "steps": 2, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
     wires = {"model": ["model", 0], "positive": ["text", 0], "negative": ["text", 0], "latent_image": ["empty", 0]}
     return {
-        "model": node("UNETLoader", unet_name=tiny.DIT.name, weight_dtype="default"),
-        "vae": node("VAELoader", vae_name=tiny.VAE.name),
+        "model": node("UNETLoader", unet_name=model_files.DIT.name, weight_dtype="default"),
+        "vae": node("VAELoader", vae_name=model_files.VAE.name),
         "clip": node("TestHashedCLIP"),
         "text": node("CLIPTextEncode", clip=["clip", 0], text=text),
         "empty": node("EmptyHunyuanLatentVideo", **latent),

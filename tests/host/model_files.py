@@ -1,6 +1,6 @@
 """Seeded random model files of real shape and name, small enough for any test to sample with.
 
-    python tests/host/tiny.py FOLDER
+    python tests/host/model_files.py FOLDER
 
 writes them into a ComfyUI models folder.
 """

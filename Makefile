@@ -1,0 +1,41 @@
+# The environment lives in .venv and is made on first use: a minute for `demo`, some more for `test`, which also
+# fetches three releases of ComfyUI into .cache. Later runs start at once.
+
+VENV := .venv
+BIN := $(VENV)/bin
+CORE := $(VENV)/core.stamp
+TEST := $(VENV)/test.stamp
+PORT ?= 8188
+
+# Both lines name the same torch, so that no other package brings one of its own.
+TORCH := torch==2.13.0
+
+.PHONY: demo test lint comfyui clean
+
+demo: $(CORE)
+	$(BIN)/longlive demo
+
+test: lint
+	$(BIN)/python -m pytest
+	node --test $(wildcard tests/web/*.test.js)
+
+lint: $(TEST)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
+
+comfyui: $(TEST)
+	$(BIN)/python tests/host/comfy.py $(PORT)
+
+clean:
+	rm -rf $(VENV) .cache
+
+$(CORE): pyproject.toml
+	test -x $(BIN)/python || python3 -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(TORCH) --editable .
+	touch $@
+
+$(TEST): $(CORE) tests/host/requirements.txt tests/host/hosts.py
+	$(BIN)/python -m pip install --quiet $(TORCH) --editable .[headless,tune,dev] --requirement tests/host/requirements.txt
+	$(BIN)/python tests/host/hosts.py setup
+	touch $@

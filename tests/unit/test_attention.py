@@ -1,0 +1,124 @@
+"""One choice of kernel: stand-ins for what may be installed, the real one for what always is."""
+
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+
+from longlive.model import attention
+from longlive.model.attention import attention_for, flash2, flash3, sage, sdpa
+
+CUDA, CPU, MPS = (torch.device(kind) for kind in ("cuda", "cpu", "mps"))
+KERNELS = {"flash_attn_interface": "flash_attn_func", "flash_attn": "flash_attn_func", "sageattention": "sageattn"}
+Q, K, V = (torch.randn(2, rows, 3, 8, generator=torch.Generator().manual_seed(rows)) for rows in (5, 7, 7))
+
+
+@pytest.fixture(autouse=True)
+def _forgotten():
+    """What was found once is remembered for the life of a process; each test begins with nothing remembered."""
+
+    def forget() -> None:
+        for choice in (flash3, flash2, sage):
+            choice.cache_clear()
+
+    forget()
+    yield
+    forget()
+
+
+@pytest.fixture
+def install(monkeypatch):
+    """Put stand-ins where the named packages would be, take all others away, and say which GPU there is."""
+
+    def put(*modules: str, capability: tuple[int, int] = (9, 0), answer=lambda out: out) -> list[str]:
+        called: list[str] = []
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+        for module, function in KERNELS.items():
+
+            def kernel(q, k, v, module=module, **options):
+                called.append(f"{module} {options}" if options else module)
+                return answer(sdpa(q, k, v))
+
+            stand_in = ModuleType(module)
+            setattr(stand_in, function, kernel)
+            monkeypatch.setitem(sys.modules, module, stand_in if module in modules else None)
+        return called
+
+    return put
+
+
+@pytest.mark.parametrize(
+    ("installed", "capability", "chosen"),
+    [
+        ((), (9, 0), []),
+        (("flash_attn",), (9, 0), ["flash_attn"]),
+        (("flash_attn_interface",), (9, 0), ["flash_attn_interface"]),
+        (("flash_attn_interface", "flash_attn"), (9, 0), ["flash_attn_interface"]),
+        (("flash_attn_interface", "flash_attn"), (8, 9), ["flash_attn"]),  # FlashAttention 3 is for Hopper
+        (("flash_attn_interface", "flash_attn"), (10, 0), ["flash_attn"]),
+        (("flash_attn_interface",), (8, 0), []),
+        (("sageattention",), (9, 0), []),  # quantises: a choice of the user's, never a default
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_fastest_exact_kernel_installed_is_chosen(install, installed, capability, chosen, dtype):
+    called = install(*installed, capability=capability)
+    found = attention_for(CUDA, dtype)(Q, K, V)
+    assert called == chosen
+    assert torch.equal(found, sdpa(Q, K, V))
+
+
+@pytest.mark.parametrize(("device", "dtype"), [(CPU, torch.bfloat16), (MPS, torch.float16), (CUDA, torch.float32)])
+def test_off_cuda_or_in_full_precision_it_is_pytorch_s_own(install, device, dtype):
+    install(*KERNELS)
+    assert attention_for(device, dtype) is sdpa
+
+
+@pytest.mark.parametrize("answer", [lambda out: out, lambda out: (out, "lse")], ids=["output", "output and lse"])
+def test_flash_3_may_answer_with_the_output_or_with_a_pair(install, answer):
+    install("flash_attn_interface", answer=answer)
+    assert torch.equal(attention_for(CUDA, torch.bfloat16)(Q, K, V), sdpa(Q, K, V))
+
+
+def test_sage_is_told_the_order_of_axes(install):
+    called = install("sageattention")
+    attend = sage()
+    assert attend is not None
+    assert torch.equal(attend(Q, K, V), sdpa(Q, K, V))
+    assert called == ["sageattention {'tensor_layout': 'NHD'}"]
+
+
+def test_what_is_not_installed_is_none(install):
+    install()
+    assert (flash3(), flash2(), sage()) == (None, None, None)
+
+
+@pytest.mark.parametrize("error", [ImportError("undefined symbol"), OSError("libcudart.so.12 is missing")])
+def test_a_build_that_does_not_load_counts_as_not_installed(install, monkeypatch, error):
+    install("flash_attn")
+
+    def broken(_):
+        raise error
+
+    monkeypatch.setattr(attention.importlib, "import_module", broken)
+    assert attention_for(CUDA, torch.bfloat16) is sdpa
+
+
+def test_a_package_that_lacks_the_function_counts_as_not_installed(install, monkeypatch):
+    install()
+    monkeypatch.setitem(sys.modules, "flash_attn", ModuleType("flash_attn"))
+    assert attention_for(CUDA, torch.bfloat16) is sdpa
+
+
+def test_the_choice_is_made_once(install):
+    install("flash_attn_interface")
+    before = attention_for(CUDA, torch.bfloat16)
+    install("flash_attn")
+    assert attention_for(CUDA, torch.bfloat16) is before
+
+
+def test_pytorch_s_own_is_softmax_of_scaled_products():
+    scores = torch.einsum("btnh,bsnh->bnts", Q.double(), K.double()) / Q.shape[-1] ** 0.5
+    expected = torch.einsum("bnts,bsnh->btnh", scores.softmax(-1), V.double())
+    torch.testing.assert_close(sdpa(Q, K, V).double(), expected, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,138 @@
+"""The numbers of a rollout check themselves; durations snap to whole blocks, half up."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from longlive.config import (
+    FPS,
+    MAX_SECONDS,
+    Positions,
+    RolloutConfig,
+    blocks_to_seconds,
+    pixel_frames,
+    seconds_to_blocks,
+)
+from longlive.errors import ConfigError
+
+
+def test_the_defaults_are_the_released_configuration():
+    config = RolloutConfig()
+    assert (config.window, config.sink, config.block, config.recent) == (12, 3, 3, 9)
+    assert (config.steps, config.shift, config.context_noise) == ((1000, 750, 500, 250), 5.0, 0.0)
+    assert config.positions is Positions.ABSOLUTE
+
+
+@pytest.mark.parametrize(
+    ("fields", "rule"),
+    [
+        ({"block": 0}, r"block is 0; a block holds at least 1 frame"),
+        ({"block": -3}, r"block is -3; a block holds at least 1 frame"),
+        ({"sink": -1}, r"sink is -1; use 0 for no sink"),
+        ({"window": 5}, r"window 5 less sink 3 leaves 2 frames, but a block needs 3; use a window of at least 6"),
+        ({"window": 7, "sink": 5}, r"leaves 2 frames, but a block needs 3; use a window of at least 8"),
+        ({"window": 12, "sink": 0, "block": 13}, r"a block needs 13; use a window of at least 13"),
+        ({"window": 1025}, r"absolute positions end at 1024 frames; use a smaller window or unbounded positions"),
+        ({"steps": ()}, r"steps is empty; give at least one"),
+        ({"steps": (1000, 750, 750)}, r"they must fall from at most 1000 to at least 1"),
+        ({"steps": (250, 500)}, r"they must fall"),
+        ({"steps": (1001, 500)}, r"steps are \[1001, 500\]; they must fall from at most 1000"),
+        ({"steps": (1000, 0)}, r"they must fall from at most 1000 to at least 1"),
+        ({"shift": 0.0}, r"shift is 0.0; use a positive number"),
+        ({"shift": -5.0}, r"shift is -5.0; use a positive number"),
+        ({"shift": math.inf}, r"shift is inf; use a positive number"),
+        ({"shift": math.nan}, r"shift is nan; use a positive number"),
+        ({"context_noise": -1.0}, r"context noise is -1.0; it is a timestep from 0 to below 1000"),
+        ({"context_noise": 1000.0}, r"context noise is 1000.0; it is a timestep"),
+        ({"context_noise": math.nan}, r"context noise is nan; it is a timestep"),
+    ],
+)
+def test_a_senseless_setting_is_refused_by_the_rule_it_breaks(fields, rule):
+    with pytest.raises(ConfigError, match=rule):
+        RolloutConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"window": 1, "sink": 0, "block": 1},
+        {"window": 6, "sink": 3},
+        {"window": 5, "sink": 3, "block": 1},
+        {"window": 20, "sink": 7},
+        {"window": 1024},
+        {"window": 1025, "positions": Positions.UNBOUNDED},
+        {"steps": (1,)},
+        {"steps": (1000, 999, 2, 1)},
+        {"shift": 1e-3},
+        {"context_noise": 999.5},
+    ],
+    ids=str,
+)
+def test_settings_at_the_edge_of_a_rule_are_taken(fields):
+    config = RolloutConfig(**fields)
+    assert {name: getattr(config, name) for name in fields} == fields
+
+
+def test_positions_of_another_name_are_a_wrong_argument():
+    with pytest.raises(ValueError, match="relative"):
+        RolloutConfig(positions="relative")
+
+
+def test_a_configuration_never_changes():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        RolloutConfig().window = 9
+
+
+def test_a_configuration_survives_json():
+    config = RolloutConfig(window=9, sink=0, steps=[900, 3], shift=8.0, context_noise=5.0, positions="unbounded")
+    assert RolloutConfig(**json.loads(json.dumps(config.as_dict()))) == config
+    assert isinstance(config.steps, tuple)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "block", "blocks"),
+    [
+        (0.75, 3, 1),
+        (1.124, 3, 1),
+        (1.125, 3, 2),  # half a block rounds up
+        (1.875, 3, 3),  # never to even
+        (2.625, 3, 4),
+        (8, 3, 11),  # 10.67
+        (10, 3, 13),  # 13.33
+        (0.01, 3, 1),  # at least one
+        (0.125, 1, 1),
+        (0.375, 1, 2),
+        (5, 1, 20),
+        (5, 7, 3),
+        (MAX_SECONDS, 3, 115_200),
+    ],
+)
+def test_seconds_snap_to_the_nearest_block_half_up(seconds, block, blocks):
+    assert seconds_to_blocks(seconds, block) == blocks
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 5, 7])
+def test_blocks_turned_to_seconds_turn_back(block):
+    assert [seconds_to_blocks(blocks_to_seconds(n, block), block) for n in range(1, 500)] == [*range(1, 500)]
+
+
+@pytest.mark.parametrize("seconds", [0, -1, -0.0, math.nan, math.inf, -math.inf])
+def test_a_duration_of_nothing_is_refused(seconds):
+    with pytest.raises(ConfigError, match="use more than 0 seconds"):
+        seconds_to_blocks(seconds, 3)
+
+
+def test_an_absurd_duration_is_refused():
+    with pytest.raises(ConfigError, match=r"one segment may last 86400 s \(a day\) at most"):
+        seconds_to_blocks(MAX_SECONDS + 0.5, 3)
+
+
+def test_n_frames_are_4n_minus_3_pixel_frames():
+    assert [pixel_frames(n) for n in (0, 1, 2, 3, 30, 1024)] == [0, 1, 5, 9, 117, 4093]
+
+
+def test_every_frame_after_the_first_lasts_a_quarter_of_a_second():
+    assert blocks_to_seconds(1, 3) == 0.75
+    assert (pixel_frames(100) - pixel_frames(97)) / FPS == blocks_to_seconds(1, 3)
