@@ -25,7 +25,7 @@ from .rollout import Pass, PassKind
 from .sampler import Sampler
 from .session import Prompt, Session
 from .store import Store
-from .text import UMT5, TextEncoder
+from .text import UMT5
 from .timeline import Segment, parse, report
 from .verify import verify
 from .video import VideoWriter
@@ -58,7 +58,9 @@ def parser() -> argparse.ArgumentParser:
     render.add_argument("--weights", type=Path, required=True, help="longlive_base.pt or safetensors")
     render.add_argument("--lora", type=Path, help="LongLive's lora.pt")
     render.add_argument("--strength", type=float, default=1.0, help="of the LoRA (default 1)")
-    render.add_argument("--pipeline", type=Path, required=True, help="a diffusers-format Wan2.1 folder: text encoder, VAE")
+    render.add_argument(
+        "--pipeline", type=Path, required=True, help="a diffusers-format Wan2.1 folder: text encoder, VAE"
+    )
     render.add_argument("-o", "--output", type=Path, required=True, help="the mp4 to write")
     render.add_argument("--session", type=Path, help="go on with this saved session instead of a new video")
     render.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -148,8 +150,8 @@ def film(
             for latents in video.blocks:
                 writer.write(decoder.push(latents))
             for segment, prompt in zip(segments, prompts, strict=True):
-                video = video.switched_to(prompt, segment.boundary)
-                for video in sampler.extend(video, segment.blocks):
+                for longer in sampler.extend(video.switched_to(prompt, segment.boundary), segment.blocks):
+                    video = longer
                     writer.write(decoder.push(video.blocks[-1]))
             writer.write(decoder.flush())
         except KeyboardInterrupt:

@@ -1,14 +1,14 @@
 """The errors a user can cure, each saying what was found, what was expected and the cure.
 
-    LongLiveError
-    ├── ConfigError        a setting that breaks a rule of the method
-    ├── TimelineError      a script that does not parse; names line and column
-    ├── CheckpointError    a file that is not the weights it claims to be
-    ├── ConditioningError  a prompt embedding the model cannot take
-    ├── SessionError       a session file, or a session continued with what it was not made for
-    ├── PositionError      the table of absolute positions has ended
-    ├── StoreError         a disk that is full, read-only or holds a damaged entry
-    └── VideoError         a video file that cannot be written
+LongLiveError
+├── ConfigError        a setting that breaks a rule of the method
+├── TimelineError      a script that does not parse; names line and column
+├── CheckpointError    a file that is not the weights it claims to be
+├── ConditioningError  a prompt embedding the model cannot take
+├── SessionError       a session file, or a session continued with what it was not made for
+├── PositionError      the table of absolute positions has ended
+├── StoreError         a disk that is full, read-only or holds a damaged entry
+└── VideoError         a video file that cannot be written
 """
 
 

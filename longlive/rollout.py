@@ -3,7 +3,7 @@
 Owns the memory while it lives. Knows nothing of sessions, stores or files.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -53,7 +53,7 @@ class Rollout:
         self,
         model: CausalWan,
         config: RolloutConfig,
-        shape_BCHW: tuple[int, int, int, int],
+        shape_BCHW: Sequence[int],
         *,
         watch: Watch | None = None,
         exhaustive: bool = False,

@@ -1,6 +1,7 @@
-"""Makes a session longer: finished blocks from the store, new ones by a rollout whose memory is rebuilt from the session.
+"""Makes a session longer: finished blocks from the store, new ones by a rollout.
 
-The memory is allocated when the first block has to be computed and freed when the sampler is closed, whatever happens.
+The rollout's memory is rebuilt from the session (`replay.py`). It is allocated when the first
+block has to be computed, and freed when the sampler is closed, whatever happens.
 """
 
 import logging
@@ -42,6 +43,11 @@ class Sampler:
         """Free the memory."""
         self._rollout = self._session = self._made = None
         self._texts.clear()
+
+    def extended(self, session: Session, blocks: int) -> Session:
+        """The session after the next `blocks` blocks."""
+        *_, session = session, *self.extend(session, blocks)
+        return session
 
     def extend(self, session: Session, blocks: int) -> Iterator[Session]:
         """The session after each of the next `blocks` blocks.

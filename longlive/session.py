@@ -165,7 +165,7 @@ class Session:
         """Length, size, settings and every switch, for people to read."""
         config = self.config
         lines = [
-            f"{self.seconds:g} s: {self.num_frames} frames in {len(self.blocks)} blocks, {self.pixel_frames} pixel frames",
+            f"{self.seconds:g} s, {len(self.blocks)} blocks, {self.num_frames} frames, {self.pixel_frames} pixel frames",
             f"{self.width} x {self.height}, seed {self.seed}, window {config.window} with sink {config.sink}, "
             f"block {config.block}, steps {', '.join(map(str, config.steps))}, {config.positions.value} positions",
         ]

@@ -46,7 +46,9 @@ def save(session: Session, path: Path) -> None:
     try:
         write_atomically(path, tensors, {"format": FORMAT, "version": str(VERSION), "session": json.dumps(header)})
     except (OSError, SafetensorError) as error:
-        raise StoreError(f"the session cannot be written to {path}: {error}; free some space or choose another folder") from error
+        raise StoreError(
+            f"the session cannot be written to {path}: {error}; free some space or choose another folder"
+        ) from error
 
 
 def load(path: Path) -> Session:
@@ -63,7 +65,7 @@ def load(path: Path) -> Session:
         raise NotASession(f"{path} is no whole session file ({error}); save the session anew") from error
     if metadata.get("version") != str(VERSION):
         raise SessionError(
-            f"{path} is a session of version {metadata.get('version')}, this pack reads version {VERSION}; update the pack"
+            f"{path} is a session of version {metadata.get('version')}, expected {VERSION}; update LongLive Sessions"
         )
     try:
         return _session(json.loads(metadata["session"]), tensors)

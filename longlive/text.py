@@ -4,6 +4,7 @@ Inside ComfyUI the host's own CLIP does this. Embeddings are [1, rows, width], z
 model attends those rows too (Wan2.1).
 """
 
+import contextlib
 import hashlib
 import html
 import re
@@ -65,7 +66,9 @@ class UMT5:
         try:
             from transformers import AutoTokenizer, UMT5EncoderModel
         except ImportError as error:
-            raise CheckpointError("the text encoder needs transformers: pip install longlive-sessions[headless]") from error
+            raise CheckpointError(
+                "the text encoder needs transformers: pip install longlive-sessions[headless]"
+            ) from error
         for part in ("text_encoder", "tokenizer"):
             if not (folder / part).is_dir():
                 raise CheckpointError(
@@ -77,7 +80,7 @@ class UMT5:
             encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder", local_files_only=True, dtype=dtype)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"the text encoder in {folder} cannot be loaded: {error}") from error
-        return cls(tokenizer, encoder.eval().requires_grad_(False).to(device))
+        return cls(tokenizer, encoder.eval().requires_grad_(False).to(device))  # pyright: ignore[reportArgumentType, reportCallIssue]
 
     @torch.no_grad()
     def __call__(self, prompt: str) -> Tensor:
@@ -94,10 +97,8 @@ class UMT5:
 
 def cleaned(prompt: str) -> str:
     """A prompt as umT5 was trained to see it: mended characters, no entities, single spaces."""
-    try:
+    with contextlib.suppress(ImportError):  # it only mends text that was decoded wrongly
         import ftfy
 
         prompt = ftfy.fix_text(prompt)
-    except ImportError:  # mends mis-decoded text only
-        pass
     return re.sub(r"\s+", " ", html.unescape(html.unescape(prompt))).strip()

@@ -98,7 +98,7 @@ def verify(path: Path) -> Verdict:
 
 def distance(kind: str, name: str, ours: Tensor, recorded: Tensor) -> tuple[float, float]:
     """The difference of two tensors and what is allowed: absolute, relative or in rounding steps, by their kind."""
-    if ours.shape != recorded.shape or ours.dtype != recorded.dtype and not recorded.is_floating_point():
+    if ours.shape != recorded.shape or (ours.dtype != recorded.dtype and not recorded.is_floating_point()):
         return float("inf"), 0.0
     if recorded.dtype is torch.bfloat16:
         return float((_ordinal(ours) - _ordinal(recorded)).abs().max()), 1.0
@@ -252,7 +252,13 @@ def _lora(run: Run) -> Lora | None:
     if run.meta["kind"] != "lora":
         return None
     adapter = Weights(
-        path=run.path, tensors=normalised(run.group("lora.")), layout="recorded", parts=(), prefix="lora.", metadata={}, config={}
+        path=run.path,
+        tensors=normalised(run.group("lora.")),
+        layout="recorded",
+        parts=(),
+        prefix="lora.",
+        metadata={},
+        config={},
     )
     return Lora.of(adapter, alpha=float(run.meta["alpha"]))
 

@@ -70,7 +70,7 @@ class VideoWriter:
                 self._open(rows, columns)
             for frame_HWC in frames_FHWC:
                 frame = av.VideoFrame.from_ndarray(frame_HWC, format="rgb24")
-                frame = frame.reformat(format="yuv420p", dst_colorspace="ITU601", dst_color_range="MPEG")
+                frame = frame.reformat(format="yuv420p", dst_colorspace="ITU601")
                 frame.pts, frame.time_base = self.num_frames, 1 / self.fps
                 self._encode(frame)
                 self.num_frames += 1

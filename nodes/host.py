@@ -62,7 +62,9 @@ def host_attention(patcher: ModelPatcher) -> Attend:
     options = patcher.model_options.get("transformer_options", {})
     ignored = [name for name in LAYER_PATCHES if any(options.get(name, {}).values())]
     if ignored:
-        log.warning("the MODEL carries %s, which a causal rollout cannot honour; they are ignored", " and ".join(ignored))
+        log.warning(
+            "the MODEL carries %s, which a causal rollout cannot honour; they are ignored", " and ".join(ignored)
+        )
 
     def attend(q_BTNH: Tensor, k_BSNH: Tensor, v_BSNH: Tensor) -> Tensor:
         heads = q_BTNH.shape[2]
@@ -151,7 +153,7 @@ def model_digest(patcher: ModelPatcher) -> str:
     return sha.hexdigest()
 
 
-def _hash_patch(sha, patch: object) -> None:
+def _hash_patch(sha, patch) -> None:
     """Everything a weight patch consists of: tensors in full, strengths, kinds; adapters by what they hold."""
     if isinstance(patch, Tensor):
         sha.update(digest_of_tensors({"": patch}).encode())
@@ -170,7 +172,9 @@ def block_store() -> Store:
 
     Nothing is held in memory: ComfyUI's own cache does that, and frees it when told to.
     """
-    return Store(Path(folder_paths.get_user_directory()) / "longlive" / "blocks", memory_bytes=0, disk_bytes=STORE_BYTES)
+    return Store(
+        Path(folder_paths.get_user_directory()) / "longlive" / "blocks", memory_bytes=0, disk_bytes=STORE_BYTES
+    )
 
 
 def session_path(name: str) -> Path:

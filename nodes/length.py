@@ -26,7 +26,9 @@ def blocks_of(length: float, unit: str, config: RolloutConfig) -> int:
         return seconds_to_blocks(length, config.block)
     blocks, rest = divmod(length, 1 if unit == BLOCKS else config.block)
     if rest or blocks < 1:
-        fitting = max(1, round(length / (1 if unit == BLOCKS else config.block))) * (1 if unit == BLOCKS else config.block)
+        fitting = max(1, round(length / (1 if unit == BLOCKS else config.block))) * (
+            1 if unit == BLOCKS else config.block
+        )
         raise ConfigError(
             f"a length of {length:g} {unit} is not a whole number of blocks of {config.block} frames; use {fitting}"
         )

@@ -29,12 +29,14 @@ class Decode(io.ComfyNode):
                 SessionSocket.Input("session", tooltip="The video."),
                 io.Vae.Input("vae", tooltip="The Wan2.1 VAE (wan_2.1_vae.safetensors)."),
                 io.String.Input(
-                    "filename_prefix", default="video/LongLive", tooltip="Where in the output folder, and how the file begins."
+                    "filename_prefix",
+                    default="video/LongLive",
+                    tooltip="Folder and file name in output.",
                 ),
             ],
             outputs=[
                 io.Video.Output(display_name="video", tooltip="The finished file; no frames are held in memory."),
-                io.Image.Output(display_name="last_frame", tooltip="The last picture, for example to begin another video with."),
+                io.Image.Output(display_name="last_frame", tooltip="The last picture of the video."),
             ],
         )
 
@@ -77,7 +79,7 @@ class SessionToLatent(io.ComfyNode):
             description="All latents of the video as one LATENT, for VAE Decode, upscalers and other nodes.",
             search_aliases=["longlive", "latents", "convert"],
             inputs=[SessionSocket.Input("session", tooltip="The video.")],
-            outputs=[io.Latent.Output(display_name="latent", tooltip="All frames. VAE Decode of a long one needs much memory.")],
+            outputs=[io.Latent.Output(display_name="latent", tooltip="All frames; decoding many at once is heavy.")],
         )
 
     @classmethod

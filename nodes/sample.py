@@ -38,10 +38,8 @@ class ChunkSampler(io.ComfyNode):
     def execute(cls, session: LiveSession, length: float, unit: str) -> io.NodeOutput:
         before = session.session
         blocks = blocks_of(length, unit, before.config)
-        after = before
         with host.sampling(session.model, before, blocks) as sampler:
-            for after in sampler.extend(before, blocks):
-                pass
+            after = sampler.extended(before, blocks)
         chunk = after.frames(before.num_frames, after.num_frames - before.num_frames)
         return io.NodeOutput(session.with_session(after), host.to_latent(session.model, chunk))
 
@@ -64,14 +62,16 @@ class Timeline(io.ComfyNode):
                     "script",
                     multiline=True,
                     default=SCRIPT,
-                    tooltip="One segment a line: a duration (8s, 10b blocks, 30f frames), perhaps a word for how it begins "
-                    "(cut, keep, renew; nothing means recache), a bar, the prompt. Indented lines go on with the prompt; "
-                    "lines that begin with # are comments.",
+                    tooltip="One segment a line: a duration (8s, 10b blocks, 30f frames), perhaps a word for how it "
+                    "begins (cut, keep, renew; none means recache), a bar, the prompt. Indented lines go on with the "
+                    "prompt; lines that begin with # are comments.",
                 ),
             ],
             outputs=[
                 SessionSocket.Output(display_name="session", tooltip="The video with all segments."),
-                io.String.Output(display_name="report", tooltip="What each segment became, and how durations were snapped."),
+                io.String.Output(
+                    display_name="report", tooltip="What each segment became, and how durations were snapped."
+                ),
             ],
         )
 
@@ -84,9 +84,7 @@ class Timeline(io.ComfyNode):
         with host.sampling(session.model, video, blocks) as sampler:
             sampler.check(video, [(segment.boundary, segment.blocks) for segment in segments])
             for segment, prompt in zip(segments, prompts, strict=True):
-                video = video.switched_to(prompt, segment.boundary)
-                for video in sampler.extend(video, segment.blocks):
-                    pass
+                video = sampler.extended(video.switched_to(prompt, segment.boundary), segment.blocks)
         text = report(segments, before.config.block, before.num_frames)
         return io.NodeOutput(session.with_session(video), text, ui=ui.PreviewText(text))
 

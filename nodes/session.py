@@ -30,7 +30,7 @@ class Begin(io.ComfyNode):
             description="Begins a long video: a model, a size, a seed. Samplers and switches make it longer.",
             search_aliases=["longlive", "long video", "start video", "causal video"],
             inputs=[
-                io.Model.Input("model", tooltip="LongLive's weights: from LongLive Model Loader or Load Diffusion Model."),
+                io.Model.Input("model", tooltip="From LongLive Model Loader or Load Diffusion Model."),
                 io.Conditioning.Input(
                     "conditioning",
                     optional=True,
@@ -44,9 +44,11 @@ class Begin(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
-                    tooltip="Every block has its own noise of this seed, so editing a late segment leaves early ones as they are.",
+                    tooltip="Each block has its own noise of this seed: editing late segments leaves early ones alone.",
                 ),
-                OptionsSocket.Input("options", optional=True, tooltip="Window, sink, steps; the released values if left out."),
+                OptionsSocket.Input(
+                    "options", optional=True, tooltip="Window, sink, steps; the released values if left out."
+                ),
             ],
             outputs=[SessionSocket.Output(display_name="session", tooltip="The video, with no frames yet.")],
         )
@@ -80,7 +82,7 @@ class SwitchPrompt(io.ComfyNode):
             search_aliases=["longlive", "prompt switch", "kv recache", "scene change"],
             inputs=[
                 SessionSocket.Input("session", tooltip="The video so far."),
-                io.Conditioning.Input("conditioning", tooltip="What happens from here on. Name subject and setting again."),
+                io.Conditioning.Input("conditioning", tooltip="What happens next. Name subject and setting again."),
                 io.Combo.Input(
                     "boundary",
                     options=[RECACHE, KEEP, DISCARD],
@@ -92,7 +94,7 @@ class SwitchPrompt(io.ComfyNode):
                     "sink",
                     options=[KEEP_SINK, RENEW_SINK],
                     default=KEEP_SINK,
-                    tooltip="With recache: keep the first frames of the video as anchor, or renew it from the latest frames.",
+                    tooltip="With recache: keep the video's first frames as anchor, or renew it from the latest.",
                 ),
             ],
             outputs=[SessionSocket.Output(display_name="session", tooltip="The video, its new prompt waiting.")],
@@ -130,17 +132,26 @@ class Options(io.ComfyNode):
                     default=released.window,
                     min=1,
                     max=1024,
-                    tooltip="Latent frames a block may look at, the sink and itself included. More costs time and memory.",
+                    tooltip="Latent frames a block may look at, sink and itself included. More costs time and memory.",
                 ),
-                io.Int.Input("sink", default=released.sink, min=0, max=512, tooltip="First frames, remembered for ever."),
-                io.Int.Input("block", default=released.block, min=1, max=64, tooltip="Latent frames denoised together."),
+                io.Int.Input(
+                    "sink", default=released.sink, min=0, max=512, tooltip="First frames, remembered for ever."
+                ),
+                io.Int.Input(
+                    "block", default=released.block, min=1, max=64, tooltip="Latent frames denoised together."
+                ),
                 io.String.Input(
                     "steps",
                     default=", ".join(map(str, released.steps)),
                     tooltip="Denoising steps, falling from 1000. Fewer are faster and rougher.",
                 ),
                 io.Float.Input(
-                    "shift", default=released.shift, min=0.01, max=100.0, step=0.1, tooltip="Timestep shift; trained for 5."
+                    "shift",
+                    default=released.shift,
+                    min=0.01,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="Timestep shift; trained for 5.",
                 ),
                 io.Float.Input(
                     "context_noise",
@@ -184,7 +195,7 @@ class Rewind(io.ComfyNode):
                 SessionSocket.Input("session", tooltip="The video."),
                 *length_inputs(default=5.0, tooltip="How much of the beginning to keep."),
             ],
-            outputs=[SessionSocket.Output(display_name="session", tooltip="The beginning. The video you gave is untouched.")],
+            outputs=[SessionSocket.Output(display_name="session", tooltip="The beginning; the video you gave stays.")],
         )
 
     @classmethod

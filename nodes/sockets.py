@@ -14,7 +14,7 @@ OptionsSocket = io.Custom("LONGLIVE_OPTIONS")
 
 @dataclass(frozen=True)
 class LiveSession:
-    """A session beside the MODEL it was made with. A value: nodes return a new one and never change the one they got."""
+    """A session beside the MODEL it was made with. A value: nodes return a new one, and change none."""
 
     session: Session
     model: ModelPatcher

@@ -6,6 +6,7 @@ Dimension key: B batch, F frames of one call, T tokens of one call, D model widt
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from einops import rearrange
@@ -16,23 +17,23 @@ from ..errors import ConditioningError
 from ..precision import widest
 from .attention import Attend, attention_for
 from .rope import BASE, Rotation, table
-from .wan import MODULATIONS, Geometry
+from .wan import MODULATIONS, AttentionTree, BlockTree, Geometry, WanModel, WanTree
 
 
 @dataclass(frozen=True, slots=True)
 class CausalWan:
     """A Wan tree that sees the past through a memory."""
 
-    tree: nn.Module
+    tree: WanTree
     geometry: Geometry
     attend: Attend
     device: torch.device
     dtype: torch.dtype  # of activations, latents and the memory
 
     @classmethod
-    def of_tree(cls, tree: nn.Module) -> "CausalWan":
+    def of_tree(cls, model: WanModel) -> "CausalWan":
         """Our own tree, on the device and in the dtype it is in."""
-        weight = tree.patch_embedding.weight
+        tree, weight = cast(WanTree, model), model.patch_embedding.weight
         attend = attention_for(weight.device, weight.dtype)
         return cls(tree, Geometry.of_tree(tree), attend, weight.device, weight.dtype)
 
@@ -58,7 +59,7 @@ class CausalWan:
         context_BLD = self.tree.text_embedding(padded)
         return TextMemory(tuple(self._text_keys(block.cross_attn, context_BLD) for block in self.tree.blocks))
 
-    def _text_keys(self, attention: nn.Module, context_BLD: Tensor) -> tuple[Tensor, Tensor]:
+    def _text_keys(self, attention: AttentionTree, context_BLD: Tensor) -> tuple[Tensor, Tensor]:
         k_BLD, v_BLD = attention.norm_k(attention.k(context_BLD)), attention.v(context_BLD)
         return self._heads(k_BLD), self._heads(v_BLD)
 
@@ -108,7 +109,7 @@ class CausalWan:
 
     def _layer(
         self,
-        block: nn.Module,
+        block: BlockTree,
         u_BTD: Tensor,
         modulation_BF6D: Tensor,
         cache: RollingKVCache,

@@ -4,8 +4,9 @@ Holds weights and shapes only; `causal.py` is the forward. ComfyUI's `WanModel` 
 everything that reads a tree reads either.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,9 @@ class Geometry:
         return height // self.patch_size[1], width // self.patch_size[2]
 
     @classmethod
-    def of_weights(cls, weights: Mapping[str, Tensor], *, num_heads: int | None = None, text_len: int = 512) -> "Geometry":
+    def of_weights(
+        cls, weights: Mapping[str, Tensor], *, num_heads: int | None = None, text_len: int = 512
+    ) -> "Geometry":
         """Read every size from a state dict in released names; `num_heads` where heads are not 128 wide."""
         dim, in_dim, *patch_size = weights["patch_embedding.weight"].shape
         area = patch_size[0] * patch_size[1] * patch_size[2]
@@ -57,7 +60,7 @@ class Geometry:
         )
 
     @classmethod
-    def of_tree(cls, tree: nn.Module) -> "Geometry":
+    def of_tree(cls, tree: "WanTree") -> "Geometry":
         """Read the sizes a tree carries as attributes, ours or ComfyUI's."""
         return cls(
             dim=tree.dim,
@@ -69,9 +72,58 @@ class Geometry:
             text_len=tree.text_len,
             in_dim=tree.in_dim,
             out_dim=tree.out_dim,
-            patch_size=tuple(tree.patch_size),
+            patch_size=tree.patch_size,
             eps=tree.eps,
         )
+
+
+Layer = Callable[[Tensor], Tensor]
+
+
+class WanTree(Protocol):
+    """What the causal forward asks of a network: sizes and sub-modules, ours or ComfyUI's."""
+
+    dim: int
+    ffn_dim: int
+    num_heads: int
+    freq_dim: int
+    text_dim: int
+    text_len: int
+    in_dim: int
+    out_dim: int
+    patch_size: tuple[int, int, int]
+    eps: float
+    patch_embedding: nn.Conv3d
+    text_embedding: Layer
+    time_embedding: Layer
+    time_projection: Layer
+    blocks: Sequence["BlockTree"]
+    head: "HeadTree"
+
+
+class BlockTree(Protocol):
+    norm1: Layer
+    self_attn: "AttentionTree"
+    norm3: Layer
+    cross_attn: "AttentionTree"
+    norm2: Layer
+    ffn: Layer
+    modulation: Tensor
+
+
+class AttentionTree(Protocol):
+    q: Layer
+    k: Layer
+    v: Layer
+    o: Layer
+    norm_q: Layer
+    norm_k: Layer
+
+
+class HeadTree(Protocol):
+    norm: Layer
+    head: Layer
+    modulation: Tensor
 
 
 class WanModel(nn.Module):

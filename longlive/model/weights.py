@@ -4,7 +4,6 @@ Knows containers, layouts and prefixes; what the tensors mean is `kinds.py`, whe
 """
 
 import json
-import pickle
 import re
 import zipfile
 from collections.abc import Mapping
@@ -26,6 +25,7 @@ FOLDERS = (  # the file that describes a folder, and its weights
     ("adapter_config.json", "adapter_model*.safetensors"),
 )
 SUFFIXES = {".safetensors", ".pt", ".pth", ".ckpt", ".bin"}
+UNPICKLING_ERROR = torch.serialization.pickle.UnpicklingError  # pyright: ignore[reportPrivateImportUsage]
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"  # torch.save since 1.6, and before
 IMPOSTORS = (  # what often lies where weights should be: its first bytes, what it is, the cure
     (b"GGUF", "a GGUF file", "load it with a GGUF loader node and give its MODEL, or use a .safetensors or .pt file"),
@@ -199,7 +199,7 @@ def read_torch(path: Path, *, zipped: bool) -> Mapping:
         raise CheckpointError(f"{path.name} is truncated; download it again")
     try:
         state = torch.load(str(path), map_location="cpu", weights_only=True, mmap=zipped)
-    except pickle.UnpicklingError as error:
+    except UNPICKLING_ERROR as error:
         refused = REFUSED_GLOBAL.search(str(error))
         what = f" ({refused[1]})" if refused else ""
         raise CheckpointError(

@@ -1,7 +1,6 @@
 """The ring and its sink, first as integers, then as tensors."""
 
 import pytest
-import tiny
 import torch
 import torch.nn.functional as F
 
@@ -78,9 +77,7 @@ def test_law_2_attention_through_the_ring_equals_attention_under_the_window_mask
         torch.testing.assert_close(streamed, masked, rtol=1e-4, atol=1e-5)
 
 
-def test_sink_larger_than_a_block_is_remembered_clean():
-    """The reference write-protects such a sink after its first, noisy pass."""
-    video = tiny.extended(tiny.Sampler(tiny.model()), tiny.session(RolloutConfig(window=6, sink=3, block=1)), 3)
-    assert video.num_frames == 3
+def test_a_sink_larger_than_a_block_is_written_until_it_is_full():
+    """The reference write-protects such a sink after the first, noisy pass of its later frames."""
     window = Window(3, 3)
     assert [window.block(frame, 1).slots for frame in range(3)] == [{0}, {1}, {2}]

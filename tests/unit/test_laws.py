@@ -1,4 +1,4 @@
-"""The laws of the design, each by its name (docs/architecture.md); 1 is in tests/reference, 5 and 7 also in tests/host."""
+"""The laws of the design, each by its name (docs/architecture.md). Law 1: test_verify.py; 5 and 7: tests/host too."""
 
 import gc
 
@@ -35,7 +35,7 @@ def story(config: RolloutConfig, *, new_sampler_every: int = 0, store: Store | N
         for _ in range(blocks):
             if new_sampler_every and made % new_sampler_every == 0:
                 sampler = Sampler(MODEL, store=store)
-            video = tiny.extended(sampler, video, 1)
+            video = sampler.extended(video, 1)
             made += 1
     return video
 
@@ -82,11 +82,11 @@ def test_law_3_a_rebuild_replays_no_more_than_can_matter():
 
 def test_law_4_a_branch_does_not_disturb_its_sibling():
     sampler = Sampler(MODEL)
-    trunk = tiny.extended(sampler, tiny.session(), 5)
+    trunk = sampler.extended(tiny.session(), 5)
     before = trunk.latents().clone()
-    left = tiny.extended(sampler, trunk.switched_to(tiny.prompt(1)), 3)
-    right = tiny.extended(sampler, trunk.switched_to(tiny.prompt(2)), 3)
-    again = tiny.extended(Sampler(MODEL), trunk.switched_to(tiny.prompt(1)), 3)
+    left = sampler.extended(trunk.switched_to(tiny.prompt(1)), 3)
+    right = sampler.extended(trunk.switched_to(tiny.prompt(2)), 3)
+    again = Sampler(MODEL).extended(trunk.switched_to(tiny.prompt(1)), 3)
     assert torch.equal(trunk.latents(), before)
     assert torch.equal(left.latents(), again.latents())
     assert not torch.equal(left.latents(), right.latents())
@@ -98,9 +98,9 @@ def test_law_4_editing_a_segment_leaves_earlier_ones_untouched_and_not_recompute
 
     def edited(last: int) -> Session:
         sampler = Sampler(MODEL, store=store, watch=lambda done: computed.append(done.place.start))
-        video = tiny.extended(sampler, tiny.session(), 4)
-        video = tiny.extended(sampler, video.switched_to(tiny.prompt(1)), 2)
-        return tiny.extended(sampler, video.switched_to(tiny.prompt(last)), 2)
+        video = sampler.extended(tiny.session(), 4)
+        video = sampler.extended(video.switched_to(tiny.prompt(1)), 2)
+        return sampler.extended(video.switched_to(tiny.prompt(last)), 2)
 
     first = edited(2)
     computed.clear()
@@ -114,7 +114,7 @@ def test_law_4_editing_a_segment_leaves_earlier_ones_untouched_and_not_recompute
 
 def test_law_6_unbounded_positions_are_absolute_ones_until_the_window_rolls():
     absolute, unbounded = (
-        tiny.extended(Sampler(MODEL), tiny.session(RolloutConfig(positions=positions)), 6).latents()
+        Sampler(MODEL).extended(tiny.session(RolloutConfig(positions=positions)), 6).latents()
         for positions in Positions
     )
     torch.testing.assert_close(absolute[:, :12], unbounded[:, :12], rtol=0, atol=0)
@@ -136,7 +136,7 @@ def test_law_7_no_memory_is_alive_after_a_sampler_ends_or_fails():
         return sum(type(x) is RollingKVCache for x in gc.get_objects())
 
     with Sampler(MODEL) as sampler:
-        video = tiny.extended(sampler, tiny.session(), 2)
+        video = sampler.extended(tiny.session(), 2)
         assert alive() == MODEL.geometry.num_layers
     assert alive() == 0
 
@@ -145,5 +145,5 @@ def test_law_7_no_memory_is_alive_after_a_sampler_ends_or_fails():
 
     sampler = Sampler(MODEL, watch=stop)
     with pytest.raises(KeyboardInterrupt):
-        tiny.extended(sampler, video, 2)
+        sampler.extended(video, 2)
     assert alive() == 0

@@ -79,8 +79,8 @@ def test_the_memory_is_written_in_place():
     video, places = tiny.session(), set()
     for boundary in (None, tiny.Boundary.RECACHE, tiny.Boundary.RENEW, tiny.Boundary.DISCARD):
         video = video.switched_to(tiny.prompt(1), boundary) if boundary else video
-        for video in sampler.extend(video, 5):
-            layers = sampler._rollout.memory.layers
+        for longer in sampler.extend(video, 5):
+            video, layers = longer, sampler._rollout.memory.layers
             places.add(tuple(x.data_ptr() for layer in layers for x in (layer.k_BSNH, layer.v_BSNH)))
     assert len(places) == 1
 

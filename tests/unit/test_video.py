@@ -54,8 +54,9 @@ def test_the_file_says_what_it_is(path):
 
 def test_bytes_are_rounded_to_the_nearest():
     levels = torch.arange(256.0)
-    pixels = (levels + 0.49) / 127.5 - 1
-    assert to_bytes(pixels.view(-1, 1, 1, 1).expand(-1, 3, 1, 1))[:, 0, 0, 0].tolist() == levels.tolist()
+    for aside in (-0.49, 0.49):
+        pixels = ((levels + aside) / 127.5 - 1).view(-1, 1, 1, 1).expand(-1, 3, 1, 1)
+        assert to_bytes(pixels)[:, 0, 0, 0].tolist() == levels.tolist()
     assert to_bytes(torch.tensor([-9.0, 9.0]).view(2, 1, 1, 1)).flatten().tolist() == [0, 255]
 
 

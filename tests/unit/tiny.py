@@ -5,7 +5,6 @@ import torch
 from longlive.config import RolloutConfig
 from longlive.model.causal import CausalWan
 from longlive.model.wan import Geometry, WanModel
-from longlive.sampler import Sampler
 from longlive.session import Prompt, Session
 from longlive.timeline import Boundary
 
@@ -39,12 +38,6 @@ def session(config: RolloutConfig | None = None, *, seed: int = 7, width: int = 
         dtype=torch.float32,
         channels=16,
     )
-
-
-def extended(sampler: Sampler, video: Session, blocks: int) -> Session:
-    for video in sampler.extend(video, blocks):
-        pass
-    return video
 
 
 STORY = (

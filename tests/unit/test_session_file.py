@@ -1,0 +1,280 @@
+"""A session as a file: bit for bit there and back; what is no whole session is refused, what was there stays."""
+
+import json
+import os
+import resource
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from longlive import session_file
+from longlive.config import Positions, RolloutConfig
+from longlive.errors import SessionError, StoreError
+from longlive.sampler import Sampler
+from longlive.session import Session
+from longlive.session_file import NotASession, load, save
+from longlive.timeline import Boundary
+
+NOBODY = 65534
+MODEL = tiny.model()
+
+
+def facts(session: Session) -> tuple:
+    tensors = [*session.blocks, *(switch.prompt.embedding for switch in session.switches)]
+    switches = [(s.frame, s.boundary, s.prompt.text, s.prompt.rows, s.prompt.digest) for s in session.switches]
+    head = (session.model, session.config, session.height, session.width, session.seed, session.dtype, session.channels)
+    return head, session.keys, switches, [(x.dtype, x.tolist()) for x in tensors]
+
+
+@pytest.fixture(scope="module")
+def video() -> Session:
+    """A video with a switch behind it and another one waiting."""
+    trunk = Sampler(MODEL).extended(tiny.session(), 5)
+    trunk = Sampler(MODEL).extended(trunk.switched_to(tiny.prompt(1), Boundary.RENEW), 1)
+    return trunk.switched_to(tiny.prompt(2), Boundary.KEEP)
+
+
+@pytest.fixture
+def path(tmp_path, video) -> Path:
+    path = tmp_path / "video.safetensors"
+    save(video, path)
+    return path
+
+
+@contextmanager
+def largest_file(num_bytes: int) -> Iterator[None]:
+    """A disk that takes no more than so many bytes a file, by the system's own limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """A folder nobody may write, root neither: it steps down for a while."""
+    folder.chmod(0o555)
+    root = os.geteuid() == 0
+    try:
+        if root:
+            os.seteuid(NOBODY)
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+        folder.chmod(0o755)
+
+
+def test_a_session_comes_back_bit_for_bit(path, video):
+    assert facts(load(path)) == facts(video)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        RolloutConfig(window=5, sink=3, block=1, steps=(900, 3), shift=8.0, context_noise=5.0),
+        RolloutConfig(window=9, sink=0, positions=Positions.UNBOUNDED),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("blocks", [0, 1, 3])
+def test_any_settings_and_lengths_come_back(tmp_path, config, blocks):
+    video = Sampler(MODEL).extended(tiny.session(config, seed=2**64 - 1), blocks)
+    save(video, tmp_path / "video")
+    assert facts(load(tmp_path / "video")) == facts(video)
+
+
+def test_a_session_of_half_precision_and_no_prompt_comes_back(tmp_path):
+    fields = {"model": "m", "config": RolloutConfig(), "height": 16, "width": 32, "seed": 0, "channels": 16}
+    video = Session.start(dtype=torch.bfloat16, **fields)
+    save(video, tmp_path / "video")
+    assert facts(load(tmp_path / "video")) == facts(video)
+
+
+def test_law_3_continuing_what_was_loaded_is_continuing_the_original(path, video):
+    ahead = Sampler(MODEL).extended(video, 3)
+    assert facts(Sampler(MODEL).extended(load(path), 3)) == facts(ahead)
+
+
+def test_a_session_is_one_safetensors_file_with_a_versioned_header(path):
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    with safe_open(path, "pt") as file:
+        assert file.metadata().items() >= {"format": "longlive.session", "version": "1"}.items()
+    assert load_file(path)["latents"].shape == (1, 18, 16, 2, 4)
+
+
+def test_saving_replaces_the_file_as_a_whole(path, video):
+    longer = Sampler(MODEL).extended(video, 1)
+    save(longer, path)
+    assert facts(load(path)) == facts(longer)
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_folders_on_the_way_are_made(tmp_path, video):
+    save(video, tmp_path / "a" / "b" / "video")
+    assert load(tmp_path / "a" / "b" / "video").keys == video.keys
+
+
+def test_what_was_loaded_does_not_hang_on_the_file(path, video):
+    """On Windows an open file can be neither replaced nor removed: load, go on, save under the same name."""
+    loaded = load(path)
+    assert not [line for line in Path("/proc/self/maps").read_text().splitlines() if str(path) in line]
+    assert facts(loaded) == facts(video)
+
+
+def test_a_file_that_is_not_there_is_named():
+    with pytest.raises(SessionError, match=r"there is no session at nowhere/video; save one first"):
+        load(Path("nowhere/video"))
+
+
+@pytest.mark.parametrize("content", [b"", b"RIFF", b"\x80\x02}q\x00.", b"{}" * 20], ids=["empty", "riff", "pickle", "json"])
+def test_what_is_no_safetensors_is_refused(tmp_path, content):
+    path = tmp_path / "video"
+    path.write_bytes(content)
+    with pytest.raises(NotASession, match="is no whole session file"):
+        load(path)
+
+
+def test_a_folder_is_refused(tmp_path):
+    with pytest.raises(NotASession, match="is no whole session file"):
+        load(tmp_path)
+
+
+def test_a_truncated_session_is_refused_wherever_it_ends(path):
+    whole = path.read_bytes()
+    for kept in (1, 7, 8, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:kept])
+        with pytest.raises(SessionError, match="is no whole session file .*; save the session anew"):
+            load(path)
+
+
+def test_another_safetensors_is_refused(tmp_path):
+    path = tmp_path / "weights"
+    for metadata in (None, {"format": "pt"}):
+        save_file({"latents": torch.zeros(1)}, path, metadata)
+        with pytest.raises(NotASession, match="is a safetensors file, but no LongLive session"):
+            load(path)
+
+
+def test_a_later_version_is_refused(path):
+    rewritten(path, version="2")
+    with pytest.raises(SessionError, match=r"is a session of version 2, .*1.*; update"):
+        load(path)
+
+
+def rewritten(path: Path, version: str = "1", tensors: dict | None = None, without: str = "", **header) -> None:
+    """The same file with other entries in its header, or other tensors."""
+    with safe_open(path, "pt") as file:
+        session = json.loads(file.metadata()["session"])
+    session = {name: value for name, value in (session | header).items() if name != without}
+    everything = {name: x.clone() for name, x in (load_file(path) | (tensors or {})).items() if x is not None}
+    metadata = {"format": "longlive.session", "version": version, "session": json.dumps(session)}
+    path.unlink()
+    save_file(everything, path, metadata)
+
+
+def test_a_rewritten_file_is_taken_if_nothing_is_wrong_with_it(path, video):
+    """So that the refusals below are for what they change."""
+    rewritten(path)
+    assert facts(load(path)) == facts(video)
+
+
+FIELDS = ["model", "config", "height", "width", "seed", "dtype", "channels", "keys", "switches"]
+
+
+@pytest.mark.parametrize("without", FIELDS)
+def test_a_header_that_lacks_something_is_refused(path, without):
+    rewritten(path, without=without)
+    with pytest.raises(SessionError, match=f"is damaged .*{without}.*; save the session anew"):
+        load(path)
+
+
+DAMAGE = {
+    "config of another pack": {"config": {"window": 12, "tail": 3}},
+    "config that breaks a rule": {"config": {"window": 2}},
+    "config of a list": {"config": [12, 3]},
+    "width of other latents": {"width": 48},
+    "width no video has": {"width": 31},
+    "channels of other latents": {"channels": 48},
+    "dtype of other latents": {"dtype": "bfloat16"},
+    "dtype that is none": {"dtype": "float99"},
+    "dtype that is something else": {"dtype": "nn"},
+    "keys too few": {"keys": ["a"]},
+    "keys that are none": {"keys": None},
+    "boundary that is none": {"switches": [{"frame": 0, "boundary": "jump", "text": "", "rows": 6}]},
+    "switch without its prompt": {"switches": [{"frame": n, "boundary": "keep", "text": "", "rows": 6} for n in range(4)]},
+    "switches that are none": {"switches": 3},
+    "latents of no frames": {"tensors": {"latents": torch.zeros(5)}},
+    "latents that are missing": {"tensors": {"latents": None}},
+    "latents of a cut block": {"tensors": {"latents": torch.zeros(1, 17, 16, 2, 4)}},
+    "a prompt that is missing": {"tensors": {"prompt.1": None}},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+def test_a_header_that_does_not_fit_is_refused(path, damage):
+    rewritten(path, **damage)
+    with pytest.raises(SessionError, match=r"is damaged \(.*\); save the session anew"):
+        load(path)
+
+
+@pytest.mark.parametrize("num_bytes", [0, 100, 4096])
+def test_a_full_disk_is_reported_and_the_old_file_untouched(path, video, num_bytes):
+    before = path.read_bytes()
+    with (
+        largest_file(num_bytes),
+        pytest.raises(StoreError, match=r"cannot be written to .*video.safetensors.*free some space"),
+    ):
+        save(video, path)
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_read_only_folder_is_reported_and_the_old_file_untouched(video):
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        path = folder / "video.safetensors"
+        save(video, path)
+        before = path.read_bytes()
+        with read_only(folder), pytest.raises(StoreError, match=r"cannot be written to .*choose another folder"):
+            save(video, path)
+        assert path.read_bytes() == before
+        assert [file.name for file in folder.iterdir()] == [path.name]
+
+
+def test_a_folder_that_is_a_file_is_reported(path, video):
+    with pytest.raises(StoreError, match="cannot be written"):
+        save(video, path / "video")
+
+
+def test_an_interrupt_while_saving_leaves_the_old_file_alone(path, video, monkeypatch):
+    before = path.read_bytes()
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("longlive.store.os.replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save(video, path)
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_others_may_read_a_session_as_they_may_any_file_of_ours(path, tmp_path):
+    plain = tmp_path / "plain"
+    plain.write_text("")
+    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+
+
+def test_the_version_is_the_one_the_tests_were_written_for():
+    assert session_file.VERSION == 1
