@@ -13,13 +13,13 @@ import torch
 from tqdm import tqdm
 
 from . import __version__, session_file
-from .config import Positions, RolloutConfig, pixel_frames
+from .config import Positions, RolloutConfig
 from .demo import demo_models
 from .digest import digest
-from .errors import CheckpointError, LongLiveError, SessionError
+from .errors import CheckpointError, LongLiveError, ScriptError, SessionError
 from .model.causal import CausalWan
 from .model.checkpoint import describe, load_model
-from .model.vae import StreamingDecoder, WanVAE
+from .model.vae import LATENT_CHANNELS, StreamingDecoder, WanVAE
 from .model.vae_file import load_vae
 from .rollout import Pass, PassKind
 from .sampler import Sampler
@@ -65,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
     render.add_argument("--session", type=Path, help="go on with this saved session instead of a new video")
     render.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     render.add_argument("--dtype", choices=DTYPES, default="bf16" if torch.cuda.is_available() else "fp32")
+    render.add_argument("--sage", action="store_true", help="SageAttention: faster on consumer GPUs, 8-bit, not exact")
     add_video_options(render, width=832, height=480)
 
     demo = commands.add_parser("demo", help="make a short video of three prompts without any download")
@@ -83,15 +84,19 @@ def parser() -> argparse.ArgumentParser:
 
 
 def add_video_options(command: argparse.ArgumentParser, *, width: int, height: int) -> None:
+    """The settings of a new video. A session that goes on has its own."""
     released = RolloutConfig()
-    command.add_argument("--width", type=int, default=width)
-    command.add_argument("--height", type=int, default=height)
-    command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--window", type=int, default=released.window, help="latent frames, the sink included")
-    command.add_argument("--sink", type=int, default=released.sink)
-    command.add_argument("--block", type=int, default=released.block)
-    command.add_argument("--steps", type=int, nargs="+", default=released.steps)
-    command.add_argument("--positions", choices=[p.value for p in Positions], default=released.positions.value)
+    video = command.add_argument_group("a new video")
+    video.add_argument("--width", type=int, default=width)
+    video.add_argument("--height", type=int, default=height)
+    video.add_argument("--seed", type=int, default=0)
+    video.add_argument("--window", type=int, default=released.window, help="latent frames, the sink included")
+    video.add_argument("--sink", type=int, default=released.sink)
+    video.add_argument("--block", type=int, default=released.block)
+    video.add_argument("--steps", type=int, nargs="+", default=released.steps)
+    video.add_argument("--shift", type=float, default=released.shift)
+    video.add_argument("--context-noise", type=float, default=released.context_noise)
+    video.add_argument("--positions", choices=[p.value for p in Positions], default=released.positions.value)
     command.add_argument("--store", type=Path, default=cache_folder() / "blocks", help="where finished blocks are kept")
 
 
@@ -101,19 +106,21 @@ def cache_folder() -> Path:
 
 def run_render(options: argparse.Namespace) -> int:
     device, dtype = torch.device(options.device), DTYPES[options.dtype]
-    try:
-        script = options.script.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SessionError(f"the script {options.script} cannot be read: {error}") from error
-    segments = parse(script, options.block)
+    facts = [digest(path, cache_dir=cache_folder()) for path in (options.weights, options.lora) if path]
+    identity = hashlib.sha256(f"{facts} {options.strength}".encode()).hexdigest()
+    if options.session:
+        video = continued(options.session, identity)
+        log.info("size, seed and settings are those of %s", options.session)
+    else:
+        video = begun(options, identity, dtype)
+    segments = parse(written(options.script), video.config.block)
     encoder = UMT5.of_pipeline(options.pipeline, device=device, dtype=dtype)
     prompts = [Prompt.of(encoder(segment.prompt), segment.prompt) for segment in segments]
     del encoder  # 11 GB that nothing needs any more
     tree, _ = load_model(options.weights, lora=options.lora, strength=options.strength, dtype=dtype, device=device)
-    facts = [digest(path, cache_dir=cache_folder()) for path in (options.weights, options.lora) if path]
-    identity = hashlib.sha256(f"{facts} {options.strength}".encode()).hexdigest()
+    model = CausalWan.of_tree(tree, quantised_attention=options.sage)
     vae = load_vae(options.pipeline / "vae", device=device, dtype=dtype)
-    return film(options, segments, prompts, CausalWan.of_tree(tree), vae, identity)
+    return film(options, video, segments, prompts, model, vae)
 
 
 def run_demo(options: argparse.Namespace) -> int:
@@ -121,20 +128,58 @@ def run_demo(options: argparse.Namespace) -> int:
     model, vae, encoder, script = demo_models()
     segments = parse(script, options.block)
     prompts = [Prompt.of(encoder(segment.prompt), segment.prompt) for segment in segments]
-    options.session = None
-    return film(options, segments, prompts, model, vae, "demo 1")
+    return film(options, begun(options, "demo 1", model.dtype), segments, prompts, model, vae)
+
+
+def begun(options: argparse.Namespace, identity: str, dtype: torch.dtype) -> Session:
+    """A new session."""
+    return Session.start(
+        model=identity,
+        config=RolloutConfig(
+            window=options.window,
+            sink=options.sink,
+            block=options.block,
+            steps=tuple(options.steps),
+            shift=options.shift,
+            context_noise=options.context_noise,
+            positions=Positions(options.positions),
+        ),
+        height=options.height,
+        width=options.width,
+        seed=options.seed,
+        dtype=dtype,
+        channels=LATENT_CHANNELS,
+    )
+
+
+def continued(path: Path, identity: str) -> Session:
+    """A saved session, if it was made with these weights."""
+    session = session_file.load(path)
+    if session.model != identity:
+        raise SessionError(
+            f"{path} was made with other weights; give the weights, the LoRA and the strength it was made with, "
+            f"and go on in ComfyUI if it was made there"
+        )
+    return session
+
+
+def written(path: Path) -> str:
+    """The text of a script file."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ScriptError(f"the script {path} cannot be read: {error}; give a text file in UTF-8") from error
 
 
 def film(
     options: argparse.Namespace,
+    video: Session,
     segments: tuple[Segment, ...],
     prompts: list[Prompt],
     model: CausalWan,
     vae: WanVAE,
-    identity: str,
 ) -> int:
     """Make, decode and write the video block by block; keep its session beside it, also when interrupted."""
-    video = begun(options, model, identity)
     session_path = options.output.with_suffix(".session.safetensors")
     log.info("%s", report(segments, video.config.block, video.num_frames))
     blocks, steps = sum(segment.blocks for segment in segments), len(video.config.steps)
@@ -156,37 +201,13 @@ def film(
             writer.write(decoder.flush())
         except KeyboardInterrupt:
             status = INTERRUPTED
-            log.warning("interrupted: the same command goes on from here, or continue with --session %s", session_path)
+            log.warning("interrupted: the same command goes on from here")
         finally:
             session_file.save(video, session_path)
-    log.info("session: %s", session_path)
-    log.info("%d pixel frames, %g s", pixel_frames(video.num_frames), video.seconds)
+    log.info("session: %s, to go on with --session", session_path)
+    log.info("%d pixel frames, %g s", video.pixel_frames, video.seconds)
     sys.stdout.write(f"{options.output}\n")
     return status
-
-
-def begun(options: argparse.Namespace, model: CausalWan, identity: str) -> Session:
-    """The session to go on with: a saved one, or a new one."""
-    if options.session is None:
-        return Session.start(
-            model=identity,
-            config=RolloutConfig(
-                window=options.window,
-                sink=options.sink,
-                block=options.block,
-                steps=tuple(options.steps),
-                positions=Positions(options.positions),
-            ),
-            height=options.height,
-            width=options.width,
-            seed=options.seed,
-            dtype=model.dtype,
-            channels=model.geometry.in_dim,
-        )
-    session = session_file.load(options.session)
-    if session.model != identity:
-        raise SessionError(f"{options.session} was made with other weights; give the weights and LoRA it was made with")
-    return session
 
 
 @contextmanager
@@ -202,12 +223,19 @@ def bar(steps: int) -> Iterator:
 
 
 def run_info(options: argparse.Namespace) -> int:
+    status = 0
     for path in options.files:
-        sys.stdout.write(f"{described(path)}\n")
-    return 0
+        try:
+            sys.stdout.write(f"{described(path)}\n")
+        except LongLiveError as error:
+            log.error("%s: %s", type(error).__name__, error)
+            status = FAILED
+    return status
 
 
 def described(path: Path) -> str:
+    if not path.exists():
+        return describe(path)
     try:
         return f"{path.name}: a LongLive session\n{session_file.load(path).report()}"
     except session_file.NotASession:
@@ -215,6 +243,7 @@ def described(path: Path) -> str:
 
 
 def run_verify(options: argparse.Namespace) -> int:
+    logging.getLogger(__package__).setLevel(logging.WARNING)  # one line a file
     status = 0
     for path in options.files:
         try:

@@ -2,12 +2,13 @@
 
 LongLiveError
 ├── ConfigError        a setting that breaks a rule of the method
-├── TimelineError      a script that does not parse; names line and column
-├── CheckpointError    a file that is not the weights it claims to be
+├── ScriptError        a timeline script that cannot be read
+│   └── TimelineError  one that does not parse; names line and column
+├── CheckpointError    a file that is not the weights or the run it claims to be
 ├── ConditioningError  a prompt embedding the model cannot take
 ├── SessionError       a session file, or a session continued with what it was not made for
 ├── PositionError      the table of absolute positions has ended
-├── StoreError         a disk that is full, read-only or holds a damaged entry
+├── StoreError         a session that cannot be written
 └── VideoError         a video file that cannot be written
 """
 
@@ -20,7 +21,11 @@ class ConfigError(LongLiveError):
     """A setting breaks a rule of the method."""
 
 
-class TimelineError(LongLiveError):
+class ScriptError(LongLiveError):
+    """A timeline script cannot be read."""
+
+
+class TimelineError(ScriptError):
     """A timeline script does not parse."""
 
     def __init__(self, problem: str, *, line: int, column: int) -> None:
@@ -45,7 +50,7 @@ class PositionError(LongLiveError):
 
 
 class StoreError(LongLiveError):
-    """A disk refuses, or an entry on it is damaged."""
+    """A session cannot be written."""
 
 
 class VideoError(LongLiveError):

@@ -123,6 +123,6 @@ def check_positions(config: RolloutConfig, end: int) -> None:
     if config.positions is Positions.ABSOLUTE and end > TABLE_FRAMES:
         raise PositionError(
             f"the video would reach frame {end} since its start or last cut, but absolute positions end at frame "
-            f"{TABLE_FRAMES} ({pixel_frames(TABLE_FRAMES)} pixel frames); choose unbounded positions in the options, "
-            f"or begin anew with a cut"
+            f"{TABLE_FRAMES} ({pixel_frames(TABLE_FRAMES)} pixel frames); set positions to unbounded in the options, "
+            f"or begin anew with a cut (discard cache)"
         )

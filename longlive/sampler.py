@@ -5,7 +5,7 @@ block has to be computed, and freed when the sampler is closed, whatever happens
 """
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from torch import Tensor
 
@@ -24,10 +24,20 @@ log = logging.getLogger(__name__)
 
 
 class Sampler:
-    """Extends sessions made with `model`. A context manager; keeps the memory warm between calls on one video."""
+    """Extends sessions made with `model`. A context manager; keeps the memory warm between calls on one video.
 
-    def __init__(self, model: CausalWan, *, store: Store | None = None, watch: Watch | None = None) -> None:
-        self.model, self.store, self.watch = model, store, watch
+    `prepare` is called before a memory is allocated: whoever owns the weights can make room and load them then.
+    """
+
+    def __init__(
+        self,
+        model: CausalWan,
+        *,
+        store: Store | None = None,
+        watch: Watch | None = None,
+        prepare: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.model, self.store, self.watch, self.prepare = model, store, watch, prepare
         self._rollout: Rollout | None = None
         self._session: Session | None = None  # the video the rollout remembers
         self._made: Call | None = None  # the newest call its memory holds
@@ -60,12 +70,13 @@ class Sampler:
         if not session.switches:
             raise SessionError("the session has no prompt yet; give it one before its first frame is sampled")
         for _ in range(blocks):
-            latents = self.store.get(session.next_key(), session.block_shape) if self.store else None
+            key = session.next_key(self.model.kernel)
+            latents = self.store.get(key, session.block_shape) if self.store else None
             if latents is None:
                 latents = self._compute(session)
                 if self.store:
-                    self.store.put(session.next_key(), latents)
-            session = session.extended_by(latents)
+                    self.store.put(key, latents)
+            session = session.extended_by(latents, key)
             if self._rollout:
                 self._session = session
             yield session
@@ -102,6 +113,7 @@ class Sampler:
         if self._rollout and self._session and session.continues(self._session):
             return self._rollout
         self.close()
+        self.prepare()
         batch, _, *shape = session.block_shape
         self._rollout = Rollout(self.model, session.config, (batch, *shape), watch=self.watch)
         return self._rollout

@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .config import PIXELS_PER_CELL, RolloutConfig, blocks_to_seconds, pixel_frames
+from .config import FPS, PIXELS_PER_CELL, RolloutConfig, blocks_to_seconds, pixel_frames
 from .digest import digest_of_tensors
 from .errors import ConditioningError, ConfigError, SessionError
 from .timeline import Boundary
@@ -102,7 +102,8 @@ class Session:
 
     @property
     def seconds(self) -> float:
-        return blocks_to_seconds(len(self.blocks), self.config.block)
+        """As long as the decoded file plays: a little less than its blocks, for the first frame is one pixel frame."""
+        return self.pixel_frames / FPS
 
     @property
     def block_shape(self) -> tuple[int, int, int, int, int]:
@@ -125,11 +126,11 @@ class Session:
         earlier = tuple(switch for switch in self.switches if switch.frame < self.num_frames)
         return replace(self, switches=(*earlier, Switch(self.num_frames, boundary, prompt)))
 
-    def extended_by(self, latents: Tensor) -> "Session":
-        """The video with one more block [1, F, C, h, w], kept on the CPU."""
+    def extended_by(self, latents: Tensor, key: str) -> "Session":
+        """The video with one more block [1, F, C, h, w], kept on the CPU, and that block's key."""
         assert latents.shape == self.block_shape, (latents.shape, self.block_shape)
         block = latents.detach().to("cpu", self.dtype)
-        return replace(self, blocks=(*self.blocks, block), keys=(*self.keys, self.next_key()))
+        return replace(self, blocks=(*self.blocks, block), keys=(*self.keys, key))
 
     def rewound_to(self, frame: int) -> "Session":
         """The video cut back to its first `frame` frames. Raises SessionError if that falls inside a block."""
@@ -153,9 +154,9 @@ class Session:
         """All latents [1, N, C, h, w]."""
         return self.frames(0, self.num_frames) if self.blocks else torch.empty(1, 0, *self.block_shape[2:])
 
-    def next_key(self) -> str:
-        """The key of the block to come: a hash of all that determines its latents."""
-        facts: list[object] = [self.keys[-1] if self.keys else self._base_key(), len(self.blocks)]
+    def next_key(self, kernel: str) -> str:
+        """The key of the block to come, computed by `kernel`: a hash of all that determines its latents."""
+        facts: list[object] = [self.keys[-1] if self.keys else self._base_key(), len(self.blocks), kernel]
         last = self.switches[-1]
         if last.frame == self.num_frames:
             facts += [last.boundary.value, last.prompt.digest]
@@ -165,7 +166,7 @@ class Session:
         """Length, size, settings and every switch, for people to read."""
         config = self.config
         lines = [
-            f"{self.seconds:g} s, {len(self.blocks)} blocks, {self.num_frames} frames, {self.pixel_frames} pixel frames",
+            f"{len(self.blocks)} blocks, {self.num_frames} frames, {self.pixel_frames} pixel frames, {self.seconds:g} s",
             f"{self.width} x {self.height}, seed {self.seed}, window {config.window} with sink {config.sink}, "
             f"block {config.block}, steps {', '.join(map(str, config.steps))}, {config.positions.value} positions",
         ]

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from .config import MAX_SECONDS, blocks_to_seconds, pixel_frames, seconds_to_blocks
+from .config import FPS, MAX_SECONDS, blocks_to_seconds, pixel_frames, seconds_to_blocks
 from .errors import ConfigError, TimelineError
 
 
@@ -35,7 +35,7 @@ class Boundary(StrEnum):
 
 
 WORDS = {Boundary.RECACHE: "", Boundary.RENEW: "renew", Boundary.KEEP: "keep", Boundary.DISCARD: "cut"}
-BOUNDARIES = {word: boundary for boundary, word in WORDS.items()}
+BOUNDARIES = {word: boundary for boundary, word in WORDS.items()} | {"recache": Boundary.RECACHE}  # what "" means
 UNITS = {unit: name[0] for name in ("seconds", "blocks", "frames") for unit in (name[0], name[:-1], name)}
 
 SPACE = " \t\u00a0\u3000"  # with the no-break and the ideographic space of pasted text
@@ -110,7 +110,7 @@ def report(segments: Sequence[Segment], block: int = 3, before: int = 0) -> str:
         [*map(str.rjust, row[:6], widths[:6]), *map(str.ljust, row[6:], widths[6:])]  # numbers right, words left
         for row in rows
     ]
-    lengths = f"{blocks_to_seconds(start, 1):g} s, {start} frames, {pixel_frames(start)} pixel frames"
+    lengths = f"{start} frames, {pixel_frames(start)} pixel frames, {pixel_frames(start) / FPS:g} s"
     total = f"total: {sum(segment.blocks for segment in segments)} blocks; the video is {lengths} long"
     return "\n".join([*("  ".join(row).rstrip() for row in aligned), total, *notes]) + "\n"
 

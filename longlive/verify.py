@@ -81,8 +81,11 @@ class Verdict:
 def verify(path: Path) -> Verdict:
     """Replay the run at `path` and compare. Raises CheckpointError for a file that is no run it can replay."""
     run = Run.open(path)
-    with torch.no_grad():
-        replayed = REPLAYS[run.meta["kind"]](run)
+    try:
+        with torch.no_grad():
+            replayed = REPLAYS[run.meta["kind"]](run)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is an incomplete run ({error!r}); record it anew") from error
     largest, where, failures = 0.0, "nothing", []
     for name, recorded in run.results.items():
         if name not in replayed:

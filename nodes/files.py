@@ -68,8 +68,8 @@ class LoadSession(io.ComfyNode):
         session = session_file.load(host.session_path(name))
         if session.model != host.model_digest(model):
             raise SessionError(
-                f"the session {name} was made with other weights than this MODEL; "
-                f"load the model, LoRA and strength it was made with"
+                f"the session {name} was made with other weights than this MODEL; load it with the files, the LoRA "
+                f"strength and the weight dtype it was made with, in ComfyUI if it was made there"
             )
         return io.NodeOutput(LiveSession(session, model))
 

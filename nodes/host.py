@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 
 WAN21_CHANNELS = 16
 LAYER_PATCHES = ("patches", "patches_replace")  # of transformer_options; a causal forward has no place for them
-STORE_BYTES = 4 << 30  # 80 minutes at 832 x 480
+HARMLESS = {"pooled_output", "hooks", "unprojected"}  # of a CONDITIONING; Wan2.1 reads the embedding alone
+STORE_BYTES = 4 << 30  # 90 minutes at 832 x 480
 
 _digests: WeakKeyDictionary[torch.nn.Module, str] = WeakKeyDictionary()
 
@@ -54,24 +55,27 @@ def causal_model(patcher: ModelPatcher) -> CausalWan:
             f"{WAN21_CHANNELS}; load longlive_base with LongLive Model Loader"
         )
     device, dtype = patcher.load_device, patcher.model.get_dtype_inference()
-    return CausalWan(tree, Geometry.of_tree(tree), host_attention(patcher), device, dtype)
+    attend, name = host_attention(patcher)
+    return CausalWan(tree, Geometry.of_tree(tree), attend, f"{device.type} {name}", device, dtype)
 
 
-def host_attention(patcher: ModelPatcher) -> Attend:
-    """The attention the user chose for ComfyUI, with whatever overrides the MODEL carries."""
+def host_attention(patcher: ModelPatcher) -> tuple[Attend, str]:
+    """The attention the user chose for ComfyUI, with whatever override the MODEL carries, and a name for it."""
     options = patcher.model_options.get("transformer_options", {})
-    ignored = [name for name in LAYER_PATCHES if any(options.get(name, {}).values())]
+    override = options.get("optimized_attention_override")
+    name = f"{optimized_attention.__name__} {getattr(override, '__qualname__', type(override).__qualname__)}"
+    ignored = [f"{kind} of layers" for kind in LAYER_PATCHES if any(options.get(kind, {}).values())]
+    if "model_sampling" in patcher.object_patches:
+        ignored.append("a model sampling (set the shift in LongLive Options)")
     if ignored:
-        log.warning(
-            "the MODEL carries %s, which a causal rollout cannot honour; they are ignored", " and ".join(ignored)
-        )
+        log.warning("the MODEL carries %s, which a causal rollout cannot honour; ignored", " and ".join(ignored))
 
     def attend(q_BTNH: Tensor, k_BSNH: Tensor, v_BSNH: Tensor) -> Tensor:
         heads = q_BTNH.shape[2]
         q, k, v = (x.flatten(2) for x in (q_BTNH, k_BSNH, v_BSNH))
         return optimized_attention(q, k, v, heads=heads, transformer_options=options).unflatten(-1, (heads, -1))
 
-    return attend
+    return attend, name
 
 
 @contextmanager
@@ -79,13 +83,16 @@ def sampling(patcher: ModelPatcher, session: Session, total_blocks: int) -> Iter
     """A sampler for `total_blocks` more blocks: memory announced, weights loaded, progress, previews and interrupt."""
     model = causal_model(patcher)
     keys = memory_bytes(model, session.config, session.height, session.width)
-    _, frames, channels, height, width = session.block_shape
-    work = patcher.model.memory_required([1, channels, max(frames, session.config.window), height, width])
-    log.info("a window of %d frames needs %.2f GB of keys and values", session.config.window, keys / 1e9)
-    comfy.model_management.load_models_gpu([patcher], memory_required=keys + work)
+    _, _, channels, height, width = session.block_shape
+    work = patcher.model.memory_required([1, channels, session.config.window, height, width])
+
+    def prepare() -> None:
+        log.info("a window of %d frames takes %.0f MB of keys and values", session.config.window, keys / 1e6)
+        comfy.model_management.load_models_gpu([patcher], memory_required=keys + work)
+
     watch = progress(patcher, total_blocks * len(session.config.steps))
     try:
-        with Sampler(model, store=block_store(), watch=watch) as sampler:
+        with Sampler(model, store=block_store(), watch=watch, prepare=prepare) as sampler:
             yield sampler
     finally:
         comfy.model_management.soft_empty_cache()
@@ -125,7 +132,11 @@ def prompt_of(conditioning: list, patcher: ModelPatcher) -> Prompt:
             f"the CONDITIONING holds {len(conditioning)} prompts, a segment has one; "
             f"connect one CLIP Text Encode and switch prompts with LongLive Switch Prompt"
         )
-    prompt = Prompt.of(conditioning[0][0])
+    embedding, settings = conditioning[0]
+    ignored = sorted(name for name, value in settings.items() if value is not None and name not in HARMLESS)
+    if ignored:
+        log.warning("the CONDITIONING carries %s, which a session cannot honour; ignored", ", ".join(ignored))
+    prompt = Prompt.of(embedding)
     width, expected = prompt.embedding.shape[-1], patcher.model.diffusion_model.text_dim
     if width != expected:
         raise ConditioningError(

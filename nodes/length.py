@@ -8,9 +8,9 @@ from ..longlive.errors import ConfigError
 SECONDS, BLOCKS, FRAMES = "seconds", "blocks", "frames"
 
 
-def length_inputs(*, default: float, tooltip: str) -> list[io.Input]:
+def length_inputs(*, default: float, tooltip: str, shortest: float = 0.0) -> list[io.Input]:
     return [
-        io.Float.Input("length", default=default, min=0.0, max=float(MAX_SECONDS), step=0.25, tooltip=tooltip),
+        io.Float.Input("length", default=default, min=shortest, max=float(MAX_SECONDS), step=0.25, tooltip=tooltip),
         io.Combo.Input(
             "unit",
             options=[SECONDS, BLOCKS, FRAMES],
@@ -29,7 +29,6 @@ def blocks_of(length: float, unit: str, config: RolloutConfig) -> int:
         fitting = max(1, round(length / (1 if unit == BLOCKS else config.block))) * (
             1 if unit == BLOCKS else config.block
         )
-        raise ConfigError(
-            f"a length of {length:g} {unit} is not a whole number of blocks of {config.block} frames; use {fitting}"
-        )
+        rule = "blocks are whole" if unit == BLOCKS else f"a block has {config.block} frames"
+        raise ConfigError(f"a length of {length:g} {unit} does not fit: {rule}; use {fitting}")
     return int(blocks)

@@ -26,7 +26,7 @@ class ChunkSampler(io.ComfyNode):
             search_aliases=["longlive", "extend video", "sampler", "continue"],
             inputs=[
                 SessionSocket.Input("session", tooltip="The video so far."),
-                *length_inputs(default=5.0, tooltip="How much longer the video gets."),
+                *length_inputs(default=5.0, tooltip="How much longer the video gets.", shortest=0.25),
             ],
             outputs=[
                 SessionSocket.Output(display_name="session", tooltip="The longer video."),
@@ -86,6 +86,8 @@ class Timeline(io.ComfyNode):
             for segment, prompt in zip(segments, prompts, strict=True):
                 video = sampler.extended(video.switched_to(prompt, segment.boundary), segment.blocks)
         text = report(segments, before.config.block, before.num_frames)
+        if before.switches and not before.blocks:
+            text += "\nnote: the session's own prompt gives way to the first segment's"
         return io.NodeOutput(session.with_session(video), text, ui=ui.PreviewText(text))
 
 

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import ConfigError
+
 log = logging.getLogger(__name__)
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -20,16 +22,23 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 HALF = (torch.float16, torch.bfloat16)
 
 
-def attention_for(device: torch.device, dtype: torch.dtype) -> Attend:
-    """FlashAttention 3 or 2 where installed and the tensors are half precision on CUDA, else PyTorch's own.
+def attention_for(device: torch.device, dtype: torch.dtype, *, quantised: bool = False) -> tuple[Attend, str]:
+    """The kernel and its name: FlashAttention 3 or 2 where installed and fit, else PyTorch's own.
 
-    SageAttention is not among them: it quantises, so it is a choice of the user's (`sage`), never a default.
+    SageAttention quantises, so it is used where asked for alone. Raises ConfigError where it is not to be had.
     """
-    if device.type == "cuda" and dtype in HALF:
-        for load in (flash3, flash2):
-            if attend := load():
-                return attend
-    return sdpa
+    on_gpu = device.type == "cuda" and dtype in HALF
+    if quantised:
+        if on_gpu and (attend := sage()):
+            return attend, "sage"
+        raise ConfigError(
+            f"SageAttention cannot run here ({device.type}, {dtype}); install sageattention and use a CUDA GPU "
+            f"with bf16 or fp16, or leave it out"
+        )
+    for load, name in ((flash3, "flash3"), (flash2, "flash2")):
+        if on_gpu and (attend := load()):
+            return attend, name
+    return sdpa, "sdpa"
 
 
 def sdpa(q_BTNH: Tensor, k_BSNH: Tensor, v_BSNH: Tensor) -> Tensor:

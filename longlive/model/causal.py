@@ -27,15 +27,16 @@ class CausalWan:
     tree: WanTree
     geometry: Geometry
     attend: Attend
+    kernel: str  # names what computes the attention and where; other kernels round differently
     device: torch.device
     dtype: torch.dtype  # of activations, latents and the memory
 
     @classmethod
-    def of_tree(cls, model: WanModel) -> "CausalWan":
-        """Our own tree, on the device and in the dtype it is in."""
+    def of_tree(cls, model: WanModel, *, quantised_attention: bool = False) -> "CausalWan":
+        """Our own tree, on the device and in the dtype it is in. Raises ConfigError where SageAttention is missing."""
         tree, weight = cast(WanTree, model), model.patch_embedding.weight
-        attend = attention_for(weight.device, weight.dtype)
-        return cls(tree, Geometry.of_tree(tree), attend, weight.device, weight.dtype)
+        attend, name = attention_for(weight.device, weight.dtype, quantised=quantised_attention)
+        return cls(tree, Geometry.of_tree(tree), attend, f"{weight.device.type} {name}", weight.device, weight.dtype)
 
     def like_token(self, batch: int) -> Tensor:
         """An empty tensor [B, 1, N, H] of the kind a memory holds."""

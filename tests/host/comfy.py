@@ -250,7 +250,6 @@ class ComfyUI:
         for folder in FOLDERS:
             (self.base / folder).mkdir(parents=True, exist_ok=True)
         link(self.base / "custom_nodes" / PACK, REPOSITORY)
-        link(self.base / "user" / "default" / "workflows" / PACK, REPOSITORY / "workflows")
         if test_nodes:
             link(self.base / "custom_nodes" / TEST_NODES.name, TEST_NODES)
         if not (self.models / model_files.DIT).exists():
@@ -333,11 +332,12 @@ def main(port: int) -> None:
     """Keep the newest host open until Ctrl-C, on a base directory that stays."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the host never outlives this process
-    with ComfyUI(NEWEST, REPOSITORY / ".cache" / "comfyui", port=port) as host:
+    base = REPOSITORY / ".cache" / "comfyui"
+    with ComfyUI(NEWEST, base, port=port) as host:
+        model_files.write_stand_ins(host.models)
         log.info("ComfyUI %s is at %s", host.host.version, host.address)
-        log.info("Open Workflows (w) > %s and queue one. Small random models stand in for the real ones:", PACK)
-        log.info("choose %s and %s;", model_files.DIT.name, model_files.VAE.name)
-        log.info("the node Test Hashed CLIP takes the place of a text encoder.")
+        log.info("Open Templates > %s, choose a workflow and run it.", PACK)
+        log.info("Small random models stand in for the real files: expect moving noise, not pictures.")
         log.info("Everything it writes lies in %s. Ctrl-C ends it.", host.base)
         try:
             host.join()

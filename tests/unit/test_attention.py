@@ -6,6 +6,7 @@ from types import ModuleType
 import pytest
 import torch
 
+from longlive.errors import ConfigError
 from longlive.model import attention
 from longlive.model.attention import attention_for, flash2, flash3, sage, sdpa
 

@@ -179,9 +179,7 @@ def test_a_rebuild_is_as_deep_as_the_network_and_no_deeper():
     """(recent + (layers - 1) (recent - block)) frames of clean passes, and the block that holds the sink."""
     config, end = RolloutConfig(), 900
     upcoming = window_of(config).block(end, config.block)
-    counts = [
-        len(needed(calls_before(config, [START], end), upcoming, layers, made=None)) for layers in (1, 2, 3, 30)
-    ]
+    counts = [len(needed(calls_before(config, [START], end), upcoming, layers, made=None)) for layers in (1, 2, 3, 30)]
     recent_blocks = (config.recent - config.block) // config.block
     assert counts == [1 + recent_blocks * layers for layers in (1, 2, 3, 30)]
     assert all(later - earlier > 0 for earlier, later in pairwise(counts))

@@ -19,7 +19,9 @@ def by_hand(x_BTNH: torch.Tensor, start: int, frames: int) -> torch.Tensor:
     for token in range(x_BTNH.shape[1]):
         frame, cell = divmod(token, GRID[0] * GRID[1])
         place = (start + frame, *divmod(cell, GRID[1]))
-        angles = [p * 10000.0 ** (-2 * i / size) for p, size in zip(place, sizes, strict=True) for i in range(size // 2)]
+        angles = [
+            p * 10000.0 ** (-2 * i / size) for p, size in zip(place, sizes, strict=True) for i in range(size // 2)
+        ]
         turn = torch.tensor([complex(math.cos(a), math.sin(a)) for a in angles], dtype=torch.complex128)
         pairs = torch.view_as_complex(out[:, token].unflatten(-1, (-1, 2)).contiguous())
         out[:, token] = torch.view_as_real(pairs * turn).flatten(-2)

@@ -13,22 +13,33 @@ from longlive.session import Prompt, Session, Switch
 from longlive.timeline import Boundary
 
 
+KERNEL = "cpu sdpa"
+
+
 def block(session: Session, number: int) -> torch.Tensor:
     return torch.randn(session.block_shape, generator=torch.Generator().manual_seed(number))
+
+
+def longer(session: Session, number: int) -> Session:
+    return session.extended_by(block(session, number), session.next_key(KERNEL))
 
 
 def filmed(blocks: int, session: Session | None = None) -> Session:
     """A video of random latents: a session does not ask who made them."""
     session = session or tiny.session()
     for number in range(blocks):
-        session = session.extended_by(block(session, number))
+        session = longer(session, number)
     return session
 
 
 def facts(session: Session) -> tuple:
     """All there is in a session, tensors as copies."""
     return (
-        *(getattr(session, field.name) for field in dataclasses.fields(session) if field.name not in ("blocks", "switches")),
+        *(
+            getattr(session, field.name)
+            for field in dataclasses.fields(session)
+            if field.name not in ("blocks", "switches")
+        ),
         [block.clone().tolist() for block in session.blocks],
         [(s.frame, s.boundary, s.prompt.text, s.prompt.rows, s.prompt.embedding.tolist()) for s in session.switches],
     )
@@ -37,7 +48,7 @@ def facts(session: Session) -> tuple:
 def test_nothing_that_is_done_with_a_session_changes_it():
     video = filmed(3).switched_to(tiny.prompt(1))
     before = facts(video)
-    video.extended_by(block(video, 9)).switched_to(tiny.prompt(2), Boundary.DISCARD)
+    longer(video, 9).switched_to(tiny.prompt(2), Boundary.DISCARD)
     video.switched_to(tiny.prompt(3), Boundary.KEEP)
     video.rewound_to(3)
     video.latents().zero_()
@@ -55,16 +66,16 @@ def test_no_field_of_a_session_can_be_set():
 
 def test_latents_are_shared_by_a_session_and_those_that_continue_it():
     video = filmed(3)
-    longer = video.extended_by(block(video, 3))
-    assert all(a is b for a, b in zip(video.blocks, longer.blocks, strict=False))
-    assert longer.keys[:3] == video.keys
+    next_one = longer(video, 3)
+    assert all(a is b for a, b in zip(video.blocks, next_one.blocks, strict=False))
+    assert next_one.keys[:3] == video.keys
 
 
 def test_a_switch_before_the_first_frame_replaces_the_prompt():
     video = tiny.session().switched_to(tiny.prompt(1), Boundary.KEEP).switched_to(tiny.prompt(2), Boundary.RENEW)
     (switch,) = video.switches
     assert (switch.frame, switch.boundary, str(switch.prompt)) == (0, Boundary.DISCARD, "prompt 2")
-    assert video.next_key() == tiny.session().switched_to(tiny.prompt(2)).next_key()
+    assert video.next_key(KERNEL) == tiny.session().switched_to(tiny.prompt(2)).next_key(KERNEL)
 
 
 def test_of_two_switches_with_no_block_between_the_last_counts():
@@ -72,13 +83,13 @@ def test_of_two_switches_with_no_block_between_the_last_counts():
     twice = video.switched_to(tiny.prompt(1), Boundary.DISCARD).switched_to(tiny.prompt(2), Boundary.KEEP)
     once = video.switched_to(tiny.prompt(2), Boundary.KEEP)
     assert [(switch.frame, switch.boundary) for switch in twice.switches] == [(0, Boundary.DISCARD), (6, Boundary.KEEP)]
-    assert twice.next_key() == once.next_key()
+    assert twice.next_key(KERNEL) == once.next_key(KERNEL)
     assert twice.origin == once.origin == 0
 
 
 def test_lengths_are_counted_in_frames_pixels_and_seconds():
     video = filmed(5)
-    assert (video.num_frames, video.pixel_frames, video.seconds) == (15, 57, 3.75)
+    assert (video.num_frames, video.pixel_frames, video.seconds) == (15, 57, 57 / 16)
     assert (tiny.session().num_frames, tiny.session().pixel_frames, tiny.session().seconds) == (0, 0, 0)
     assert video.block_shape == (1, 3, 16, 2, 4)
 
@@ -105,12 +116,12 @@ def test_a_video_without_frames_has_empty_latents():
 
 def test_a_block_of_another_shape_is_our_own_mistake():
     with pytest.raises(AssertionError, match=r"\[1, 2, 16, 2, 4\]|\(1, 3, 16, 2, 4\)"):
-        tiny.session().extended_by(torch.zeros(1, 2, 16, 2, 4))
+        tiny.session().extended_by(torch.zeros(1, 2, 16, 2, 4), "key")
 
 
 def test_blocks_are_kept_on_the_cpu_in_the_session_s_dtype_without_a_graph():
     video = replace(tiny.session(), dtype=torch.bfloat16)
-    (kept,) = video.extended_by(torch.ones(video.block_shape, requires_grad=True)).blocks
+    (kept,) = video.extended_by(torch.ones(video.block_shape, requires_grad=True), "key").blocks
     assert (kept.device.type, kept.dtype, kept.requires_grad) == ("cpu", torch.bfloat16, False)
 
 
@@ -119,7 +130,7 @@ def test_rewinding_forgets_later_blocks_keys_and_prompts():
     video = filmed(2, video).switched_to(tiny.prompt(2))
     back = video.rewound_to(6)
     assert facts(back) == facts(filmed(2))
-    assert back.next_key() == filmed(2).next_key()
+    assert back.next_key(KERNEL) == filmed(2).next_key(KERNEL)
     assert [switch.frame for switch in video.rewound_to(9).switches] == [0, 6]
     assert facts(video.rewound_to(0)) == facts(tiny.session())
 
@@ -206,9 +217,13 @@ def test_every_setting_has_a_change_among_those_tried():
     assert {name for config in changed for name, value in config.items() if value != released[name]} == set(released)
 
 
+def test_keys_change_with_the_kernel_that_rounds():
+    assert tiny.session().next_key(KERNEL) != tiny.session().next_key("cuda flash3")
+
+
 def test_keys_change_with_every_setting():
-    keys = [replace(tiny.session(), **change).next_key() for change in CHANGES]
-    assert len({tiny.session().next_key(), *keys}) == len(CHANGES) + 1
+    keys = [replace(tiny.session(), **change).next_key(KERNEL) for change in CHANGES]
+    assert len({tiny.session().next_key(KERNEL), *keys}) == len(CHANGES) + 1
 
 
 def test_keys_change_with_the_prompt_the_boundary_and_the_moment():
@@ -217,12 +232,12 @@ def test_keys_change_with_the_prompt_the_boundary_and_the_moment():
         video,
         *(video.switched_to(tiny.prompt(1), boundary) for boundary in Boundary),
         video.switched_to(tiny.prompt(2)),
-        filmed(2).switched_to(tiny.prompt(1)).extended_by(block(video, 2)),
+        longer(filmed(2).switched_to(tiny.prompt(1)), 2),
         filmed(3, tiny.session().switched_to(tiny.prompt(1))),
         filmed(2),
         filmed(4),
     ]
-    assert len({session.next_key() for session in continued}) == len(continued)
+    assert len({session.next_key(KERNEL) for session in continued}) == len(continued)
 
 
 def test_a_key_tells_all_that_came_before():
@@ -242,13 +257,13 @@ def test_keys_change_with_nothing_else():
         filmed(3, tiny.session(RolloutConfig(steps=[1000, 750, 500, 250], positions="absolute"))).switched_to(renamed),
         replace(video, blocks=tuple(block.clone() for block in video.blocks)),
     ]
-    assert {session.next_key() for session in same} == {video.next_key()}
+    assert {session.next_key(KERNEL) for session in same} == {video.next_key(KERNEL)}
 
 
 def test_equal_settings_have_equal_keys_whether_written_as_5_or_5_0():
     whole, decimal = RolloutConfig(shift=5, context_noise=0), RolloutConfig(shift=5.0, context_noise=0.0)
     assert whole == decimal
-    assert tiny.session(whole).next_key() == tiny.session(decimal).next_key()
+    assert tiny.session(whole).next_key(KERNEL) == tiny.session(decimal).next_key(KERNEL)
 
 
 def test_keys_are_the_same_in_every_process_and_release():
@@ -258,25 +273,25 @@ def test_keys_are_the_same_in_every_process_and_release():
         model="tiny", config=RolloutConfig(), height=16, width=32, seed=7, dtype=torch.float32, channels=16,
         switches=(Switch(0, Boundary.DISCARD, prompt),),
     )  # fmt: skip
-    assert video.next_key() == "GOLDEN"
+    assert video.next_key(KERNEL) == "772e378baa8c776f1d17937f3e643eafecd4b02a8473584aa24a980ef21fb376"
 
 
 def test_a_session_continues_its_own_past_and_no_other():
     video = filmed(3)
-    longer = filmed(2, video.switched_to(tiny.prompt(1)))
-    assert longer.continues(video)
-    assert longer.continues(longer)
-    assert longer.continues(tiny.session())
-    assert not video.continues(longer)
-    assert not filmed(2, video.switched_to(tiny.prompt(2))).continues(longer)
-    assert not longer.continues(filmed(3, tiny.session(seed=8)))
-    assert not longer.continues(tiny.session(seed=8))
+    later = filmed(2, video.switched_to(tiny.prompt(1)))
+    assert later.continues(video)
+    assert later.continues(later)
+    assert later.continues(tiny.session())
+    assert not video.continues(later)
+    assert not filmed(2, video.switched_to(tiny.prompt(2))).continues(later)
+    assert not later.continues(filmed(3, tiny.session(seed=8)))
+    assert not later.continues(tiny.session(seed=8))
 
 
 def test_a_report_names_length_size_settings_and_switches():
     video = filmed(4).switched_to(tiny.prompt(1), Boundary.RENEW)
     report = video.report()
-    for part in ("3 s", "4 blocks", "12 frames", "45 pixel frames", "32 x 16, seed 7", "window 12 with sink 3"):
+    for part in ("2.8125 s", "4 blocks", "12 frames", "45 pixel frames", "32 x 16, seed 7", "window 12 with sink 3"):
         assert part in report
     first, second = report.splitlines()[-2:]
     assert first.split() == ["0.00", "s", "frame", "0", "start", "prompt", "0"]

@@ -137,7 +137,9 @@ def test_a_file_that_is_not_there_is_named():
         load(Path("nowhere/video"))
 
 
-@pytest.mark.parametrize("content", [b"", b"RIFF", b"\x80\x02}q\x00.", b"{}" * 20], ids=["empty", "riff", "pickle", "json"])
+@pytest.mark.parametrize(
+    "content", [b"", b"RIFF", b"\x80\x02}q\x00.", b"{}" * 20], ids=["empty", "riff", "pickle", "json"]
+)
 def test_what_is_no_safetensors_is_refused(tmp_path, content):
     path = tmp_path / "video"
     path.write_bytes(content)
@@ -212,7 +214,9 @@ DAMAGE = {
     "keys too few": {"keys": ["a"]},
     "keys that are none": {"keys": None},
     "boundary that is none": {"switches": [{"frame": 0, "boundary": "jump", "text": "", "rows": 6}]},
-    "switch without its prompt": {"switches": [{"frame": n, "boundary": "keep", "text": "", "rows": 6} for n in range(4)]},
+    "switch without its prompt": {
+        "switches": [{"frame": n, "boundary": "keep", "text": "", "rows": 6} for n in range(4)]
+    },
     "switches that are none": {"switches": 3},
     "latents of no frames": {"tensors": {"latents": torch.zeros(5)}},
     "latents that are missing": {"tensors": {"latents": None}},

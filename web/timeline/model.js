@@ -22,6 +22,7 @@ const MAX_SECONDS = 24 * 60 * 60; // of one segment
 /** @type {Record<Boundary, string>} */
 const WORDS = { recache: "", renew: "renew", keep: "keep", discard: "cut" };
 const BOUNDARIES = new Map(/** @type {Boundary[]} */ (Object.keys(WORDS)).map((name) => [WORDS[name], name]));
+BOUNDARIES.set("recache", "recache"); // what no word means
 const UNITS = new Map(["seconds", "blocks", "frames"].flatMap((name) =>
   [name[0], name.slice(0, -1), name].map((unit) => [unit, name[0]])));
 

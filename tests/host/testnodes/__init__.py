@@ -1,6 +1,10 @@
-"""Nodes for the tests alone: text without a text encoder, a failure, latents as files, a count of live caches."""
+"""Nodes for the tests alone: text without a text encoder, a failure, latents as files, a count of live caches.
+
+ComfyUI's own CLIPLoader is made to take an empty file for hashed words, so that the example workflows run unchanged.
+"""
 
 import gc
+import itertools
 import json
 from pathlib import Path
 
@@ -9,6 +13,7 @@ import torch
 from comfy_api.latest import ComfyExtension, io, ui
 from safetensors.torch import save_file
 
+import nodes
 from longlive.text import HashedWords
 
 CATEGORY = "LongLive/test"
@@ -26,6 +31,18 @@ class HashedCLIP:
 
     def encode_from_tokens_scheduled(self, tokens: str, **options) -> list[list]:
         return [[self.words(tokens), {}]]
+
+
+class CLIPLoader(nodes.CLIPLoader):
+    """ComfyUI's own, but for an empty file."""
+
+    def load_clip(self, clip_name: str, *arguments, **options) -> tuple:
+        if Path(folder_paths.get_full_path_or_raise("text_encoders", clip_name)).stat().st_size == 0:
+            return (HashedCLIP(),)
+        return super().load_clip(clip_name, *arguments, **options)
+
+
+nodes.NODE_CLASS_MAPPINGS["CLIPLoader"] = CLIPLoader
 
 
 class TestHashedCLIP(io.ComfyNode):
@@ -64,6 +81,60 @@ class TestFail(io.ComfyNode):
         if fail:
             raise RuntimeError("TestFail was told to fail")
         return io.NodeOutput(value)
+
+
+class TestConditioning(io.ComfyNode):
+    """A prompt embedding of any shape."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TestConditioning",
+            display_name="Test Conditioning",
+            category=CATEGORY,
+            inputs=[
+                io.Int.Input("batch", default=1),
+                io.Int.Input("rows", default=8),
+                io.Int.Input("width", default=4096),
+            ],
+            outputs=[io.Conditioning.Output()],
+        )
+
+    @classmethod
+    def execute(cls, batch: int, rows: int, width: int) -> io.NodeOutput:
+        return io.NodeOutput([[torch.ones(batch, rows, width), {}]])
+
+
+class TestAttention(io.ComfyNode):
+    """Put an attention of the user's over a model: the host's own, counted, which fails at call `fail_at`."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TestAttention",
+            display_name="Test Attention",
+            category=CATEGORY,
+            inputs=[io.Model.Input("model"), io.Int.Input("fail_at", default=0)],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model, fail_at: int) -> io.NodeOutput:
+        calls = itertools.count(1)
+
+        def attend(original, *arguments, **options):
+            counted["attention"] = next(calls)
+            if counted["attention"] == fail_at:
+                raise RuntimeError("TestAttention was told to fail")
+            return original(*arguments, **options)
+
+        counted["attention"] = 0
+        patched = model.clone()
+        patched.model_options["transformer_options"]["optimized_attention_override"] = attend
+        return io.NodeOutput(patched)
+
+
+counted = {"attention": 0}  # calls of the newest TestAttention
 
 
 class TestSaveLatent(io.ComfyNode):
@@ -127,6 +198,7 @@ def alive() -> dict[str, int]:
         "tensors": len(tensors),
         "tensor_bytes": sum(tensor.nbytes for tensor in tensors),
         "gpu_tensors": sum(tensor.is_cuda for tensor in tensors),
+        "attention_calls": counted["attention"],
     }
 
 
@@ -136,7 +208,7 @@ def output_file(name: str) -> Path:
 
 class TestExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [TestHashedCLIP, TestFail, TestSaveLatent, TestProbe]
+        return [TestHashedCLIP, TestFail, TestConditioning, TestAttention, TestSaveLatent, TestProbe]
 
 
 async def comfy_entrypoint() -> TestExtension:

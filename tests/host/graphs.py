@@ -1,0 +1,256 @@
+"""Graphs for a host: the example workflows on tiny files, short ones of our own, and what `longlive` makes of either.
+
+A graph is a prompt in API format: node id -> `class_type` and `inputs`, a link being [node id, output slot].
+"""
+
+import copy
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import model_files
+from comfy import Graph
+from hosts import REPOSITORY
+
+from longlive.config import Positions, RolloutConfig, seconds_to_blocks
+from longlive.model.causal import CausalWan
+from longlive.model.checkpoint import load_model
+from longlive.sampler import Sampler
+from longlive.session import Prompt, Session
+from longlive.text import HashedWords
+from longlive.timeline import Boundary, parse
+
+WORKFLOWS = sorted((REPOSITORY / "workflows").glob("*.json"))
+WIDTH, HEIGHT = 96, 64
+NOTES = {"MarkdownNote", "Note"}  # drawn by the interface, unknown to the host
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+SEEDS = {"seed", "noise_seed"}  # to which the interface adds a widget of its own
+NO_LORA = "none"
+
+
+def example(path: Path) -> dict:
+    """An example workflow in API format, on the tiny files."""
+    return adapted(json.loads((path.parent / "api" / path.name).read_text()))
+
+
+def adapted(graph: Graph) -> dict:
+    """The same graph through stock loaders of tiny files, with hashed words for a text encoder, at a tiny size."""
+    adapted = copy.deepcopy(dict(graph))
+    for item in adapted.values():
+        match item["class_type"]:
+            case "LongLiveModelLoader":
+                item |= node("UNETLoader", unet_name=model_files.DIT.name, weight_dtype="default")
+            case "CLIPLoader":
+                item |= node("TestHashedCLIP")
+            case "VAELoader":
+                item["inputs"]["vae_name"] = model_files.VAE.name
+            case "LongLiveSession":
+                item["inputs"] |= {"width": WIDTH, "height": HEIGHT}
+    return adapted
+
+
+def shortened(graph: Graph) -> dict:
+    """The same graph with one block in every chunk and segment of five seconds."""
+    return json.loads(json.dumps(graph).replace('"length": 5.0', '"length": 0.75').replace("5s |", "1b |"))
+
+
+def node(class_type: str, **inputs) -> dict:
+    return {"class_type": class_type, "inputs": inputs}
+
+
+def chain(
+    *segments: tuple[str, int],
+    seed: int,
+    width: int = 32,
+    height: int = 32,
+    options: Mapping[str, object] | None = None,
+    name: str = "",
+) -> dict:
+    """A short video by a chain of nodes: (prompt, blocks) a segment, its end at `chunk0`, `chunk1` …
+
+    With a `name`, its latents are saved under it.
+    """
+    graph = {
+        "model": node("UNETLoader", unet_name=model_files.DIT.name, weight_dtype="default"),
+        "clip": node("TestHashedCLIP"),
+        "session": node(
+            "LongLiveSession", model=["model", 0], conditioning=["text0", 0], width=width, height=height, seed=seed
+        ),
+    }
+    if options is not None:
+        graph["options"] = node("LongLiveOptions", **released_options() | dict(options))
+        graph["session"]["inputs"]["options"] = ["options", 0]
+    before = "session"
+    for i, (text, blocks) in enumerate(segments):
+        graph[f"text{i}"] = node("CLIPTextEncode", clip=["clip", 0], text=text)
+        if i:
+            graph[f"switch{i}"] = switch(before, f"text{i}")
+            before = f"switch{i}"
+        graph[f"chunk{i}"] = chunk(before, blocks)
+        before = f"chunk{i}"
+    return saved(graph, before, name) if name else graph
+
+
+def chunk(session: str, blocks: float, unit: str = "blocks") -> dict:
+    return node("LongLiveChunkSampler", session=[session, 0], length=blocks, unit=unit)
+
+
+def switch(session: str, text: str) -> dict:
+    return node("LongLiveSwitchPrompt", session=[session, 0], conditioning=[text, 0], boundary="recache", sink="keep")
+
+
+def released_options() -> dict[str, object]:
+    """The inputs of LongLive Options at their defaults."""
+    values = RolloutConfig().as_dict()
+    return values | {"steps": ", ".join(map(str, values["steps"]))}
+
+
+def saved(graph: Graph, session: str, name: str) -> dict:
+    """The graph with the latents of the session that node `session` gives written to the output folder as `name`."""
+    return {
+        **graph,
+        f"latent_{session}": node("LongLiveSessionToLatent", session=[session, 0]),
+        f"saved_{session}": node("TestSaveLatent", latent=[f"latent_{session}", 0], name=name),
+    }
+
+
+def decoded(graph: Graph) -> dict[str, str]:
+    """The Decode nodes of a graph, each with the node whose session it decodes."""
+    decodes = {id: item for id, item in graph.items() if item["class_type"] == "LongLiveDecode"}
+    return {id: str(item["inputs"]["session"][0]) for id, item in decodes.items()}
+
+
+def to_api(workflow: Mapping, object_info: Mapping[str, dict]) -> dict:
+    """Convert the interface's format as the interface does when a workflow is queued."""
+    sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+    return {
+        str(item["id"]): {
+            "class_type": item["type"],
+            "inputs": widget_values(item, object_info[item["type"]]) | linked_values(item, sources),
+        }
+        for item in workflow["nodes"]
+        if item["type"] not in NOTES
+    }
+
+
+def widget_values(item: Mapping, info: Mapping) -> dict[str, object]:
+    """The values of a node's widgets by name; a seed is followed by what becomes of it after the run."""
+    values = iter(item.get("widgets_values", ()))
+    found = {}
+    for kind in ("required", "optional"):
+        for name in info["input_order"].get(kind, ()):
+            type, options = (*info["input"][kind][name], {})[:2]
+            if (isinstance(type, list) or type in WIDGETS) and not options.get("forceInput"):
+                found[name] = next(values)
+                if options.get("control_after_generate") or name in SEEDS:
+                    next(values)
+    assert not list(values), f"{item['type']} has more widget values than widgets"
+    return found
+
+
+def linked_values(item: Mapping, sources: Mapping[int, list]) -> dict[str, list]:
+    inputs = item.get("inputs", ())
+    return {entry["name"]: sources[entry["link"]] for entry in inputs if entry.get("link") is not None}
+
+
+def expected(graph: Graph, node_id: str, models: Path) -> Session:
+    """The session that node `node_id` gives, made by `longlive` alone from the same files."""
+    return Direct(graph, models).session(node_id)
+
+
+class Direct:
+    """A graph read as calls of `longlive`, without a host. Every node of the pack is its few lines here."""
+
+    def __init__(self, graph: Graph, models: Path) -> None:
+        self.graph, self.models, self.words = graph, models, HashedWords()
+
+    def session(self, node_id: str) -> Session:
+        type, inputs = self.graph[node_id]["class_type"], self.graph[node_id]["inputs"]
+        match type:
+            case "LongLiveSession":
+                return self._begun(inputs)
+            case "LongLiveLoadSession":
+                return self.session(inputs["name"][0])
+        before = self.session(inputs["session"][0])
+        match type:
+            case "LongLiveSwitchPrompt":
+                return before.switched_to(self._prompt(inputs), boundary(inputs))
+            case "LongLiveChunkSampler":
+                return self._sampler(node_id).extended(before, blocks(inputs, before))
+            case "LongLiveTimeline":
+                return self._along(inputs["script"], before, self._sampler(node_id))
+            case "LongLiveRewind":
+                return before.rewound_to(blocks(inputs, before) * before.config.block)
+            case "LongLiveSaveSession" | "TestFail":
+                return before
+        raise ValueError(f"no session comes out of {type}")
+
+    def _begun(self, inputs: Mapping) -> Session:
+        model = self._model(inputs)
+        return Session.start(
+            self._prompt(inputs) if "conditioning" in inputs else None,
+            model="direct",
+            config=self._options(inputs),
+            height=inputs["height"],
+            width=inputs["width"],
+            seed=inputs["seed"],
+            dtype=model.dtype,
+            channels=model.geometry.in_dim,
+        )
+
+    def _along(self, script: str, session: Session, sampler: Sampler) -> Session:
+        for segment in parse(script, session.config.block):
+            session = session.switched_to(Prompt.of(self.words(segment.prompt), segment.prompt), segment.boundary)
+            session = sampler.extended(session, segment.blocks)
+        return session
+
+    def _prompt(self, inputs: Mapping) -> Prompt:
+        return Prompt.of(self.words(self.graph[inputs["conditioning"][0]]["inputs"]["text"]))
+
+    def _options(self, inputs: Mapping) -> RolloutConfig:
+        if "options" not in inputs:
+            return RolloutConfig()
+        values = self.graph[inputs["options"][0]]["inputs"]
+        steps = tuple(int(step) for step in values["steps"].split(","))
+        return RolloutConfig(**values | {"steps": steps, "positions": Positions(values["positions"])})
+
+    def _sampler(self, node_id: str) -> Sampler:
+        inputs = self.graph[node_id]["inputs"]
+        while "model" not in inputs:
+            inputs = self.graph[inputs["session"][0]]["inputs"]
+        return Sampler(self._model(inputs))
+
+    def _model(self, inputs: Mapping) -> CausalWan:
+        loader = self.graph[inputs["model"][0]]["inputs"]
+        lora = loader.get("lora_name", NO_LORA)
+        return causal_model(
+            self.models / "diffusion_models" / loader.get("unet_name", loader.get("model_name")),
+            None if lora == NO_LORA else self.models / "loras" / lora,
+            loader.get("lora_strength", 1.0),
+        )
+
+
+@functools.cache
+def causal_model(path: Path, lora: Path | None, strength: float) -> CausalWan:
+    return CausalWan.of_tree(load_model(path, lora=lora, strength=strength)[0])
+
+
+def boundary(inputs: Mapping) -> Boundary:
+    recache = Boundary.RENEW if inputs["sink"] == "renew" else Boundary.RECACHE
+    return {"recache": recache, "keep cache": Boundary.KEEP, "discard cache": Boundary.DISCARD}[inputs["boundary"]]
+
+
+def blocks(inputs: Mapping, session: Session) -> int:
+    length, block = inputs["length"], session.config.block
+    match inputs["unit"]:
+        case "seconds":
+            return seconds_to_blocks(length, block)
+        case "frames":
+            return int(length) // block
+    return int(length)
+
+
+def scripted(segments: Sequence[tuple[str, int]]) -> str:
+    """The timeline of a `chain`."""
+    return "".join(f"{blocks}b | {text}\n" for text, blocks in segments)

@@ -1,0 +1,186 @@
+"""Decisions that code could break without a word: which way imports run, what the pack never does."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LIBRARY, NODES = ROOT / "longlive", ROOT / "nodes"
+FILES = sorted([*LIBRARY.rglob("*.py"), *NODES.rglob("*.py"), ROOT / "__init__.py"])
+
+LAYERS = (  # of the library, from the ground up; a module imports from the rows below its own, or to its left
+    "errors config precision",
+    "timeline schedule noise",
+    "model.rope model.attention",
+    "cache",
+    "model.wan model.weights model.kinds model.lora model.checkpoint model.causal model.vae model.vae_file",
+    "digest replay rollout",
+    "session store text video",
+    "session_file sampler",
+    "tune",
+    "verify demo",
+    "__main__",
+)
+ORDER = [name for row in LAYERS for name in row.split()]
+HOST = ("comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "latent_preview", "nodes", "server")
+OPTIONAL = (
+    "accelerate", "diffusers", "flash_attn", "flash_attn_interface", "ftfy", "peft", "sageattention", "transformers",
+)  # fmt: skip
+DANGEROUS_MODULES = {"pickle", "cPickle", "dill", "marshal", "shelve", "subprocess", "runpy", "code", "pty", "ctypes"}
+DANGEROUS_CALLS = {"eval", "exec", "compile", "__import__"}
+DANGEROUS_METHODS = {("os", "system"), ("os", "popen"), ("os", "execv"), ("os", "spawnv")}
+
+
+def module_of(path: Path) -> str:
+    """Dotted name under its package: `model.wan` of longlive/model/wan.py, empty for a package's own file."""
+    parts = path.relative_to(LIBRARY if path.is_relative_to(LIBRARY) else ROOT).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def imports_of(path: Path) -> list[tuple[int, str]]:
+    """(dots, module) of every import in a file; of a package, the modules taken from it."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [(0, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            folder = path.parents[max(0, node.level - 1)].joinpath(*(node.module or "").split("."))
+            of_package = node.level > 0 and folder.is_dir()
+            modules = [".".join(filter(None, (node.module, alias.name))) for alias in node.names]
+            found += [(node.level, name) for name in (modules if of_package else [node.module])]
+    return found
+
+
+def library_imports(path: Path) -> list[str]:
+    """Modules of the library that one of its files imports."""
+    package = path.parent.relative_to(LIBRARY).parts
+    return [
+        ".".join([*package[: len(package) - level + 1], name])
+        for level, name in imports_of(path)
+        if level and name != "__version__"
+    ]
+
+
+def calls_in(path: Path) -> list[ast.Call]:
+    return [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+
+
+def rank(module: str) -> int:
+    """Height of a module; those of a package without a row of their own lie where it does."""
+    return ORDER.index(module) if module in ORDER else ORDER.index(module.partition(".")[0])
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+library_files = pytest.mark.parametrize("path", sorted(LIBRARY.rglob("*.py")), ids=relative)
+all_files = pytest.mark.parametrize("path", FILES, ids=relative)
+
+
+@library_files
+def test_imports_of_the_library_run_downwards_only(path):
+    module = module_of(path)
+    if path.name == "__init__.py" and not module.startswith("tune"):
+        assert library_imports(path) == []
+        return
+    above = [name for name in library_imports(path) if rank(name) >= rank(module) and name != module]
+    if module.startswith("tune"):
+        above = [name for name in above if not name.startswith("tune")]
+    assert above == []
+
+
+@pytest.mark.parametrize(
+    ("module", "never"),
+    [
+        ("config", ("torch", "numpy")),
+        ("replay", ("torch", "numpy")),
+        ("timeline", ("torch", "numpy")),
+        ("errors", ("torch",)),
+    ],
+)
+def test_integers_are_kept_apart_from_tensors(module, never):
+    used = {name.partition(".")[0] for level, name in imports_of(LIBRARY / f"{module}.py") if not level}
+    assert not used & set(never)
+
+
+@pytest.mark.parametrize(
+    ("module", "never"),
+    [
+        ("rollout", {"session", "session_file", "store", "sampler"}),
+        ("session", {"rollout", "sampler", "store", "cache"}),
+        ("store", {"session", "rollout", "sampler"}),
+        ("cache", {"rollout", "session", "sampler", "model.causal"}),
+        ("replay", {"rollout", "session", "sampler", "model.causal"}),
+    ],
+)
+def test_each_owner_knows_nothing_of_the_others(module, never):
+    assert not never & set(library_imports(LIBRARY / f"{module}.py"))
+
+
+@library_files
+def test_the_library_knows_neither_the_host_nor_the_nodes(path):
+    assert all(len(path.parent.relative_to(LIBRARY).parts) >= dots - 1 for dots, _ in imports_of(path))
+    assert not {name.partition(".")[0] for dots, name in imports_of(path) if not dots} & set(HOST)
+
+
+@all_files
+def test_the_pack_imports_itself_relatively(path):
+    """By its absolute name it would be another module, or ComfyUI's `nodes`."""
+    absolute = {name.partition(".")[0] for dots, name in imports_of(path) if not dots}
+    assert not absolute & {"longlive", "nodes", "web", ROOT.name}
+
+
+@all_files
+def test_only_the_nodes_import_comfyui(path):
+    if not path.is_relative_to(NODES):
+        assert not {name.partition(".")[0] for dots, name in imports_of(path) if not dots} & set(HOST)
+
+
+@all_files
+def test_nothing_is_printed_but_by_the_command_line(path):
+    if path != LIBRARY / "__main__.py":
+        assert not [call.lineno for call in calls_in(path) if getattr(call.func, "id", "") == "print"]
+        assert "sys.stdout" not in path.read_text(encoding="utf-8")
+
+
+@all_files
+def test_no_file_runs_code_it_was_given(path):
+    used = {name.partition(".")[0] for dots, name in imports_of(path) if not dots}
+    assert not used & DANGEROUS_MODULES
+    for call in calls_in(path):
+        function = call.func
+        assert getattr(function, "id", "") not in DANGEROUS_CALLS
+        if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name):
+            assert (function.value.id, function.attr) not in DANGEROUS_METHODS
+            if (function.value.id, function.attr) == ("torch", "load"):
+                safe = [keyword.value for keyword in call.keywords if keyword.arg == "weights_only"]
+                assert [getattr(value, "value", None) for value in safe] == [True]
+
+
+def test_the_entry_point_is_the_one_of_v3_nodes():
+    """ComfyUI ignores `comfy_entrypoint` where NODE_CLASS_MAPPINGS is set beside it."""
+    source = (ROOT / "__init__.py").read_text(encoding="utf-8")
+    assert "comfy_entrypoint" in source
+    assert not [path for path in FILES if "NODE_CLASS_MAPPINGS" in path.read_text(encoding="utf-8")]
+
+
+@pytest.fixture(scope="module")
+def imported() -> set[str]:
+    """The top-level modules a fresh process has after it imported every module of the library."""
+    modules = [f"longlive.{module_of(path)}".rstrip(".") for path in LIBRARY.rglob("*.py")]
+    code = f"import importlib, sys; [importlib.import_module(m) for m in {modules}]; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    return {name.partition(".")[0] for name in done.stdout.split()}
+
+
+def test_optional_packages_are_imported_only_where_they_are_used(imported):
+    assert "longlive" in imported
+    assert not imported & set(OPTIONAL)
+
+
+def test_the_library_imports_without_a_host(imported):
+    assert not imported & set(HOST)

@@ -1,0 +1,323 @@
+"""Finished blocks in memory and on disk: limits, damage, two processes, a killed one, a disk that refuses."""
+
+import logging
+import multiprocessing
+import os
+import random
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import save_file
+
+from longlive.sampler import Sampler
+from longlive.session import Session
+from longlive.store import ABANDONED_SECONDS, Store
+
+NOBODY = 65534
+SHAPE = (1, 3, 16, 2, 4)
+BLOCK_BYTES = 4 * 3 * 16 * 2 * 4
+FILE_BYTES = 2 * BLOCK_BYTES  # more than a file of one block takes, less than two
+MODEL = tiny.model()
+
+processes = multiprocessing.get_context("forkserver")  # children that start at once, though torch takes seconds
+processes.set_forkserver_preload(["longlive.sampler", "longlive.store"])
+
+
+def key(number: int) -> str:
+    return f"{number:02x}" * 32
+
+
+def block(number: int, shape: tuple[int, ...] = SHAPE) -> torch.Tensor:
+    return torch.full(shape, float(number))
+
+
+def filled(store: Store, numbers) -> Store:
+    for number in numbers:
+        store.put(key(number), block(number))
+    return store
+
+
+def held(store: Store, numbers) -> list[int]:
+    """Which of the blocks the store still has; a block that is there is the right one."""
+    found = {number: store.get(key(number), SHAPE) for number in numbers}
+    assert all(latents is None or torch.equal(latents, block(number)) for number, latents in found.items())
+    return [number for number, latents in found.items() if latents is not None]
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def aged(folder: Path, number: int, seconds: float) -> None:
+    path = folder / key(number)[:2] / f"{key(number)}.safetensors"
+    then = time.time() - seconds
+    os.utime(path, (then, then))
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """A folder nobody may write, root neither: it steps down for a while."""
+    everything = [folder, *folder.rglob("*")]
+    for path in everything:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    root = os.geteuid() == 0
+    try:
+        if root:
+            os.seteuid(NOBODY)
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+        for path in everything:
+            if path.exists():
+                path.chmod(0o755)
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A folder that every user can reach, unlike pytest's own."""
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+
+
+def test_a_block_comes_back_bit_for_bit_from_memory_and_from_disk(tmp_path):
+    latents = torch.randn(SHAPE)
+    for dtype in (torch.float32, torch.bfloat16):
+        store, name = Store(tmp_path), key(1 if dtype is torch.float32 else 2)
+        store.put(name, latents.to(dtype))
+        for place in (store, Store(tmp_path)):
+            found = place.get(name, SHAPE)
+            assert found is not None
+            assert found.dtype is dtype
+            assert torch.equal(found, latents.to(dtype))
+
+
+def test_an_unknown_key_is_none(tmp_path):
+    assert Store().get(key(1), SHAPE) is None
+    assert Store(tmp_path).get(key(1), SHAPE) is None
+
+
+def test_memory_keeps_the_blocks_used_last():
+    store = filled(Store(memory_bytes=3 * BLOCK_BYTES), range(3))
+    assert store.get(key(0), SHAPE) is not None
+    filled(store, [3, 4])
+    assert held(store, range(5)) == [0, 3, 4]
+
+
+def test_a_block_put_twice_is_counted_once():
+    store = filled(Store(memory_bytes=3 * BLOCK_BYTES), [0, 1, 1, 1, 2])
+    assert held(store, range(3)) == [0, 1, 2]
+
+
+def test_without_memory_the_disk_answers(tmp_path):
+    store = filled(Store(tmp_path, memory_bytes=0), range(3))
+    assert held(store, range(3)) == [0, 1, 2]
+    assert held(filled(Store(memory_bytes=0), range(3)), range(3)) == []
+
+
+def test_clearing_frees_memory_and_leaves_the_files(tmp_path):
+    store = filled(Store(tmp_path), range(3))
+    before = files(tmp_path)
+    store.clear()
+    assert files(tmp_path) == before
+    assert held(store, range(3)) == [0, 1, 2]
+    alone = filled(Store(), range(3))
+    alone.clear()
+    assert held(alone, range(3)) == []
+    assert held(filled(alone, [1]), range(3)) == [1]
+
+
+def test_the_disk_loses_the_blocks_unused_for_longest(tmp_path):
+    filled(Store(tmp_path), range(8))
+    for number in range(8):
+        aged(tmp_path, number, seconds=100 - number)
+    sizes = {path.stat().st_size for path in files(tmp_path)}
+    assert max(sizes) <= FILE_BYTES < 2 * min(sizes)
+
+    assert held(Store(tmp_path), [0, 2]) == [0, 2]  # used again, and so the youngest
+    filled(Store(tmp_path, disk_bytes=5 * max(sizes)), [8])
+    assert held(Store(tmp_path), range(9)) == [0, 2, 6, 7, 8]
+
+
+def test_the_disk_stays_within_its_limit(tmp_path):
+    large = (1, 3, 16, 32, 32)
+    limit = 10 * block(0, large).nbytes
+    store = Store(tmp_path, memory_bytes=0, disk_bytes=limit)
+    for number in range(40):
+        store.put(key(number), block(number, large))
+        assert sum(path.stat().st_size for path in files(tmp_path)) <= 1.01 * limit  # and headers
+        assert store.get(key(number), large) is not None
+    assert len(files(tmp_path)) > 5
+
+
+@pytest.mark.parametrize("damage", ["empty", "truncated", "text", "other tensors", "other shape", "a folder"])
+def test_a_damaged_entry_is_removed_and_made_anew(tmp_path, caplog, damage):
+    filled(Store(tmp_path), [1, 2])
+    path, other = files(tmp_path)
+    whole = path.read_bytes()
+    match damage:
+        case "other tensors":
+            save_file({"pixels": block(1)}, path)
+        case "other shape":
+            save_file({"latents": torch.zeros(1, 2, 16, 2, 4)}, path)
+        case "a folder":
+            path.unlink()
+            path.mkdir()
+        case _:
+            path.write_bytes({"empty": b"", "truncated": whole[:-1], "text": b"not latents"}[damage])
+    store = Store(tmp_path)
+    assert store.get(key(1), SHAPE) is None
+    assert [record.getMessage() for record in caplog.records if "is damaged" in record.getMessage()]
+    assert held(store, [2]) == [2]
+    if damage != "a folder":
+        assert files(tmp_path) == [other]
+        assert held(filled(store, [1]), [1]) == [1]
+        assert held(Store(tmp_path), [1, 2]) == [1, 2]
+
+
+@pytest.mark.parametrize("name", [".{}.part", ".tmp{}"])
+def test_parts_of_killed_processes_are_swept_once_they_are_old(tmp_path, name):
+    """Ours, and those safetensors makes on its own: it writes under a name of its own, too."""
+    filled(Store(tmp_path), [1])
+    old, young = (files(tmp_path)[0].with_name(name.format(age)) for age in ("old", "young"))
+    for part in (old, young):
+        part.write_bytes(b"half")
+    then = time.time() - ABANDONED_SECONDS - 10
+    os.utime(old, (then, then))
+    filled(Store(tmp_path), [2])
+    assert not old.exists()
+    assert young.exists()
+
+
+def write_for_ever(folder: Path, shape: tuple[int, ...], started) -> None:
+    torch.set_num_threads(1)
+    store, latents = Store(folder, memory_bytes=0), torch.zeros(shape)
+    while True:
+        for value in range(8):
+            store.put(key(1), latents.fill_(value))
+            started.set()
+
+
+def write_often(folder: Path, number: int, times: int, barrier) -> None:
+    torch.set_num_threads(1)
+    store, latents = Store(folder, memory_bytes=0), block(number, (1, 3, 16, 64, 64))
+    barrier.wait()
+    for _ in range(times):
+        store.put(key(1), latents)
+
+
+def test_two_processes_that_write_the_same_key_leave_one_whole_entry(tmp_path):
+    shape, barrier = (1, 3, 16, 64, 64), processes.Barrier(3)
+    writers = [processes.Process(target=write_often, args=(tmp_path, number, 50, barrier)) for number in (1, 2)]
+    for writer in writers:
+        writer.start()
+    barrier.wait()
+    seen = set()
+    while any(writer.is_alive() for writer in writers):
+        latents = Store(tmp_path).get(key(1), shape)
+        if latents is not None:
+            assert len(latents.unique()) == 1  # whole: of one writer alone
+            seen.add(latents[0, 0, 0, 0, 0].item())
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert seen <= {1.0, 2.0}
+    assert seen
+    assert len(files(tmp_path)) == 1
+
+
+def test_a_process_killed_while_it_writes_leaves_no_half_entry(tmp_path):
+    """Killed at moments of chance, until it was in the midst of writing a few times; the entry is always a whole one."""
+    shape, rng, torn, kills = (1, 3, 16, 256, 256), random.Random(0), 0, 0
+    while torn < 3:
+        kills += 1
+        assert kills < 100
+        started = processes.Event()
+        writer = processes.Process(target=write_for_ever, args=(tmp_path, shape, started))
+        writer.start()
+        assert started.wait(60)
+        time.sleep(0.03 * rng.random())
+        writer.kill()
+        writer.join()
+        latents = Store(tmp_path).get(key(1), shape)
+        assert latents is not None
+        assert latents.min() == latents.max()
+        for path in files(tmp_path):
+            if path.suffix != ".safetensors":
+                torn += 1
+                path.unlink()
+
+
+def sampled(store: Store | None, blocks: int = 3) -> Session:
+    with Sampler(MODEL, store=store) as sampler:
+        return sampler.extended(tiny.session(), blocks)
+
+
+def warnings(caplog) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_a_read_only_folder_warns_once_and_sampling_goes_on(shared, caplog):
+    store, expected = Store(shared), sampled(None)
+    with read_only(shared):
+        video = sampled(store)
+    (warning,) = warnings(caplog)
+    assert "blocks cannot be kept in" in warning
+    assert "free some space or choose another folder" in warning
+    assert torch.equal(video.latents(), expected.latents())
+    assert files(shared) == []
+    assert store.get(video.keys[0], video.block_shape) is not None  # memory still answers
+
+
+def test_a_folder_that_is_a_file_warns_once_and_sampling_goes_on(tmp_path, caplog):
+    (tmp_path / "blocks").write_text("a file")
+    video = sampled(Store(tmp_path / "blocks"))
+    assert len(warnings(caplog)) == 1
+    assert torch.equal(video.latents(), sampled(None).latents())
+
+
+def test_a_read_only_folder_still_answers(shared, caplog):
+    """Another user's store, or one on a read-only disk: what lies there is whole, it just cannot be marked as used."""
+    filled(Store(shared), [1, 2])
+    with read_only(shared):
+        assert held(Store(shared, memory_bytes=0), [1, 2]) == [1, 2]
+    assert warnings(caplog) == []
+    assert len(files(shared)) == 2
+
+
+def test_a_disk_that_refused_a_block_still_answers_for_others(shared):
+    filled(Store(shared), [1])
+    store = Store(shared, memory_bytes=0)
+    with read_only(shared):
+        filled(store, [2])
+    assert held(store, [1, 2]) == [1]
+
+
+def test_a_sampler_that_meets_another_branch_in_the_store_does_not_mistake_it_for_its_own():
+    """One sampler makes the left branch, then goes on with the right one, whose beginning the store has."""
+    store = Store()
+    trunk = Sampler(MODEL, store=store).extended(tiny.session(), 5)
+    left, right = (trunk.switched_to(tiny.prompt(number)) for number in (1, 2))
+    Sampler(MODEL, store=store).extended(right, 2)
+    sampler = Sampler(MODEL, store=store)
+    sampler.extended(left, 3)
+    assert torch.equal(sampler.extended(right, 4).latents(), Sampler(MODEL).extended(right, 4).latents())
+
+
+def test_a_sampler_interrupted_while_it_stores_a_block_forgets_what_it_was_at():
+    class Interrupted(Store):
+        def put(self, key, block):
+            raise KeyboardInterrupt
+
+    sampler = Sampler(MODEL)
+    trunk = sampler.extended(tiny.session(), 5)
+    left, right = (trunk.switched_to(tiny.prompt(number)) for number in (1, 2))
+    sampler.store = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        sampler.extended(left, 1)
+    sampler.store = None
+    assert torch.equal(sampler.extended(right, 2).latents(), Sampler(MODEL).extended(right, 2).latents())
