@@ -72,6 +72,7 @@ def parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=run_demo)
     demo.add_argument("-o", "--output", type=Path, default=Path("demo.mp4"))
     add_video_options(demo, width=128, height=80)
+    demo.set_defaults(store=None)
 
     info = commands.add_parser("info", help="say what a checkpoint, LoRA or session holds")
     info.set_defaults(run=run_info)
@@ -205,7 +206,7 @@ def film(
         finally:
             session_file.save(video, session_path)
     log.info("session: %s, to go on with --session", session_path)
-    log.info("%d pixel frames, %g s", video.pixel_frames, video.seconds)
+    log.info("%d pixel frames, %.2f s", video.pixel_frames, video.seconds)
     sys.stdout.write(f"{options.output}\n")
     return status
 

@@ -165,8 +165,9 @@ class Session:
     def report(self) -> str:
         """Length, size, settings and every switch, for people to read."""
         config = self.config
+        length = f"{self.num_frames} frames, {self.pixel_frames} pixel frames, {self.seconds:.2f} s"
         lines = [
-            f"{len(self.blocks)} blocks, {self.num_frames} frames, {self.pixel_frames} pixel frames, {self.seconds:g} s",
+            f"{len(self.blocks)} blocks, {length}",
             f"{self.width} x {self.height}, seed {self.seed}, window {config.window} with sink {config.sink}, "
             f"block {config.block}, steps {', '.join(map(str, config.steps))}, {config.positions.value} positions",
         ]

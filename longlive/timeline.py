@@ -110,7 +110,7 @@ def report(segments: Sequence[Segment], block: int = 3, before: int = 0) -> str:
         [*map(str.rjust, row[:6], widths[:6]), *map(str.ljust, row[6:], widths[6:])]  # numbers right, words left
         for row in rows
     ]
-    lengths = f"{start} frames, {pixel_frames(start)} pixel frames, {pixel_frames(start) / FPS:g} s"
+    lengths = f"{start} frames, {pixel_frames(start)} pixel frames, {pixel_frames(start) / FPS:.2f} s"
     total = f"total: {sum(segment.blocks for segment in segments)} blocks; the video is {lengths} long"
     return "\n".join([*("  ".join(row).rstrip() for row in aligned), total, *notes]) + "\n"
 

@@ -65,29 +65,42 @@ def install(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_fastest_exact_kernel_installed_is_chosen(install, installed, capability, chosen, dtype):
     called = install(*installed, capability=capability)
-    found = attention_for(CUDA, dtype)(Q, K, V)
+    attend, name = attention_for(CUDA, dtype)
+    assert torch.equal(attend(Q, K, V), sdpa(Q, K, V))
     assert called == chosen
-    assert torch.equal(found, sdpa(Q, K, V))
+    assert name == {(): "sdpa", ("flash_attn",): "flash2", ("flash_attn_interface",): "flash3"}[tuple(chosen)]
 
 
 @pytest.mark.parametrize(("device", "dtype"), [(CPU, torch.bfloat16), (MPS, torch.float16), (CUDA, torch.float32)])
 def test_off_cuda_or_in_full_precision_it_is_pytorch_s_own(install, device, dtype):
     install(*KERNELS)
-    assert attention_for(device, dtype) is sdpa
+    assert attention_for(device, dtype) == (sdpa, "sdpa")
 
 
 @pytest.mark.parametrize("answer", [lambda out: out, lambda out: (out, "lse")], ids=["output", "output and lse"])
 def test_flash_3_may_answer_with_the_output_or_with_a_pair(install, answer):
     install("flash_attn_interface", answer=answer)
-    assert torch.equal(attention_for(CUDA, torch.bfloat16)(Q, K, V), sdpa(Q, K, V))
-
-
-def test_sage_is_told_the_order_of_axes(install):
-    called = install("sageattention")
-    attend = sage()
-    assert attend is not None
+    attend, _ = attention_for(CUDA, torch.bfloat16)
     assert torch.equal(attend(Q, K, V), sdpa(Q, K, V))
-    assert called == ["sageattention {'tensor_layout': 'NHD'}"]
+
+
+def test_sage_is_used_where_asked_for_alone_and_told_the_order_of_axes(install):
+    called = install("sageattention", "flash_attn")
+    attend, name = attention_for(CUDA, torch.bfloat16, quantised=True)
+    assert torch.equal(attend(Q, K, V), sdpa(Q, K, V))
+    assert (called, name) == (["sageattention {'tensor_layout': 'NHD'}"], "sage")
+
+
+@pytest.mark.parametrize(
+    ("installed", "device", "dtype"),
+    [((), CUDA, torch.bfloat16), (("sageattention",), CPU, torch.bfloat16), (("sageattention",), CUDA, torch.float32)],
+)
+def test_sage_that_cannot_run_is_refused_with_the_cure(install, installed, device, dtype):
+    install(*installed)
+    with pytest.raises(
+        ConfigError, match=rf"cannot run here \({device.type}, {dtype}\); install sageattention and use a"
+    ):
+        attention_for(device, dtype, quantised=True)
 
 
 def test_what_is_not_installed_is_none(install):
@@ -103,20 +116,20 @@ def test_a_build_that_does_not_load_counts_as_not_installed(install, monkeypatch
         raise error
 
     monkeypatch.setattr(attention.importlib, "import_module", broken)
-    assert attention_for(CUDA, torch.bfloat16) is sdpa
+    assert attention_for(CUDA, torch.bfloat16) == (sdpa, "sdpa")
 
 
 def test_a_package_that_lacks_the_function_counts_as_not_installed(install, monkeypatch):
     install()
     monkeypatch.setitem(sys.modules, "flash_attn", ModuleType("flash_attn"))
-    assert attention_for(CUDA, torch.bfloat16) is sdpa
+    assert attention_for(CUDA, torch.bfloat16) == (sdpa, "sdpa")
 
 
 def test_the_choice_is_made_once(install):
     install("flash_attn_interface")
     before = attention_for(CUDA, torch.bfloat16)
     install("flash_attn")
-    assert attention_for(CUDA, torch.bfloat16) is before
+    assert attention_for(CUDA, torch.bfloat16) == before
 
 
 def test_pytorch_s_own_is_softmax_of_scaled_products():

@@ -129,9 +129,9 @@ class PlainRollout:
             e = {f: (block.modulation[0] + shifts[f]) for f in frames}
             y = {f: norm(hidden[f], g.eps) * (1 + e[f][1]) + e[f][0] for f in frames}
             a = block.self_attn
-            q, k, v = ({f: self.heads(make(y[f])) for f in frames} for make in (
-                lambda x, a=a: rms(a.q(x), a.norm_q.weight, g.eps), lambda x, a=a: rms(a.k(x), a.norm_k.weight, g.eps), a.v,
-            ))  # fmt: skip
+            q = {f: self.heads(rms(a.q(y[f]), a.norm_q.weight, g.eps)) for f in frames}
+            k = {f: self.heads(rms(a.k(y[f]), a.norm_k.weight, g.eps)) for f in frames}
+            v = {f: self.heads(a.v(y[f])) for f in frames}
             for call in calls:
                 seen = [*call.past, *call.frames]
                 keys = torch.cat([self.turned(k[f], at) for f, at in zip(seen, call.at, strict=True)])
@@ -170,10 +170,11 @@ class PlainRollout:
         channels = x_TNH.shape[-1]
         spatial = 2 * (channels // 6)
         sizes = (channels - 2 * spatial, spatial, spatial)
+        places = [(frame, *divmod(token, GRID[1])) for token in range(len(x_TNH))]
         angles = [
-            [p * 10000.0 ** (-2 * i / n) for p, n in zip((frame, *divmod(token, GRID[1])), sizes, strict=True) for i in range(n // 2)]
-            for token in range(len(x_TNH))
-        ]  # fmt: skip
+            [p * 10000.0 ** (-2 * i / n) for p, n in zip(place, sizes, strict=True) for i in range(n // 2)]
+            for place in places
+        ]
         turn = torch.polar(torch.ones(1, dtype=torch.float64), torch.tensor(angles, dtype=torch.float64))[:, None]
         return torch.view_as_real(torch.view_as_complex(x_TNH.unflatten(-1, (-1, 2)).contiguous()) * turn).flatten(-2)
 
@@ -403,9 +404,7 @@ def test_a_session_without_a_prompt_or_of_another_model_is_refused():
     video = tiny.session()
     with pytest.raises(SessionError, match="has no prompt yet"):
         Sampler(MODEL).extended(replace(video, switches=()), 1)
-    with pytest.raises(
-        SessionError, match=r"16 channels of torch.bfloat16, but the model makes 16 channels of torch.float32"
-    ):
+    with pytest.raises(SessionError, match=r"16 channels of torch.bfloat16, but .* 16 channels of torch.float32"):
         Sampler(MODEL).extended(replace(video, dtype=torch.bfloat16), 1)
     with pytest.raises(SessionError, match="are 48 channels"):
         Sampler(MODEL).extended(replace(video, channels=48), 1)

@@ -12,7 +12,6 @@ from longlive.errors import ConditioningError, ConfigError, SessionError
 from longlive.session import Prompt, Session, Switch
 from longlive.timeline import Boundary
 
-
 KERNEL = "cpu sdpa"
 
 

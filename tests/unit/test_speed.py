@@ -1,15 +1,21 @@
 """What must be built in for speed: floating-point work, bytes, nothing allocated or waited for inside a block."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from longlive.cache import Window
 from longlive.config import Positions, RolloutConfig
 from longlive.model.attention import sdpa
 from longlive.model.causal import CausalWan
+from longlive.model.checkpoint import Lora, model_of
 from longlive.model.wan import Geometry, WanModel
+from longlive.model.weights import normalised, read
 from longlive.rollout import Rollout
 from longlive.sampler import Sampler, memory_bytes
 
@@ -23,7 +29,7 @@ def true_size() -> CausalWan:
     """The 1.3B network without its weights."""
     meta = torch.device("meta")
     tree = WanModel(WAN_1_3B, device=meta, dtype=torch.bfloat16)
-    return CausalWan(tree, WAN_1_3B, sdpa, meta, torch.bfloat16)
+    return CausalWan(tree, WAN_1_3B, sdpa, "meta sdpa", meta, torch.bfloat16)
 
 
 def flops(work) -> float:
@@ -43,21 +49,31 @@ def prompt() -> torch.Tensor:
 def test_a_steady_block_and_a_recache_cost_what_the_roofline_says(true_size):
     rollout = Rollout(true_size, RolloutConfig(), (1, 16, HEIGHT // 8, WIDTH // 8))
     text = true_size.read(prompt())
-    steps = []
     noise = lambda block, step: latents(3)  # noqa: E731
     denoise = flops(lambda: rollout.denoise(60, text, noise, 20))
     clean = flops(lambda: rollout.commit(60, latents(3), text))
     recache = flops(lambda: rollout.recache(60, latents(60), true_size.read(prompt())))
-    steps.append(denoise / 4)
     assert 28.0 < denoise / 4 <= 28.4
     assert denoise + clean <= 141.6
     assert 80 < recache <= 85.1
 
 
-def test_a_merged_lora_adds_no_work(true_size):
-    """A merged adapter leaves the tree as it is: the same Linears, so the same work as counted above."""
-    linears = sum(isinstance(module, torch.nn.Linear) for module in true_size.tree.modules())
-    assert linears == 30 * 10 + 2 + 2 + 1 + 1
+def test_a_lora_adds_no_work():
+    """Loaded with its adapter a model does the same work as without: it is merged, not carried along."""
+    folder = Path(__file__).parents[1] / "reference"
+    weights, recorded = read(folder / "weights_causal.safetensors"), load_file(folder / "lora.safetensors")
+    adapter = {key.removeprefix("lora."): x for key, x in recorded.items() if key.startswith("lora.")}
+    lora = Lora.of(replace(weights, tensors=normalised(adapter)))
+
+    def work_of(tree: WanModel) -> float:
+        model = CausalWan.of_tree(tree)
+        rollout = Rollout(model, RolloutConfig(), (1, 16, 4, 6))
+        text = model.read(torch.zeros(1, 8, 24))
+        return flops(lambda: rollout.commit(0, torch.zeros(1, 3, 16, 4, 6), text))
+
+    plain, merged = (model_of(weights, lora=chosen)[0] for chosen in (None, lora))
+    assert not torch.equal(plain.blocks[0].self_attn.q.weight, merged.blocks[0].self_attn.q.weight)
+    assert work_of(plain) == work_of(merged) > 0
 
 
 def test_a_window_of_12_frames_takes_3_45_gigabytes(true_size):

@@ -54,7 +54,7 @@ def test_report_names_places_counts_and_snapping():
         "2 8.25 15.75 10 30 120 discard 7.5s asked, 10 blocks = 7.5 s".split(),
         "3 15.75 23.25 10 30 120 renew 30f asked, 10 blocks = 7.5 s".split(),
     ]
-    assert lines[4:] == [f"total: 31 blocks; the video is 23.25 s, 93 frames, {4 * 93 - 3} pixel frames long"]
+    assert lines[4:] == [f"total: 31 blocks; the video is 93 frames, {4 * 93 - 3} pixel frames, 23.06 s long"]
 
 
 def test_pixel_frames_of_the_segments_sum_to_the_video():
@@ -65,7 +65,7 @@ def test_pixel_frames_of_the_segments_sum_to_the_video():
 def test_report_goes_on_from_a_video_that_has_begun():
     first, total = report(parse("3s cut | a"), before=9).splitlines()[1:]
     assert first.split()[:7] == "1 2.25 5.25 4 12 48 discard".split()
-    assert total == "total: 4 blocks; the video is 5.25 s, 21 frames, 81 pixel frames long"
+    assert total == "total: 4 blocks; the video is 21 frames, 81 pixel frames, 5.06 s long"
 
 
 def test_boundary_before_the_first_frame_is_reported_as_ignored():
