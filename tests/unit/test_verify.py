@@ -175,5 +175,5 @@ def test_what_is_no_run_is_refused(tmp_path):
 
 def test_a_run_without_its_weights_names_them(tmp_path):
     shutil.copy(REFERENCE / "single.safetensors", tmp_path)
-    with pytest.raises(CheckpointError, match="weights_causal.safetensors does not exist"):
+    with pytest.raises(CheckpointError, match=r"weights_causal.safetensors does not exist"):
         verify(tmp_path / "single.safetensors")
