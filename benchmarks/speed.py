@@ -2,7 +2,7 @@
 
     python benchmarks/speed.py [--blocks 10]
 
-On a GPU: the true 1.3B shapes at 832 x 480 in bf16. On a CPU: a small model at 208 x 128 in fp32. Random weights, medians.
+On a GPU: the true 1.3B shapes at 832 x 480, bf16. On a CPU: a small model at 208 x 128, fp32. Random weights, medians.
 """
 
 import argparse

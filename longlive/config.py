@@ -38,7 +38,14 @@ class RolloutConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", tuple(self.steps))
+        object.__setattr__(self, "shift", float(self.shift))
+        object.__setattr__(self, "context_noise", float(self.context_noise))
         object.__setattr__(self, "positions", Positions(self.positions))
+        for name, value in (("window", self.window), ("sink", self.sink), ("block", self.block)):
+            if not isinstance(value, int):
+                raise ConfigError(f"{name} is {value!r}; it counts frames, so give a whole number")
+        if not all(isinstance(step, int) for step in self.steps):
+            raise ConfigError(f"steps are {list(self.steps)}; give whole numbers such as 1000, 750, 500, 250")
         if self.block < 1:
             raise ConfigError(f"block is {self.block}; a block holds at least 1 frame")
         if self.sink < 0:

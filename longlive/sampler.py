@@ -72,13 +72,13 @@ class Sampler:
         for _ in range(blocks):
             key = session.next_key(self.model.kernel)
             latents = self.store.get(key, session.block_shape) if self.store else None
-            if latents is None:
-                latents = self._compute(session)
+            if latents is not None:
+                session = session.extended_by(latents, key)
+            else:
+                session = session.extended_by(self._compute(session), key)
+                self._session = session  # a block from the store changes no memory
                 if self.store:
-                    self.store.put(key, latents)
-            session = session.extended_by(latents, key)
-            if self._rollout:
-                self._session = session
+                    self.store.put(key, session.blocks[-1])
             yield session
 
     def check(self, session: Session, segments: Iterable[tuple[Boundary, int]]) -> None:

@@ -22,7 +22,7 @@ KEY_VERSION = 1  # raised whenever the same inputs would give other latents
 SIZE_STEP = 2 * PIXELS_PER_CELL  # a token is 2 x 2 latent cells
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prompt:
     """A prompt embedding without its trailing zero rows, and the words it came from where they are known."""
 
@@ -62,7 +62,7 @@ class Switch:
     prompt: Prompt
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Session:
     """A video in progress. `blocks` are latents [1, F, C, h, w] on the CPU, in the model's space and dtype."""
 
@@ -146,13 +146,15 @@ class Session:
 
     def frames(self, start: int, count: int) -> Tensor:
         """The latents [1, count, C, h, w] from frame `start` on."""
+        if not count:
+            return torch.empty(1, 0, *self.block_shape[2:], dtype=self.dtype)
         first, last = start // self.config.block, -(-(start + count) // self.config.block)
         offset = start - first * self.config.block
         return torch.cat(self.blocks[first:last], dim=1)[:, offset : offset + count]
 
     def latents(self) -> Tensor:
         """All latents [1, N, C, h, w]."""
-        return self.frames(0, self.num_frames) if self.blocks else torch.empty(1, 0, *self.block_shape[2:])
+        return self.frames(0, self.num_frames)
 
     def next_key(self, kernel: str) -> str:
         """The key of the block to come, computed by `kernel`: a hash of all that determines its latents."""

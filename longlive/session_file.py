@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from .config import RolloutConfig
+from .digest import digest_of_tensors
 from .errors import ConfigError, SessionError, StoreError
 from .session import Prompt, Session, Switch
 from .store import write_atomically
@@ -41,8 +42,9 @@ def save(session: Session, path: Path) -> None:
             for s in session.switches
         ],
     }
-    tensors = {LATENTS: session.latents().to(session.dtype).contiguous()}
+    tensors = {LATENTS: session.latents().contiguous()}
     tensors |= {_prompt_name(i): switch.prompt.embedding for i, switch in enumerate(session.switches)}
+    header["digest"] = digest_of_tensors(tensors)
     try:
         write_atomically(path, tensors, {"format": FORMAT, "version": str(VERSION), "session": json.dumps(header)})
     except (OSError, SafetensorError) as error:
@@ -68,15 +70,18 @@ def load(path: Path) -> Session:
             f"{path} is a session of version {metadata.get('version')}, expected {VERSION}; update LongLive Sessions"
         )
     try:
-        return _session(json.loads(metadata["session"]), tensors)
-    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        header = json.loads(metadata["session"])
+        if header["digest"] != digest_of_tensors(tensors):
+            raise ValueError("its tensors are not those that were saved")
+        return _session(header, tensors)
+    except (AttributeError, LookupError, TypeError, ValueError, ConfigError) as error:
         raise SessionError(f"the session file {path} is damaged ({error}); save the session anew") from error
 
 
 def _session(header: dict, tensors: dict[str, torch.Tensor]) -> Session:
     config = RolloutConfig(**header["config"])
     switches = tuple(
-        Switch(s["frame"], Boundary(s["boundary"]), Prompt(tensors[_prompt_name(i)], s["rows"], s["text"]))
+        Switch(s["frame"], Boundary(s["boundary"]), Prompt(tensors[_prompt_name(i)].clone(), s["rows"], s["text"]))
         for i, s in enumerate(header["switches"])
     )
     latents = tensors[LATENTS]

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 MEMORY_BYTES = 1 << 30  # a minute at 832 x 480 is 48 MB
 DISK_BYTES = 8 << 30
+ENTRY = ".safetensors"
 PART = ".part"  # what a file is called while it is written
 ABANDONED_SECONDS = 3600  # after which a part belongs to a process that was killed
 TRIM_TO = 0.9  # of the disk limit, so that not every block has to look for the oldest
@@ -32,6 +33,7 @@ class Store:
         self, folder: Path | None = None, *, memory_bytes: int = MEMORY_BYTES, disk_bytes: int = DISK_BYTES
     ) -> None:
         self.folder, self.memory_bytes, self.disk_bytes = folder, memory_bytes, disk_bytes
+        self._writable = folder is not None
         self._blocks: OrderedDict[str, Tensor] = OrderedDict()
         self._held = 0  # bytes in memory
         self._on_disk: int | None = None  # bytes, known after the first look
@@ -48,12 +50,13 @@ class Store:
             block = load_file(path)["latents"]
             if tuple(block.shape) != shape:
                 raise ValueError(f"its shape is {tuple(block.shape)}, expected {shape}")
-            os.utime(path)
         except (OSError, KeyError, ValueError, SafetensorError) as error:
             log.warning("the stored block %s is damaged (%s); it is made anew", path, error)
             with contextlib.suppress(OSError):
                 path.unlink()
             return None
+        with contextlib.suppress(OSError):  # another user's file, or a read-only disk
+            os.utime(path)  # used last
         self._hold(key, block)
         return block
 
@@ -61,7 +64,7 @@ class Store:
         """Keep a block. A disk that refuses is reported once and not tried again; memory still holds the block."""
         self._hold(key, block)
         path = self._path(key)
-        if path is None:
+        if path is None or not self._writable:
             return
         try:
             self._make_room(block.nbytes)
@@ -73,7 +76,7 @@ class Store:
                 self.folder,
                 error,
             )
-            self.folder = None
+            self._writable = False
 
     def clear(self) -> None:
         """Forget what is held in memory; files stay."""
@@ -102,7 +105,7 @@ class Store:
         for path in self.folder.glob("??/*"):
             with contextlib.suppress(OSError):  # another process may have removed it
                 stat = path.stat()
-                if path.suffix != PART:
+                if path.suffix == ENTRY:
                     entries.append((stat.st_mtime_ns, stat.st_size, path))
                 elif time.time() - stat.st_mtime > ABANDONED_SECONDS:
                     path.unlink()
@@ -126,7 +129,10 @@ def write_atomically(path: Path, tensors: dict[str, Tensor], metadata: dict[str,
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.parent / f".{uuid.uuid4().hex}{PART}"
     try:
+        part.touch()
+        mode = part.stat().st_mode  # safetensors makes files that only their owner may read
         save_file(tensors, part, metadata)
+        part.chmod(mode)
         os.replace(part, path)
     except BaseException:
         with contextlib.suppress(OSError):

@@ -9,13 +9,15 @@ import hashlib
 import html
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from .errors import CheckpointError
+from .model.weights import listed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
@@ -67,7 +69,8 @@ class UMT5:
             from transformers import AutoTokenizer, UMT5EncoderModel
         except ImportError as error:
             raise CheckpointError(
-                "the text encoder needs transformers: pip install longlive-sessions[headless]"
+                f"the text encoder needs transformers, which does not load ({error}); "
+                f"pip install longlive-sessions[headless]"
             ) from error
         for part in ("text_encoder", "tokenizer"):
             if not (folder / part).is_dir():
@@ -77,9 +80,14 @@ class UMT5:
                 )
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-            encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder", local_files_only=True, dtype=dtype)
-        except (OSError, ValueError) as error:
+            loaded = UMT5EncoderModel.from_pretrained(
+                folder / "text_encoder", local_files_only=True, dtype=dtype, output_loading_info=True
+            )
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(f"the text encoder in {folder} cannot be loaded: {error}") from error
+        encoder, found = cast("tuple[UMT5EncoderModel, dict]", loaded)
+        if missing := sorted(found["missing_keys"]):
+            raise CheckpointError(f"the text encoder in {folder} lacks {listed(missing)}; download it again")
         return cls(tokenizer, encoder.eval().requires_grad_(False).to(device))  # pyright: ignore[reportArgumentType, reportCallIssue]
 
     @torch.no_grad()

@@ -259,7 +259,6 @@ def test_keys_change_with_nothing_else():
     assert {session.next_key(KERNEL) for session in same} == {video.next_key(KERNEL)}
 
 
-@pytest.mark.xfail(strict=True, reason="5 and 5.0 are other JSON, so equal settings have other keys")
 def test_equal_settings_have_equal_keys_whether_written_as_5_or_5_0():
     whole, decimal = RolloutConfig(shift=5, context_noise=0), RolloutConfig(shift=5.0, context_noise=0.0)
     assert whole == decimal

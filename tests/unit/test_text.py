@@ -143,19 +143,7 @@ def test_a_folder_that_lacks_a_part_is_refused(tmp_path, missing):
         UMT5.of_pipeline(tmp_path, device=CPU, dtype=torch.float32)
 
 
-UNCAUGHT = pytest.mark.xfail(strict=True, reason="RuntimeError and SafetensorError are not caught")
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        pytest.param("no config", marks=UNCAUGHT),
-        "no weights",
-        pytest.param("truncated weights", marks=UNCAUGHT),
-        "no tokenizer",
-        "config no JSON",
-    ],
-)
+@pytest.mark.parametrize("damage", ["no config", "no weights", "truncated weights", "no tokenizer", "config no JSON"])
 def test_a_damaged_folder_is_refused(pipeline, tmp_path, damage):
     folder = shutil.copytree(pipeline, tmp_path / "pipeline")
     weights = folder / "text_encoder" / "model.safetensors"
@@ -175,7 +163,6 @@ def test_a_damaged_folder_is_refused(pipeline, tmp_path, damage):
         UMT5.of_pipeline(folder, device=CPU, dtype=torch.float32)
 
 
-@pytest.mark.xfail(strict=True, reason="a missing tensor is filled with random numbers")
 def test_weights_that_lack_a_tensor_are_refused(pipeline, tmp_path):
     """transformers would fill it with random numbers and say so in its log."""
     folder = shutil.copytree(pipeline, tmp_path / "pipeline")
@@ -190,5 +177,5 @@ def test_weights_that_lack_a_tensor_are_refused(pipeline, tmp_path):
 
 def test_without_transformers_the_cure_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(CheckpointError, match=r"needs transformers: pip install longlive-sessions\[headless\]"):
+    with pytest.raises(CheckpointError, match=r"needs transformers, .*; pip install longlive-sessions\[headless\]"):
         UMT5.of_pipeline(tmp_path, device=CPU, dtype=torch.float32)
