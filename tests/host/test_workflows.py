@@ -61,7 +61,8 @@ def latents(host: ComfyUI, name: str) -> torch.Tensor:
 def made_anew(host: ComfyUI, graph: Graph, name: str) -> torch.Tensor:
     """The latents a graph saves as `name`, made with nothing to fall back on."""
     forget(host)
-    host.run(graph)
+    (host.output / f"{name}.safetensors").unlink(missing_ok=True)
+    assert host.run(graph).previews
     return latents(host, name)
 
 
@@ -389,6 +390,29 @@ def test_a_session_is_continued_as_if_never_saved(host):
     continued = made_anew(host, more, "continued")
 
     assert torch.equal(continued, made_anew(host, chain((FOX, 7), seed=14, name="seven"), "seven"))
+
+
+def test_a_model_is_known_again_while_a_lora_lies_on_its_weights(host):
+    video = chain((FOX, 1), seed=17) | {"save": node("LongLiveSaveSession", session=["chunk0", 0], name="known")}
+    forget(host)
+    host.run(with_stock_lora(host, sampled_by_the_host()))  # the network stays in memory, its weights patched
+    host.run(video)
+    host.free()
+
+    host.run(saved(loaded("known", video), "load", "known"))
+    assert latents(host, "known").shape[2] == 3
+
+
+def sampled_by_the_host() -> dict:
+    graph = chain((FOX, 1), seed=17)
+    wires = {"model": ["model", 0], "positive": ["text0", 0], "negative": ["text0", 0], "latent_image": ["empty", 0]}
+    settings = {"steps": 1, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
+    return {
+        **{id: graph[id] for id in ("model", "clip", "text0")},
+        "empty": node("EmptyHunyuanLatentVideo", width=32, height=32, length=9, batch_size=1),
+        "sample": node("KSampler", seed=1, **settings, **wires),
+        "end": node("TestProbe", value=["sample", 0]),
+    }
 
 
 def test_a_session_saved_anew_is_read_anew(host):
