@@ -45,6 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
     except LongLiveError as error:
         log.error("%s: %s", type(error).__name__, error)
         return FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
 
 
 def parser() -> argparse.ArgumentParser:

@@ -2,7 +2,6 @@
 
 import shutil
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,15 +11,6 @@ from longlive.errors import CheckpointError
 from longlive.text import ROWS, UMT5, WIDTH, HashedWords, cleaned
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _words_only():
-    """Keep torchvision out: umT5 needs none, and one built for another torch would end every import here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        patch.setitem(sys.modules, "torchvision", None)
-        yield
 
 
 def test_a_word_is_a_row_and_rows_past_the_words_are_zero():
@@ -75,27 +65,6 @@ def test_a_prompt_is_mended_and_its_spaces_are_single():
 def test_a_prompt_is_cleaned_without_ftfy_too(monkeypatch):
     monkeypatch.setitem(sys.modules, "ftfy", None)
     assert cleaned(" a &amp;  b ") == "a & b"
-
-
-@pytest.fixture(scope="module")
-def pipeline(tmp_path_factory) -> Path:
-    """A diffusers-format folder with a random umT5 of two layers and a tokenizer of a dozen words."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
-
-    folder = tmp_path_factory.mktemp("pipeline")
-    words = ["<pad>", "</s>", "<unk>", "a", "red", "fox", "runs", "&", "in", "the", "snow"]
-    tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
-    fast.save_pretrained(folder / "tokenizer")
-    torch.manual_seed(0)
-    config = UMT5Config(
-        vocab_size=len(words), d_model=16, d_kv=4, d_ff=24, num_layers=2, num_heads=4, pad_token_id=0, eos_token_id=1
-    )
-    UMT5EncoderModel(config).save_pretrained(folder / "text_encoder")
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,9 @@ def prompt(number: int) -> Prompt:
     return Prompt.of(embedding, f"prompt {number}")
 
 
-def session(config: RolloutConfig | None = None, *, seed: int = 7, width: int = 32) -> Session:
+def session(
+    config: RolloutConfig | None = None, *, seed: int = 7, width: int = 32, dtype: torch.dtype = torch.float32
+) -> Session:
     return Session.start(
         prompt(0),
         model="tiny",
@@ -35,7 +37,7 @@ def session(config: RolloutConfig | None = None, *, seed: int = 7, width: int = 
         height=16,
         width=width,
         seed=seed,
-        dtype=torch.float32,
+        dtype=dtype,
         channels=16,
     )
 

@@ -1,0 +1,32 @@
+"""The real kernels, where there is a GPU."""
+
+import pytest
+import tiny
+import torch
+
+from longlive.model import attention
+from longlive.model.causal import CausalWan
+from longlive.model.wan import Geometry
+from longlive.sampler import Sampler
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
+LIKE_WAN = Geometry(dim=256, ffn_dim=512, num_heads=2, num_layers=2, freq_dim=64, text_dim=10, text_len=6)
+
+
+@pytest.mark.parametrize(("kernel", "tolerance"), [("flash3", 2e-2), ("flash2", 2e-2), ("sage", 1e-1)])
+def test_a_kernel_computes_attention(kernel, tolerance):
+    attend = getattr(attention, kernel)()
+    if attend is None:
+        pytest.skip(f"{kernel} is not installed")
+    q, k, v = (torch.randn(1, tokens, 12, 128, device="cuda", dtype=torch.bfloat16) for tokens in (390, 1560, 1560))
+    torch.testing.assert_close(attend(q, k, v), attention.sdpa(q, k, v), rtol=tolerance, atol=tolerance)
+
+
+def test_law_3_holds_on_the_gpu():
+    cpu = tiny.model(LIKE_WAN)
+    model = CausalWan.of_tree(cpu.tree.to("cuda", torch.bfloat16))
+    video = tiny.session(dtype=torch.bfloat16)
+    whole = Sampler(model).extended(video, 8)
+    parts = Sampler(model).extended(Sampler(model).extended(video, 5), 3)
+    assert torch.equal(whole.latents(), parts.latents())
+    assert torch.isfinite(whole.latents()).all()

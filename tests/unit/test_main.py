@@ -1,0 +1,163 @@
+"""The command line, from a script to an mp4 and back."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from longlive import session_file
+from longlive.__main__ import main
+
+REFERENCE = Path(__file__).parents[1] / "reference"
+STORY = "3f | a red fox\n# then\n6f | the red fox runs\n3f cut | the snow\n"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    """A tiny network that reads the 16 channels of the tiny umT5."""
+    state = load_file(REFERENCE / "weights_causal.safetensors")
+    state["text_embedding.0.weight"] = state["text_embedding.0.weight"][:, :16].contiguous()
+    path = tmp_path_factory.mktemp("weights") / "longlive_tiny.safetensors"
+    save_file(state, path, {"geometry": json.dumps({"num_heads": 2})})
+    return path
+
+
+@pytest.fixture
+def render(tmp_path, weights, pipeline, monkeypatch):
+    """Run `longlive render` on a script into a file."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def render(script: str, name: str, *more: str) -> int:
+        (tmp_path / "story.txt").write_text(script, encoding="utf-8")
+        return main([*command(tmp_path, weights, pipeline, name), *more])
+
+    return render
+
+
+def command(folder: Path, weights: Path, pipeline: Path, name: str) -> list[str]:
+    files = ["--weights", str(weights), "--pipeline", str(pipeline), "-o", str(folder / name)]
+    size = ["--width", "48", "--height", "32", "--store", str(folder / "blocks")]
+    return ["render", str(folder / "story.txt"), *files, *size, "--device", "cpu", "--dtype", "fp32"]
+
+
+def pixel_frames(path: Path) -> int:
+    with av.open(path) as video:
+        return sum(1 for _ in video.decode(video=0))
+
+
+def test_a_script_becomes_a_video_and_a_session(render, tmp_path, capsys):
+    assert render(STORY, "story.mp4") == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'story.mp4'}\n"
+    assert pixel_frames(tmp_path / "story.mp4") == 4 * 12 - 3
+    session = session_file.load(tmp_path / "story.session.safetensors")
+    assert [switch.frame for switch in session.switches] == [0, 3, 9]
+    assert [switch.prompt.text for switch in session.switches] == ["a red fox", "the red fox runs", "the snow"]
+
+
+def test_a_session_goes_on_as_if_it_had_never_ended(render, tmp_path):
+    assert render("3f | a red fox\n3f | the red fox runs\n", "whole.mp4") == 0
+    assert render("3f | a red fox\n", "first.mp4", "--store", str(tmp_path / "other")) == 0
+    more = ["--session", str(tmp_path / "first.session.safetensors"), "--store", str(tmp_path / "another")]
+    assert render("3f | the red fox runs\n", "second.mp4", *more) == 0
+    whole, second = (session_file.load(tmp_path / f"{name}.session.safetensors") for name in ("whole", "second"))
+    assert torch.equal(whole.latents(), second.latents())
+    assert pixel_frames(tmp_path / "second.mp4") == 4 * 6 - 3
+
+
+def test_a_session_of_other_weights_is_refused(render, tmp_path, weights, caplog):
+    assert render("3f | a red fox\n", "first.mp4") == 0
+    other = shutil.copy(weights, tmp_path / "other.safetensors")
+    state = load_file(other)
+    save_file({**state, "head.head.bias": state["head.head.bias"] + 1}, other, {"geometry": '{"num_heads": 2}'})
+    more = ["--weights", str(other), "--session", str(tmp_path / "first.session.safetensors")]
+    assert render("3f | a red fox\n", "second.mp4", *more) == 1
+    assert "was made with other weights; give the weights" in caplog.text
+    assert not (tmp_path / "second.mp4").exists()
+
+
+def test_a_broken_script_is_refused_before_anything_is_loaded(render, tmp_path, caplog):
+    assert render("3f | a red fox\n8 | no unit\n", "story.mp4") == 1
+    assert "TimelineError: line 2, column 2" in caplog.text
+    assert list(tmp_path.glob("story.mp4*")) == []
+
+
+def test_a_video_past_the_table_of_positions_is_refused_before_anything_is_made(render, tmp_path, caplog):
+    assert render("400b | a red fox\n", "story.mp4") == 1
+    assert "absolute positions end at frame 1024" in caplog.text
+    assert list(tmp_path.glob("story.mp4*")) == []
+
+
+def test_ctrl_c_leaves_a_playable_file_and_a_session_that_goes_on(tmp_path, weights, pipeline):
+    (tmp_path / "story.txt").write_text("300f | a red fox\n")
+    blocks = tmp_path / "blocks"
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    without_pictures = (
+        "import sys; sys.modules['torchvision'] = None; from longlive.__main__ import main; sys.exit(main())"
+    )
+    run = subprocess.Popen(
+        [sys.executable, "-c", without_pictures, *command(tmp_path, weights, pipeline, "story.mp4")], env=environment
+    )
+    deadline = time.monotonic() + 60
+    while len(list(blocks.rglob("*.safetensors"))) < 3:
+        assert run.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    run.send_signal(signal.SIGINT)
+    assert run.wait(60) == 130
+
+    session = session_file.load(tmp_path / "story.session.safetensors")
+    assert 3 <= len(session.blocks) < 100
+    assert 0 < pixel_frames(tmp_path / "story.mp4") <= session.pixel_frames
+    assert list(tmp_path.glob("*.part")) == []
+
+
+def test_the_demo_makes_a_video_of_three_prompts_and_names_its_recaches(tmp_path, caplog, capsys):
+    caplog.set_level("INFO")
+    assert main(["demo", "-o", str(tmp_path / "demo.mp4"), "--width", "32", "--height", "16"]) == 0
+    assert pixel_frames(tmp_path / "demo.mp4") == 4 * 45 - 3
+    recaches = [record.message for record in caplog.records if record.message.startswith("recache")]
+    assert len(recaches) == 2
+    assert "frame 15: the red fox" in recaches[0]
+    assert "random" in caplog.text
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "demo.mp4")
+    with av.open(tmp_path / "demo.mp4") as video:
+        assert video.streams.video[0].average_rate == 16
+
+
+def test_info_tells_a_checkpoint_from_a_session_and_goes_on_after_what_is_neither(render, tmp_path, weights, capsys):
+    render("3f | a red fox\n", "first.mp4")
+    capsys.readouterr()
+    assert main(["info", str(tmp_path / "nothing"), str(weights), str(tmp_path / "first.session.safetensors")]) == 1
+    out = capsys.readouterr().out
+    assert "Wan2.1" in out
+    assert "a LongLive session" in out
+    assert "a red fox" in out
+
+
+def test_verify_exits_with_0_1_or_2(tmp_path, capsys):
+    for name in ("lora.safetensors", "weights_causal.safetensors", "scheduler.safetensors"):
+        shutil.copy(REFERENCE / name, tmp_path)
+    lora, weights, scheduler = (tmp_path / f"{name}.safetensors" for name in ("lora", "weights_causal", "scheduler"))
+    assert main(["verify", str(lora), str(scheduler)]) == 0
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [lora.name, scheduler.name]
+    assert main(["verify", str(lora), str(weights)]) == 2
+    assert "not a run that can be replayed" in capsys.readouterr().out
+
+    from safetensors import safe_open
+
+    with safe_open(scheduler, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(scheduler)
+    tensors["shift5.sigmas"][500] += 1e-3
+    save_file(tensors, scheduler, metadata)
+    assert main(["verify", str(scheduler), str(lora)]) == 1
+    assert "shift5.sigmas differs by 0.001, allowed is 1e-06" in capsys.readouterr().out
