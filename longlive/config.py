@@ -52,8 +52,8 @@ class RolloutConfig:
             raise ConfigError(f"sink is {self.sink}; use 0 for no sink, or the number of frames to keep")
         if self.recent < self.block:
             raise ConfigError(
-                f"window {self.window} less sink {self.sink} leaves {self.recent} frames, but a block needs "
-                f"{self.block}; use a window of at least {self.sink + self.block}"
+                f"window {self.window} does not hold sink {self.sink} and block {self.block}; "
+                f"use a window of at least {self.sink + self.block}"
             )
         if self.positions is Positions.ABSOLUTE and self.window > TABLE_FRAMES:
             raise ConfigError(
@@ -90,7 +90,7 @@ def seconds_to_blocks(seconds: float, block: int) -> int:
     if not (math.isfinite(seconds) and seconds > 0):
         raise ConfigError(f"the duration is {seconds:g} s; use more than 0 seconds")
     if seconds > MAX_SECONDS:
-        raise ConfigError(f"the duration is {seconds:g} s; one segment may last {MAX_SECONDS} s (a day) at most")
+        raise ConfigError(f"the duration is {seconds:.10g} s; one segment may last {MAX_SECONDS} s (a day) at most")
     return max(1, math.floor(FPS * seconds / (PIXEL_FRAMES_PER_FRAME * block) + 0.5))
 
 

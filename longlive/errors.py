@@ -16,6 +16,9 @@ LongLiveError
 class LongLiveError(Exception):
     """Base of everything the user can cure."""
 
+    def __init_subclass__(cls) -> None:
+        cls.__module__ = "longlive"  # ComfyUI shows it, and imports packs under the path of their folder
+
 
 class ConfigError(LongLiveError):
     """A setting breaks a rule of the method."""

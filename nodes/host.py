@@ -29,7 +29,7 @@ from ..longlive.store import Store
 log = logging.getLogger(__name__)
 
 WAN21_CHANNELS = 16
-LAYER_PATCHES = ("patches", "patches_replace")  # of transformer_options; a causal forward has no place for them
+FORWARD_PATCHES = ("patches", "patches_replace", "wrappers")  # of transformer_options; a causal forward has no place
 HARMLESS = {"pooled_output", "hooks", "unprojected"}  # of a CONDITIONING; Wan2.1 reads the embedding alone
 STORE_BYTES = 4 << 30  # 90 minutes at 832 x 480
 
@@ -46,8 +46,8 @@ def causal_model(patcher: ModelPatcher) -> CausalWan:
     is_text_to_video = getattr(tree, "model_type", None) == "t2v" and getattr(tree, "img_emb", None) is None
     if not (hasattr(tree, "time_projection") and hasattr(tree, "head") and is_text_to_video):
         raise CheckpointError(
-            f"the MODEL is {type(patcher.model).__name__}; LongLive needs Wan2.1 text-to-video weights: "
-            f"load longlive_base with LongLive Model Loader"
+            f"the MODEL is {type(patcher.model).__name__} ({getattr(tree, 'model_type', 'no Wan')}), expected a Wan2.1 "
+            f"text-to-video network; load longlive_base with LongLive Model Loader"
         )
     if found != WAN21_CHANNELS or tree.out_dim != WAN21_CHANNELS:
         raise CheckpointError(
@@ -63,8 +63,10 @@ def host_attention(patcher: ModelPatcher) -> tuple[Attend, str]:
     """The attention the user chose for ComfyUI, with whatever override the MODEL carries, and a name for it."""
     options = patcher.model_options.get("transformer_options", {})
     override = options.get("optimized_attention_override")
-    name = f"{optimized_attention.__name__} {getattr(override, '__qualname__', type(override).__qualname__)}"
-    ignored = [f"{kind} of layers" for kind in LAYER_PATCHES if any(options.get(kind, {}).values())]
+    held = [cell.cell_contents for cell in getattr(override, "__closure__", None) or ()]  # such as a mode
+    plain = [value for value in held if isinstance(value, str | int | float)]
+    name = f"{optimized_attention.__name__} {getattr(override, '__qualname__', type(override).__qualname__)} {plain}"
+    ignored = [f"{kind} of the forward" for kind in FORWARD_PATCHES if any(options.get(kind, {}).values())]
     if "model_sampling" in patcher.object_patches:
         ignored.append("a model sampling (set the shift in LongLive Options)")
     if ignored:
@@ -194,6 +196,6 @@ def session_path(name: str) -> Path:
     path = (folder / f"{name.strip()}.safetensors").resolve() if name.isprintable() else folder
     if not name.strip() or folder not in path.parents or path.name.startswith("."):
         raise SessionError(
-            f"{name!r} is not a name for a session: it would lie outside {folder}; use a plain name such as my_film"
+            f"{name!r} is no name for a session, which is kept in {folder}; use a plain name such as my_film"
         )
     return path
