@@ -77,15 +77,15 @@ class Rollout:
         """
         check_positions(self.config, start + self.config.block)
         place = self.window.block(start, self.config.block)
-        noisy = noise(block, 0).to(self.model.device, self.model.dtype)
+        draws = [self._on_device(noise(block, step)) for step in range(len(self.sigmas))]
+        noisy = draws[0]
         for step, timestep in enumerate(self.timesteps.tolist()):
             flow = self._pass(noisy, timestep, text, place)
             assert flow is not None
             clean = clean_from_flow(noisy, flow, self.sigmas[step])
             self.watch(Pass(PassKind.DENOISE, place, step, timestep, flow, clean))
             if step + 1 < len(self.sigmas):
-                fresh = noise(block, step + 1).to(clean)
-                noisy = add_noise(clean, fresh, self.sigmas[step + 1])
+                noisy = add_noise(clean, draws[step + 1], self.sigmas[step + 1])
         return clean
 
     def commit(self, start: int, latents: Tensor, text: TextMemory) -> None:
@@ -108,6 +108,11 @@ class Rollout:
         flow = self._pass(clean, self.config.context_noise, text, place, with_flow=self.exhaustive)
         estimate = None if flow is None else clean_from_flow(clean, flow, self.context_sigma)
         self.watch(Pass(kind, place, 0, self.config.context_noise, flow, estimate))
+
+    def _on_device(self, draw: Tensor) -> Tensor:
+        """Noise where the model is; from pinned memory, so that the copy waits for no kernel and no kernel for it."""
+        on_gpu = self.model.device.type == "cuda"
+        return (draw.pin_memory() if on_gpu else draw).to(self.model.device, self.model.dtype, non_blocking=on_gpu)
 
     def _pass(self, x: Tensor, timestep: float, text: TextMemory, place: Placement, with_flow=True) -> Tensor | None:
         timesteps_BF = torch.full(x.shape[:2], timestep, dtype=torch.float32, device=x.device)

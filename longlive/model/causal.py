@@ -86,8 +86,9 @@ class CausalWan:
         grid = geometry.grid(*latents_BFCHW.shape[-2:])
         rotation = self.rotation(place, memory.window.sink, grid)
 
-        embedding = tree.patch_embedding
-        u_BTD = embedding(rearrange(latents_BFCHW, "b f c h w -> b c f h w").to(embedding.weight.dtype))
+        stored = tree.patch_embedding.weight.dtype
+        entered = stored if stored.is_floating_point else self.dtype  # quantised weights are cast by their owner
+        u_BTD = tree.patch_embedding(rearrange(latents_BFCHW, "b f c h w -> b c f h w").to(entered))
         u_BTD = u_BTD.to(self.dtype).flatten(2).transpose(1, 2).contiguous()
         e_BFD = self._time(timesteps_BF)
         modulation_BF6D = tree.time_projection(e_BFD).unflatten(-1, (MODULATIONS, -1))

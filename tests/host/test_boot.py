@@ -93,3 +93,21 @@ def test_probe_counts_what_is_alive(host):
 
     assert json.loads(history.text("probe"))["caches"] == 0
     assert json.loads((host.output / "idle.json").read_text())["gpu_tensors"] == 0
+
+
+def test_every_node_explains_itself(newest):
+    for node_id, info in newest.object_info().items():
+        if not node_id.startswith("LongLive"):
+            continue
+        inputs = {name: spec for kind in info["input"].values() if kind for name, spec in kind.items()}
+        silent = [name for name, spec in inputs.items() if name in promised(info) and not spec[1].get("tooltip")]
+        assert silent == [], node_id
+        assert all(info["output_tooltips"]), node_id
+        assert info["description"], node_id
+        assert info["search_aliases"], node_id
+        assert (WEB / "docs" / f"{node_id}.md").is_file(), node_id
+
+
+def promised(info: dict) -> list[str]:
+    """The inputs of a node, without what ComfyUI hides from people."""
+    return [*info["input"].get("required", {}), *info["input"].get("optional", {})]
