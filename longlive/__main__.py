@@ -32,6 +32,7 @@ from .video import VideoWriter
 
 log = logging.getLogger("longlive")
 
+SESSION_SUFFIX = ".session.safetensors"  # beside the video
 FAILED, NOT_A_RUN, INTERRUPTED = 1, 2, 130
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -58,6 +59,9 @@ def parser() -> argparse.ArgumentParser:
     render.set_defaults(run=run_render)
     render.add_argument("script", type=Path, help="a text file, one segment a line: 8s | prompt")
     render.add_argument("--weights", type=Path, required=True, help="longlive_base.pt or safetensors")
+    render.add_argument(
+        "--ema", action="store_true", default=None, help="the averaged weights of a training checkpoint"
+    )
     render.add_argument("--lora", type=Path, help="LongLive's lora.pt")
     render.add_argument("--strength", type=float, default=1.0, help="of the LoRA (default 1)")
     render.add_argument(
@@ -110,8 +114,10 @@ def cache_folder() -> Path:
 def run_render(options: argparse.Namespace) -> int:
     device, dtype = torch.device(options.device), DTYPES[options.dtype]
     facts = [digest(path, cache_dir=cache_folder()) for path in (options.weights, options.lora) if path]
-    identity = hashlib.sha256(f"{facts} {options.strength}".encode()).hexdigest()
+    identity = hashlib.sha256(f"{facts} {options.strength} {options.ema}".encode()).hexdigest()
     if options.session:
+        if options.session.resolve() == options.output.with_suffix(SESSION_SUFFIX).resolve():
+            raise SessionError(f"-o {options.output} would overwrite {options.session}; choose another name")
         video = continued(options.session, identity)
         log.info("size, seed and settings are those of %s", options.session)
     else:
@@ -120,7 +126,9 @@ def run_render(options: argparse.Namespace) -> int:
     encoder = UMT5.of_pipeline(options.pipeline, device=device, dtype=dtype)
     prompts = [Prompt.of(encoder(segment.prompt), segment.prompt) for segment in segments]
     del encoder  # 11 GB that nothing needs any more
-    tree, _ = load_model(options.weights, lora=options.lora, strength=options.strength, dtype=dtype, device=device)
+    tree, _ = load_model(
+        options.weights, lora=options.lora, strength=options.strength, dtype=dtype, device=device, ema=options.ema
+    )
     model = CausalWan.of_tree(tree, quantised_attention=options.sage)
     vae = load_vae(options.pipeline / "vae", device=device, dtype=dtype)
     return film(options, video, segments, prompts, model, vae)
@@ -183,7 +191,7 @@ def film(
     vae: WanVAE,
 ) -> int:
     """Make, decode and write the video block by block; keep its session beside it, also when interrupted."""
-    session_path = options.output.with_suffix(".session.safetensors")
+    session_path = options.output.with_suffix(SESSION_SUFFIX)
     log.info("%s", report(segments, video.config.block, video.num_frames))
     blocks, steps = sum(segment.blocks for segment in segments), len(video.config.steps)
     status = 0

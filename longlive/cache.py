@@ -107,8 +107,8 @@ class RollingKVCache:
         self.v_BSNH = torch.zeros_like(self.k_BSNH)
 
     @property
-    def num_bytes(self) -> int:
-        return self.k_BSNH.nbytes + self.v_BSNH.nbytes
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.k_BSNH, self.v_BSNH
 
     def write(self, place: Placement, k_BTNH: Tensor, v_BTNH: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
         """Store a call's un-rotated keys and its values; return all keys, rotated, and values it may attend.
@@ -137,8 +137,8 @@ class UnboundedKVCache(RollingKVCache):
         self.sink_k_BSNH = self.k_BSNH[:, :sink].clone()
 
     @property
-    def num_bytes(self) -> int:
-        return super().num_bytes + self.sink_k_BSNH.nbytes
+    def tensors(self) -> tuple[Tensor, ...]:
+        return *super().tensors, self.sink_k_BSNH
 
     def write(self, place: Placement, k_BTNH: Tensor, v_BTNH: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
         tokens = k_BTNH.shape[1] // place.frames
@@ -167,7 +167,12 @@ class Memory:
 
     @property
     def num_bytes(self) -> int:
-        return sum(layer.num_bytes for layer in self.layers)
+        return sum(tensor.untyped_storage().nbytes() for layer in self.layers for tensor in layer.tensors)
+
+    def release(self) -> None:
+        """Free the bytes now, whoever still holds a view: after an error, the frames of its traceback do."""
+        for layer in self.layers:
+            free(layer.tensors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,3 +180,13 @@ class TextMemory:
     """Cross-attention keys and values of one prompt, one pair [B, rows, N, H] a layer. They depend on nothing else."""
 
     layers: tuple[tuple[Tensor, Tensor], ...]
+
+    def release(self) -> None:
+        """Free the bytes now, as `Memory.release`."""
+        for tensors in self.layers:
+            free(tensors)
+
+
+def free(tensors: tuple[Tensor, ...]) -> None:
+    for tensor in tensors:
+        tensor.untyped_storage().resize_(0)

@@ -22,6 +22,8 @@ from .timeline import Boundary
 
 log = logging.getLogger(__name__)
 
+TEXTS_HELD = 2  # the prompt that rules and the one before it, which a clean pass may still need
+
 
 class Sampler:
     """Extends sessions made with `model`. A context manager; keeps the memory warm between calls on one video.
@@ -51,6 +53,10 @@ class Sampler:
 
     def close(self) -> None:
         """Free the memory."""
+        if self._rollout:
+            self._rollout.memory.release()
+        for text in self._texts.values():
+            text.release()
         self._rollout = self._session = self._made = None
         self._texts.clear()
 
@@ -84,19 +90,14 @@ class Sampler:
     def check(self, session: Session, segments: Iterable[tuple[Boundary, int]]) -> None:
         """Refuse what cannot be made to its end, before anything is computed: `segments` are (boundary, blocks).
 
-        Raises SessionError for a session without a prompt or of another kind of model, and PositionError.
+        Raises SessionError for a session of another kind of model, and PositionError.
         """
         if (session.channels, session.dtype) != (self.model.geometry.in_dim, self.model.dtype):
             raise SessionError(
                 f"the session's latents are {session.channels} channels of {session.dtype}, but the model makes "
                 f"{self.model.geometry.in_dim} channels of {self.model.dtype}; continue it with the model it began with"
             )
-        origin, end = session.origin, session.num_frames
-        for boundary, blocks in segments:
-            if boundary is Boundary.DISCARD:
-                origin = end
-            end += blocks * session.config.block
-            check_positions(session.config, end - origin)
+        check_length(session, segments)
 
     def _compute(self, session: Session) -> Tensor:
         try:
@@ -136,14 +137,30 @@ class Sampler:
     def _read(self, prompt: Prompt) -> TextMemory:
         """The prompt's text keys; those of one earlier prompt are kept beside them."""
         if prompt.digest not in self._texts:
-            while len(self._texts) > 1:
+            while len(self._texts) >= TEXTS_HELD:
                 self._texts.pop(next(iter(self._texts)))
             self._texts[prompt.digest] = self.model.read(prompt.padded())
         return self._texts[prompt.digest]
 
 
+def check_length(session: Session, segments: Iterable[tuple[Boundary, int]]) -> None:
+    """Refuse segments of (boundary, blocks) that would outrun the table of positions. Raises PositionError."""
+    origin, end = session.origin, session.num_frames
+    for boundary, blocks in segments:
+        if boundary is Boundary.DISCARD:
+            origin = end
+        end += blocks * session.config.block
+        check_positions(session.config, end - origin)
+
+
+def text_bytes(model: CausalWan) -> int:
+    """Bytes of one prompt's keys and values."""
+    geometry = model.geometry
+    return 2 * geometry.num_layers * geometry.text_len * geometry.dim * model.dtype.itemsize
+
+
 def memory_bytes(model: CausalWan, config: RolloutConfig, height: int, width: int) -> int:
-    """Bytes of the window's keys and values, to be announced before they are allocated (3.45 GB at 832 x 480)."""
+    """Bytes of the window's keys and values for a video of `height` x `width` pixels: 3.45 GB at 480 x 832 in bf16."""
     geometry = model.geometry
     rows, columns = geometry.grid(height // PIXELS_PER_CELL, width // PIXELS_PER_CELL)
     keys_only = config.sink if config.positions is Positions.UNBOUNDED else 0

@@ -3,6 +3,7 @@
 The file holds the model's digest, not the model.
 """
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -28,6 +29,8 @@ class NotASession(SessionError):
 
 def save(session: Session, path: Path) -> None:
     """Write the session so that `path` holds it whole or is untouched. Raises StoreError where the disk refuses."""
+    embeddings = {switch.prompt.digest: switch.prompt.embedding for switch in session.switches}
+    prompts = list(embeddings)
     header = {
         "model": session.model,
         "config": session.config.as_dict(),
@@ -38,15 +41,22 @@ def save(session: Session, path: Path) -> None:
         "channels": session.channels,
         "keys": session.keys,
         "switches": [
-            {"frame": s.frame, "boundary": s.boundary.value, "text": s.prompt.text, "rows": s.prompt.rows}
+            {
+                "frame": s.frame,
+                "boundary": s.boundary.value,
+                "text": s.prompt.text,
+                "rows": s.prompt.rows,
+                "prompt": prompts.index(s.prompt.digest),
+            }
             for s in session.switches
         ],
     }
     tensors = {LATENTS: session.latents().contiguous()}
-    tensors |= {_prompt_name(i): switch.prompt.embedding for i, switch in enumerate(session.switches)}
-    header["digest"] = digest_of_tensors(tensors)
+    tensors |= {_prompt_name(i): embedding for i, embedding in enumerate(embeddings.values())}
+    written = json.dumps(header)
+    metadata = {"format": FORMAT, "version": str(VERSION), "session": written, "digest": _digest(written, tensors)}
     try:
-        write_atomically(path, tensors, {"format": FORMAT, "version": str(VERSION), "session": json.dumps(header)})
+        write_atomically(path, tensors, metadata)
     except (OSError, SafetensorError) as error:
         raise StoreError(
             f"the session cannot be written to {path}: {error}; free some space or choose another folder"
@@ -70,10 +80,9 @@ def load(path: Path) -> Session:
             f"{path} is a session of version {metadata.get('version')}, expected {VERSION}; update LongLive Sessions"
         )
     try:
-        header = json.loads(metadata["session"])
-        if header["digest"] != digest_of_tensors(tensors):
-            raise ValueError("its tensors are not those that were saved")
-        return _session(header, tensors)
+        if metadata["digest"] != _digest(metadata["session"], tensors):
+            raise ValueError("it is not what was saved")
+        return _session(json.loads(metadata["session"]), tensors)
     except (AttributeError, LookupError, TypeError, ValueError, ConfigError) as error:
         raise SessionError(f"the session file {path} is damaged ({error}); save the session anew") from error
 
@@ -81,8 +90,12 @@ def load(path: Path) -> Session:
 def _session(header: dict, tensors: dict[str, torch.Tensor]) -> Session:
     config = RolloutConfig(**header["config"])
     switches = tuple(
-        Switch(s["frame"], Boundary(s["boundary"]), Prompt(tensors[_prompt_name(i)].clone(), s["rows"], s["text"]))
-        for i, s in enumerate(header["switches"])
+        Switch(
+            s["frame"],
+            Boundary(s["boundary"]),
+            Prompt(tensors[_prompt_name(s["prompt"])].clone(), s["rows"], s["text"]),
+        )
+        for s in header["switches"]
     )
     latents = tensors[LATENTS]
     session = Session(
@@ -102,6 +115,10 @@ def _session(header: dict, tensors: dict[str, torch.Tensor]) -> Session:
     if len(session.keys) != len(session.blocks):
         raise ValueError(f"it has {len(session.keys)} keys for {len(session.blocks)} blocks")
     return session
+
+
+def _digest(header: str, tensors: dict[str, torch.Tensor]) -> str:
+    return hashlib.sha256(f"{header} {digest_of_tensors(tensors)}".encode()).hexdigest()
 
 
 def _prompt_name(index: int) -> str:

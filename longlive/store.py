@@ -47,7 +47,7 @@ class Store:
         if path is None or not path.exists():
             return None
         try:
-            block = load_file(path)["latents"]
+            block = load_file(path)["latents"].clone()  # a mapped file could be neither replaced nor removed everywhere
             if tuple(block.shape) != shape:
                 raise ValueError(f"its shape is {tuple(block.shape)}, expected {shape}")
         except (OSError, KeyError, ValueError, SafetensorError) as error:
@@ -78,11 +78,6 @@ class Store:
             )
             self._writable = False
 
-    def clear(self) -> None:
-        """Forget what is held in memory; files stay."""
-        self._blocks.clear()
-        self._held = 0
-
     def _path(self, key: str) -> Path | None:
         return self.folder / key[:2] / f"{key}.safetensors" if self.folder else None
 
@@ -110,7 +105,7 @@ class Store:
                 elif time.time() - stat.st_mtime > ABANDONED_SECONDS:
                     path.unlink()
         total = sum(size for _, size, _ in entries)
-        if total <= self.disk_bytes * TRIM_TO:
+        if total <= self.disk_bytes:
             return total
         for _, size, path in sorted(entries):
             with contextlib.suppress(OSError):

@@ -27,8 +27,8 @@ MATRIX_BT601, SRGB_PRIMARIES, BT709_TRANSFER, LIMITED_RANGE = 6, 1, 1, 1
 class VideoWriter:
     """Writes pixels into an MP4 as they come.
 
-    The file grows under a temporary name beside `path` and takes its place on `close`, which `with` calls on every
-    way out: an interrupted video plays up to its last written frame. Without a single frame there is no file.
+    The file grows under a temporary name beside `path` and takes its place on `close`. `with` closes it, also on
+    Ctrl-C: such a video plays up to its last frame. After any other error, or without a frame, there is no file.
     """
 
     def __init__(
@@ -50,8 +50,11 @@ class VideoWriter:
     def __enter__(self) -> "VideoWriter":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or issubclass(kind, KeyboardInterrupt):
+            self.close()
+        else:
+            self._discard()
 
     @property
     def _part(self) -> Path:
@@ -104,18 +107,22 @@ class VideoWriter:
         assert self._stream is not None
         self._container.mux(self._stream.encode(frame))
 
+    def _discard(self) -> None:
+        """Leave nothing behind."""
+        container, self._container = self._container, None
+        with suppress(OSError):
+            if container is not None:
+                container.close()
+        with suppress(OSError):
+            self._part.unlink(missing_ok=True)
+
     @contextmanager
     def _disk_errors(self) -> Iterator[None]:
         """Turn what the disk says into a VideoError, and leave no broken file behind."""
         try:
             yield
         except OSError as error:
-            container, self._container = self._container, None
-            with suppress(OSError):
-                if container is not None:
-                    container.close()
-            with suppress(OSError):
-                self._part.unlink(missing_ok=True)
+            self._discard()
             raise VideoError(
                 f"{self.path} cannot be written after {self.num_frames} frames: {error.strerror}; "
                 f"free some space or choose a folder you may write to"

@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from ..longlive import session_file
 from ..longlive.errors import SessionError
 from . import host
+from .identity import model_digest
 from .sockets import LiveSession, SessionSocket
 
 
@@ -66,7 +67,7 @@ class LoadSession(io.ComfyNode):
     @classmethod
     def execute(cls, model, name: str) -> io.NodeOutput:
         session = session_file.load(host.session_path(name))
-        if session.model != host.model_digest(model):
+        if session.model != model_digest(model):
             raise SessionError(
                 f"the session {name} was made with other weights than this MODEL; load it with the files, the LoRA "
                 f"strength and the weight dtype it was made with, in ComfyUI if it was made there"

@@ -1,11 +1,10 @@
 """The one adapter to ComfyUI: its model as a causal model, its memory, previews, progress, interrupt and folders."""
 
-import hashlib
+import functools
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from weakref import WeakKeyDictionary
 
 import comfy.model_management
 import comfy.utils
@@ -16,24 +15,28 @@ from comfy.ldm.modules.attention import optimized_attention
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..longlive.digest import digest_of_tensors
 from ..longlive.errors import CheckpointError, ConditioningError, SessionError
 from ..longlive.model.attention import Attend
 from ..longlive.model.causal import CausalWan
 from ..longlive.model.wan import Geometry
 from ..longlive.rollout import Pass, PassKind
-from ..longlive.sampler import Sampler, memory_bytes
+from ..longlive.sampler import TEXTS_HELD, Sampler, memory_bytes, text_bytes
 from ..longlive.session import Prompt, Session
 from ..longlive.store import Store
+from .identity import attention_name, opaque
 
 log = logging.getLogger(__name__)
 
 WAN21_CHANNELS = 16
-FORWARD_PATCHES = ("patches", "patches_replace", "wrappers")  # of transformer_options; a causal forward has no place
-HARMLESS = {"pooled_output", "hooks", "unprojected"}  # of a CONDITIONING; Wan2.1 reads the embedding alone
+FORWARD_PATCHES = ("patches", "patches_replace", "wrappers")  # of transformer_options
+SAMPLER_FUNCTIONS = (
+    "model_function_wrapper",
+    "sampler_cfg_function",
+    "sampler_pre_cfg_function",
+    "sampler_post_cfg_function",
+)
+HARMLESS = {"pooled_output", "unprojected"}  # of a CONDITIONING; Wan2.1 reads the embedding alone
 STORE_BYTES = 4 << 30  # 90 minutes at 832 x 480
-
-_digests: WeakKeyDictionary[torch.nn.Module, str] = WeakKeyDictionary()
 
 
 def causal_model(patcher: ModelPatcher) -> CausalWan:
@@ -56,48 +59,77 @@ def causal_model(patcher: ModelPatcher) -> CausalWan:
         )
     device, dtype = patcher.load_device, patcher.model.get_dtype_inference()
     attend, name = host_attention(patcher)
-    return CausalWan(tree, Geometry.of_tree(tree), attend, f"{device.type} {name}", device, dtype)
+    return CausalWan(
+        tree=tree,
+        geometry=Geometry.of_tree(tree),
+        attend=attend,
+        kernel=f"{device.type} {name}",
+        device=device,
+        dtype=dtype,
+        entry_dtype=torch.float32,  # as ComfyUI's own forward has it, whatever the weight is kept in
+    )
 
 
 def host_attention(patcher: ModelPatcher) -> tuple[Attend, str]:
     """The attention the user chose for ComfyUI, with whatever override the MODEL carries, and a name for it."""
     options = patcher.model_options.get("transformer_options", {})
-    override = options.get("optimized_attention_override")
-    held = [cell.cell_contents for cell in getattr(override, "__closure__", None) or ()]  # such as a mode
-    plain = [value for value in held if isinstance(value, str | int | float)]
-    name = f"{optimized_attention.__name__} {getattr(override, '__qualname__', type(override).__qualname__)} {plain}"
-    ignored = [f"{kind} of the forward" for kind in FORWARD_PATCHES if any(options.get(kind, {}).values())]
-    if "model_sampling" in patcher.object_patches:
-        ignored.append("a model sampling (set the shift in LongLive Options)")
-    if ignored:
-        log.warning("the MODEL carries %s, which a causal rollout cannot honour; ignored", " and ".join(ignored))
 
     def attend(q_BTNH: Tensor, k_BSNH: Tensor, v_BSNH: Tensor) -> Tensor:
         heads = q_BTNH.shape[2]
         q, k, v = (x.flatten(2) for x in (q_BTNH, k_BSNH, v_BSNH))
         return optimized_attention(q, k, v, heads=heads, transformer_options=options).unflatten(-1, (heads, -1))
 
-    return attend, name
+    return attend, f"{optimized_attention.__name__} {attention_name(patcher)}"
+
+
+def ignored(patcher: ModelPatcher) -> list[str]:
+    """What the MODEL carries for ComfyUI's own samplers, and a causal rollout has no place for."""
+    options = patcher.model_options.get("transformer_options", {})
+    found = {
+        "a model sampling (set the shift in LongLive Options)": "model_sampling" in patcher.object_patches,
+        "patches of the forward": any(any(options.get(kind, {}).values()) for kind in FORWARD_PATCHES),
+        "wrappers": any(any(wrappers.values()) for wrappers in patcher.wrappers.values()),
+        "functions of a sampler": any(name in patcher.model_options for name in SAMPLER_FUNCTIONS),
+    }
+    return [name for name, carried in found.items() if carried]
 
 
 @contextmanager
 def sampling(patcher: ModelPatcher, session: Session, total_blocks: int) -> Iterator[Sampler]:
-    """A sampler for `total_blocks` more blocks: memory announced, weights loaded, progress, previews and interrupt."""
-    model = causal_model(patcher)
-    keys = memory_bytes(model, session.config, session.height, session.width)
-    _, _, channels, height, width = session.block_shape
-    work = patcher.model.memory_required([1, channels, session.config.window, height, width])
+    """A sampler for `total_blocks` more blocks: memory announced, weights loaded, progress, previews and interrupt.
 
-    def prepare() -> None:
-        log.info("a window of %d frames takes %.0f MB of keys and values", session.config.window, keys / 1e6)
-        comfy.model_management.load_models_gpu([patcher], memory_required=keys + work)
-
+    Nothing is loaded before a block has to be computed; the memory is free again whatever happens.
+    """
+    model, unknown, unused = causal_model(patcher), opaque(patcher), ignored(patcher)
+    if unused:
+        log.warning("the MODEL carries %s, which a session cannot honour; ignored", " and ".join(unused))
+    if unknown:
+        log.warning("the MODEL carries %s: blocks made with it are not stored", " and ".join(unknown))
     watch = progress(patcher, total_blocks * len(session.config.steps))
+    prepare = functools.partial(make_room, patcher, model, session)
+    store = None if unknown else block_store()
     try:
-        with Sampler(model, store=block_store(), watch=watch, prepare=prepare) as sampler:
+        with on_device(patcher.load_device), Sampler(model, store=store, watch=watch, prepare=prepare) as sampler:
             yield sampler
     finally:
+        patcher.cleanup()
         comfy.model_management.soft_empty_cache()
+
+
+def make_room(patcher: ModelPatcher, model: CausalWan, session: Session) -> None:
+    """Announce keys, values and activations to ComfyUI's memory management, and load the weights."""
+    config, (_, _, channels, height, width) = session.config, session.block_shape
+    keys = memory_bytes(model, config, session.height, session.width)
+    log.info("a window of %d frames takes %.0f MB of keys and values", config.window, keys / 1e6)
+    work = patcher.model.memory_required([1, channels, config.window, height, width])
+    needed = keys + work + TEXTS_HELD * text_bytes(model)
+    comfy.model_management.load_models_gpu([patcher], memory_required=needed)
+    patcher.pre_run()
+
+
+def on_device(device: torch.device) -> AbstractContextManager:
+    """Make `device` the current one, where kernels that do not look at their tensors are launched."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def progress(patcher: ModelPatcher, steps: int) -> Callable[[Pass], None]:
@@ -146,38 +178,6 @@ def prompt_of(conditioning: list, patcher: ModelPatcher) -> Prompt:
             f"encode the prompt with the umT5-xxl text encoder (CLIP loader, type wan)"
         )
     return prompt
-
-
-def model_digest(patcher: ModelPatcher) -> str:
-    """The identity of a MODEL: every byte of its weights, hashed once, and of the patches on them."""
-    network = patcher.model.diffusion_model
-    if network not in _digests:
-        prefix = "diffusion_model."
-        originals = {key: saved.weight for key, saved in patcher.backup.items()}
-        _digests[network] = digest_of_tensors(
-            {key: originals.get(prefix + key, weight) for key, weight in network.state_dict().items()}
-        )
-    if not patcher.patches:
-        return _digests[network]
-    sha = hashlib.sha256(_digests[network].encode())
-    for key in sorted(patcher.patches):
-        sha.update(key.encode())
-        _hash_patch(sha, patcher.patches[key])
-    return sha.hexdigest()
-
-
-def _hash_patch(sha, patch) -> None:
-    """Everything a weight patch consists of: tensors in full, strengths, kinds; adapters by what they hold."""
-    if isinstance(patch, Tensor):
-        sha.update(digest_of_tensors({"": patch}).encode())
-    elif isinstance(patch, list | tuple):
-        for part in patch:
-            _hash_patch(sha, part)
-    elif hasattr(patch, "weights"):
-        sha.update(type(patch).__qualname__.encode())
-        _hash_patch(sha, patch.weights)
-    else:
-        sha.update(repr(getattr(patch, "__qualname__", patch)).encode())
 
 
 def block_store() -> Store:

@@ -6,7 +6,7 @@ import torch
 from comfy_api.latest import io
 
 from ..longlive.errors import CheckpointError
-from ..longlive.model.checkpoint import Lora, merged_weights
+from ..longlive.model.checkpoint import COMPUTE_DTYPES, Lora, merged_weights
 from ..longlive.model.weights import read
 
 NO_LORA = "none"
@@ -72,8 +72,9 @@ class ModelLoader(io.ComfyNode):
         lora = None
         if lora_name != NO_LORA:
             lora = Lora.read(folder_paths.get_full_path_or_raise("loras", lora_name))
-        state, report = merged_weights(weights, lora=lora, strength=lora_strength)
         dtype = DTYPES[weight_dtype]
+        exact = dtype if dtype in COMPUTE_DTYPES else None  # fp8 is left to ComfyUI, which knows how to keep it
+        state, report = merged_weights(weights, lora=lora, strength=lora_strength, dtype=exact)
         model = comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": dtype} if dtype else {})
         if model is None:
             raise CheckpointError(f"ComfyUI does not recognise {model_name}; expected Wan2.1 text-to-video weights")

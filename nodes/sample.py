@@ -4,6 +4,7 @@ import logging
 
 from comfy_api.latest import io, ui
 
+from ..longlive.sampler import check_length
 from ..longlive.session import Prompt
 from ..longlive.timeline import parse, report
 from . import host
@@ -80,9 +81,9 @@ class Timeline(io.ComfyNode):
         video = before = session.session
         segments = parse(script, block=video.config.block)
         blocks = sum(segment.blocks for segment in segments)
+        check_length(video, [(segment.boundary, segment.blocks) for segment in segments])
         prompts = [encoded(clip, segment.prompt, session) for segment in segments]
         with host.sampling(session.model, video, blocks) as sampler:
-            sampler.check(video, [(segment.boundary, segment.blocks) for segment in segments])
             for segment, prompt in zip(segments, prompts, strict=True):
                 video = sampler.extended(video.switched_to(prompt, segment.boundary), segment.blocks)
         text = report(segments, before.config.block, before.num_frames)

@@ -9,6 +9,7 @@ from ..longlive.errors import ConfigError
 from ..longlive.session import Session
 from ..longlive.timeline import Boundary
 from . import host
+from .identity import model_digest
 from .length import blocks_of, length_inputs
 from .sockets import LiveSession, OptionsSocket, SessionSocket
 
@@ -58,7 +59,7 @@ class Begin(io.ComfyNode):
         causal = host.causal_model(model)
         session = Session.start(
             host.prompt_of(conditioning, model) if conditioning else None,
-            model=host.model_digest(model),
+            model=model_digest(model),
             config=options or RolloutConfig(),
             height=height,
             width=width,

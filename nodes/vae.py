@@ -1,101 +1,183 @@
-"""Streaming over the VAE that ComfyUI loaded: blocks of latents in, pixel frames out, in the host's own arithmetic.
+"""Streaming over the VAE that ComfyUI loaded: a video passes it piece by piece, in the host's own arithmetic.
 
 Hosts since early 2026 decode the first latent alone and then pairs, older ones each alone; any other cut gives other
-pixels. So the cut is found by trying: on a few random latents it must give what the host's decode of the whole gives.
+pixels. They encode the first pixel frame alone and then pairs, the last one marked, where older ones take fours. So the
+cut is found by trying: on a little noise it must give what the host's own one call on the whole gives.
 """
 
 import logging
 import math
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Protocol, TypeVar
 
 import comfy.latent_formats
 import comfy.ldm.wan.vae
 import comfy.model_management
 import comfy.sd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..longlive.config import PIXELS_PER_CELL
+from ..longlive.config import PIXEL_FRAMES_PER_FRAME, PIXELS_PER_CELL
 from ..longlive.errors import CheckpointError
-from ..longlive.model.vae import LATENT_CHANNELS, StreamingDecoder, VideoDecoder, WanVAE, cut
+from ..longlive.model.vae import LATENT_CHANNELS, StreamingDecoder, StreamingEncoder, VideoDecoder, WanVAE, cut
 
 log = logging.getLogger(__name__)
 
-HOST_PASSES = (1, 2)  # latents of one pass after the first
-TRIAL_FRAMES, TRIAL_CELLS = 5, 4  # the first latent, then two pairs
+TRIAL_LATENTS = 1, 5, LATENT_CHANNELS, 4, 4  # the first latent, then two pairs
+TRIAL_PIXELS = 1, 13, 3, 32, 32  # the first frame, four pairs that make two latents, two that owe one at the end
 TOLERANCE = 0.02  # relative; bfloat16 stays below, a wrong cut far above
 VIDEO_FRAMES = 5  # the host's estimate of memory takes fewer for an image
+
+
+class VideoEncoder(Protocol):
+    """Anything that turns the pixels of one video into its latents; those `push` still owes come with `flush`."""
+
+    def push(self, pixels_BFCHW: Tensor) -> Tensor: ...
+    def flush(self) -> Tensor: ...
+
+
+Stream = TypeVar("Stream", VideoDecoder, VideoEncoder)
 
 
 def streaming_decoder(vae: comfy.sd.VAE) -> VideoDecoder:
     """A decoder of model-space latents over a ComfyUI VAE. Raises CheckpointError for any VAE but Wan2.1's."""
     refuse_other_vaes(vae)
-    shape = 1, TRIAL_FRAMES, LATENT_CHANNELS, TRIAL_CELLS, TRIAL_CELLS
-    latents_BFCHW = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    whole_BFCHW = decode_whole(vae, latents_BFCHW)
-    errors = {n: relative_error(HostDecoder(vae, n), latents_BFCHW, whole_BFCHW) for n in HOST_PASSES}
-    at_once = min(errors, key=lambda n: errors[n])
-    if errors[at_once] <= TOLERANCE:
-        return HostDecoder(vae, at_once)
-
-    ours = WanVAE.of_weights(vae.get_sd(), device=vae.device, dtype=vae.vae_dtype)
-    if relative_error(StreamingDecoder(ours), latents_BFCHW, whole_BFCHW) > TOLERANCE:
-        raise CheckpointError(
-            "this ComfyUI decodes video in a way LongLive does not know, and not as Wan2.1 does; "
-            "update LongLive, or decode with LongLive Session to Latent and VAE Decode"
-        )
-    log.warning("this ComfyUI decodes video in passes LongLive does not know: LongLive decodes by its own code instead")
-    return StreamingDecoder(ours)
+    latents_BFCHW = torch.randn(TRIAL_LATENTS, generator=torch.Generator().manual_seed(0))
+    with ready(vae, vae.memory_used_decode, latents_BFCHW):
+        whole_BFCHW = as_pixels(vae.first_stage_model.decode(to_vae_space(vae, latents_BFCHW)))
+    hosts = [HostDecoder(vae, at_once) for at_once in (1, 2)]
+    cure = "update LongLive, or decode with LongLive Session to Latent and VAE Decode"
+    return faithful(hosts, lambda: StreamingDecoder(our_own(vae)), latents_BFCHW, whole_BFCHW, cure=cure)
 
 
-class HostDecoder:
-    """A `VideoDecoder` over the host's network: the first latent alone, then `at_once` to a pass; fewer wait.
+def streaming_encoder(vae: comfy.sd.VAE) -> VideoEncoder:
+    """An encoder into model-space latents over a ComfyUI VAE. Raises CheckpointError for any VAE but Wan2.1's."""
+    refuse_other_vaes(vae)
+    pixels_BFCHW = torch.randn(TRIAL_PIXELS, generator=torch.Generator().manual_seed(0)).clamp_(-1, 1)
+    with ready(vae, vae.memory_used_encode, pixels_BFCHW):
+        whole_BFCHW = as_latents(vae.first_stage_model.encode(to_network(vae, pixels_BFCHW)))
+    hosts = [HostEncoder(vae, in_pairs=in_pairs) for in_pairs in (False, True)]
+    return faithful(hosts, lambda: StreamingEncoder(our_own(vae)), pixels_BFCHW, whole_BFCHW, cure="update LongLive")
+
+
+def faithful(
+    hosts: Sequence[Stream], ours: Callable[[], Stream], trial_BFCHW: Tensor, whole_BFCHW: Tensor, *, cure: str
+) -> Stream:
+    """The stream that makes of a trial what the host makes of it as a whole: the best of `hosts`, or else our own."""
+    errors = [relative_error(stream, trial_BFCHW, whole_BFCHW) for stream in hosts]
+    if min(errors) <= TOLERANCE:
+        return hosts[errors.index(min(errors))]
+    stream = ours()
+    if relative_error(stream, trial_BFCHW, whole_BFCHW) > TOLERANCE:
+        raise CheckpointError(f"this ComfyUI's VAE works in a way LongLive does not know, and not as Wan2.1's; {cure}")
+    log.warning("this ComfyUI's VAE takes video in passes LongLive does not know: LongLive uses its own code instead")
+    return stream
+
+
+def our_own(vae: comfy.sd.VAE) -> WanVAE:
+    return WanVAE.of_weights(vae.get_sd(), device=vae.device, dtype=vae.vae_dtype)
+
+
+class HostStream:
+    """Half of the host's network on a video: the first frame alone, then `at_once` to a pass; all wait for `together`.
 
     The network's memory of the video is a list that belongs to this object, on the VAE's device, until `flush`.
     """
 
-    def __init__(self, vae: comfy.sd.VAE, at_once: int) -> None:
-        self.vae, self.at_once = vae, at_once
-        self.nothing_BFCHW = torch.empty(1, 0, 3, 0, 0)
-        self._forget()
+    out_channels: int
+    _pass: Callable[..., Tensor]  # one piece through this half; `last` marks the end of the video
 
-    def push(self, latents_BFCHW: Tensor) -> Tensor:
-        if self.waiting_BFCHW is not None:
-            latents_BFCHW = torch.cat([self.waiting_BFCHW, latents_BFCHW], dim=1)
-        batch, count, _, *cells = latents_BFCHW.shape
-        self.nothing_BFCHW = torch.empty(batch, 0, 3, *(PIXELS_PER_CELL * n for n in cells), device=self.vae.device)
-        num_waiting = (count - (not self.begun)) % self.at_once if count else 0
-        ready_BFCHW, self.waiting_BFCHW = latents_BFCHW.split([count - num_waiting, num_waiting], dim=1)
-        return self._decode(ready_BFCHW)
+    def __init__(self, vae: comfy.sd.VAE, half: nn.Module, memory_used: Callable, at_once: int, together: int) -> None:
+        self.vae, self.half, self.memory_used, self.at_once, self.together = vae, half, memory_used, at_once, together
+        self.nothing_BFCHW = torch.empty(1, 0, self.out_channels, 0, 0)
+        self._forget()
 
     def flush(self) -> Tensor:
         try:
-            return self.nothing_BFCHW if self.waiting_BFCHW is None else self._decode(self.waiting_BFCHW)
+            return self.nothing_BFCHW if self.waiting_BFCHW is None else self._run(self.waiting_BFCHW, last=True)
         finally:
             self._forget()
 
     def _forget(self) -> None:
         self.begun = False
         self.waiting_BFCHW: Tensor | None = None
-        num_slots = sum(1 for _ in self.vae.first_stage_model.decoder.modules())  # more than any host counts
-        self.past: list = [None] * num_slots
+        self.past: list = [None] * sum(1 for _ in self.half.modules())  # more slots than any host counts
 
-    @torch.no_grad()
-    def _decode(self, latents_BFCHW: Tensor) -> Tensor:
-        pieces = cut(latents_BFCHW, begun=self.begun, at_once=self.at_once)
+    def _take(self, video_BFCHW: Tensor, *out_size: int) -> Tensor:
+        if self.waiting_BFCHW is not None:
+            video_BFCHW = torch.cat([self.waiting_BFCHW.to(video_BFCHW), video_BFCHW], dim=1)
+        batch, count = video_BFCHW.shape[:2]
+        self.nothing_BFCHW = torch.empty(batch, 0, self.out_channels, *out_size, device=self.vae.device)
+        num_waiting = (count - (not self.begun)) % self.together if count else 0
+        ready_BFCHW, waiting_BFCHW = video_BFCHW.split([count - num_waiting, num_waiting], dim=1)
+        self.waiting_BFCHW = waiting_BFCHW.clone()  # a view would keep all of the push alive
+        return self._run(ready_BFCHW)
+
+    def _run(self, video_BFCHW: Tensor, *, last: bool = False) -> Tensor:
+        pieces = cut(video_BFCHW, begun=self.begun, at_once=self.at_once)
         if not pieces:
             return self.nothing_BFCHW
-        load(self.vae, latents_BFCHW)
-        with on_device(self.vae):
-            return torch.cat([self._decode_pass(piece) for piece in pieces], dim=1)
-
-    def _decode_pass(self, latents_BFCHW: Tensor) -> Tensor:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        network = self.vae.first_stage_model
-        z_BCTHW = network.conv2(to_vae_space(self.vae, latents_BFCHW))
-        pixels = network.decoder(z_BCTHW, feat_cache=self.past, feat_idx=[0])
+        made = []
+        with ready(self.vae, self.memory_used, video_BFCHW):
+            for piece in pieces:
+                comfy.model_management.throw_exception_if_processing_interrupted()
+                made.append(self._pass(piece, last=last and piece is pieces[-1]))
         self.begun = True
+        return torch.cat(made, dim=1)
+
+
+class HostDecoder(HostStream):
+    """A `VideoDecoder` over the host's network."""
+
+    out_channels = 3
+
+    def __init__(self, vae: comfy.sd.VAE, at_once: int) -> None:
+        super().__init__(vae, vae.first_stage_model.decoder, vae.memory_used_decode, at_once, together=at_once)
+
+    def push(self, latents_BFCHW: Tensor) -> Tensor:
+        return self._take(latents_BFCHW, *(PIXELS_PER_CELL * n for n in latents_BFCHW.shape[-2:]))
+
+    def _pass(self, latents_BFCHW: Tensor, *, last: bool) -> Tensor:
+        z_BCTHW = self.vae.first_stage_model.conv2(to_vae_space(self.vae, latents_BFCHW))
+        pixels = self.half(z_BCTHW, feat_cache=self.past, feat_idx=[0])
         return as_pixels(torch.cat(pixels, dim=2) if isinstance(pixels, list) else pixels)
+
+
+class HostEncoder(HostStream):
+    """A `VideoEncoder` over the host's network; in pairs, a latent may come 4 pixel frames late, or with `flush`.
+
+    Fours give a latent each. Of pairs, the network keeps what is half done and gives two latents at every fourth; one
+    alone comes out by marking its last pair, after which the network cannot go on. So pairs wait until four are there.
+    """
+
+    out_channels = LATENT_CHANNELS
+
+    def __init__(self, vae: comfy.sd.VAE, *, in_pairs: bool) -> None:
+        at_once, together = (2, 2 * PIXEL_FRAMES_PER_FRAME) if in_pairs else (PIXEL_FRAMES_PER_FRAME,) * 2
+        super().__init__(vae, vae.first_stage_model.encoder, vae.memory_used_encode, at_once, together)
+        self.in_pairs = in_pairs
+
+    def push(self, pixels_BFCHW: Tensor) -> Tensor:
+        """Take the next pixel frames [B F 3 H W], -1..1; return the latents now known, normalised and not sampled."""
+        height, width = pixels_BFCHW.shape[-2:]
+        if height % PIXELS_PER_CELL or width % PIXELS_PER_CELL:
+            raise ValueError(f"pixels are {width} x {height}; width and height must be multiples of {PIXELS_PER_CELL}")
+        return self._take(pixels_BFCHW, height // PIXELS_PER_CELL, width // PIXELS_PER_CELL)
+
+    def flush(self) -> Tensor:
+        """End the video: return the latent still due, where our own encoder owes none; up to 3 frames are dropped."""
+        if (waiting_BFCHW := self.waiting_BFCHW) is not None:
+            count = waiting_BFCHW.shape[1]
+            self.waiting_BFCHW = waiting_BFCHW[:, : count - count % PIXEL_FRAMES_PER_FRAME]
+        return super().flush()
+
+    def _pass(self, pixels_BFCHW: Tensor, *, last: bool) -> Tensor:
+        mark = {"final": last} if self.in_pairs else {}
+        x_BCTHW = self.half(to_network(self.vae, pixels_BFCHW), feat_cache=self.past, feat_idx=[0], **mark)
+        if x_BCTHW is None:  # kept for the next pass
+            return self.nothing_BFCHW
+        return as_latents(self.vae.first_stage_model.conv1(x_BCTHW)[:, :LATENT_CHANNELS])  # the mean, not the variance
 
 
 def refuse_other_vaes(vae: comfy.sd.VAE) -> None:
@@ -104,47 +186,45 @@ def refuse_other_vaes(vae: comfy.sd.VAE) -> None:
     if not isinstance(network, comfy.ldm.wan.vae.WanVAE):
         found = f"a {type(network).__name__} of {vae.latent_channels} latent channels" if network else "no VAE"
         raise CheckpointError(f"this VAE is not Wan2.1's: found {found}, expected {LATENT_CHANNELS} of a video; {cure}")
-    channels = network.decoder.head[-1].out_channels
-    if channels != 3:
+    if (channels := network.decoder.head[-1].out_channels) != 3:
         raise CheckpointError(f"this VAE decodes to {channels} channels, expected Wan2.1's 3; {cure}")
 
 
-def relative_error(decoder: VideoDecoder, latents_BFCHW: Tensor, whole_BFCHW: Tensor) -> float:
-    """How far a decoder's pixels are from those of the whole: 0 for none, about 0.25 for a wrong cut."""
+def relative_error(stream: VideoDecoder | VideoEncoder, trial_BFCHW: Tensor, whole_BFCHW: Tensor) -> float:
+    """How far what a stream makes is from the whole: 0 for not at all, about 0.25 for a wrong cut."""
     try:
-        pixels_BFCHW = torch.cat([decoder.push(latents_BFCHW), decoder.flush()], dim=1)
-    except (AttributeError, IndexError, TypeError):  # a network with other parts or another signature
+        made_BFCHW = torch.cat([stream.push(trial_BFCHW), stream.flush()], dim=1)
+    except (AttributeError, IndexError, RuntimeError, TypeError):  # other parts, another signature, other shapes
         return math.inf
-    if pixels_BFCHW.shape != whole_BFCHW.shape:
+    if made_BFCHW.shape != whole_BFCHW.shape:
         return math.inf
-    return float(torch.dist(pixels_BFCHW, whole_BFCHW) / whole_BFCHW.norm())
+    return float(torch.dist(made_BFCHW.float(), whole_BFCHW) / whole_BFCHW.norm())
 
 
-@torch.no_grad()
-def decode_whole(vae: comfy.sd.VAE, latents_BFCHW: Tensor) -> Tensor:
-    """Decode by the host's own one call."""
-    load(vae, latents_BFCHW)
-    with on_device(vae):
-        return as_pixels(vae.first_stage_model.decode(to_vae_space(vae, latents_BFCHW)))
-
-
-def load(vae: comfy.sd.VAE, latents_BFCHW: Tensor) -> None:
-    """Have the host make room and load the network; cheap where it is loaded already."""
-    batch, num_frames, channels, *cells = latents_BFCHW.shape
-    estimate = vae.memory_used_decode((batch, channels, max(num_frames, VIDEO_FRAMES), *cells), vae.vae_dtype)
+@contextmanager
+def ready(vae: comfy.sd.VAE, memory_used: Callable, video_BFCHW: Tensor) -> Iterator[None]:
+    """Have the host make room, load the network (cheap where it is loaded) and make its GPU the current one."""
+    batch, num_frames, channels, *size = video_BFCHW.shape
+    estimate = memory_used((batch, channels, max(num_frames, VIDEO_FRAMES), *size), vae.vae_dtype)
     comfy.model_management.load_models_gpu([vae.patcher], memory_required=estimate, force_full_load=vae.disable_offload)
+    on_device = getattr(comfy.model_management, "cuda_device_context", nullcontext)  # hosts that know several GPUs
+    with torch.no_grad(), on_device(vae.device):
+        yield
 
 
-def on_device(vae: comfy.sd.VAE) -> AbstractContextManager:
-    """Make the VAE's GPU the current one, on hosts that know several."""
-    return getattr(comfy.model_management, "cuda_device_context", nullcontext)(vae.device)
+def to_network(vae: comfy.sd.VAE, video_BFCHW: Tensor) -> Tensor:
+    return video_BFCHW.to(vae.device, vae.vae_dtype).transpose(1, 2)
 
 
 def to_vae_space(vae: comfy.sd.VAE, latents_BFCHW: Tensor) -> Tensor:
-    z_BCTHW = comfy.latent_formats.Wan21().process_out(latents_BFCHW.to(vae.device).transpose(1, 2))
-    return z_BCTHW.to(vae.vae_dtype)
+    return comfy.latent_formats.Wan21().process_out(latents_BFCHW.to(vae.device).transpose(1, 2)).to(vae.vae_dtype)
 
 
 def as_pixels(pixels_BCTHW: Tensor) -> Tensor:
     """The network's output as every `VideoDecoder` gives it: [B F 3 H W], float32, -1..1."""
     return pixels_BCTHW.transpose(1, 2).float().clamp_(-1, 1)
+
+
+def as_latents(z_BCTHW: Tensor) -> Tensor:
+    """The VAE's latents as a `VideoEncoder` gives them: [B F C H W], float32, in the space of the model."""
+    return comfy.latent_formats.Wan21().process_in(z_BCTHW.float()).transpose(1, 2)

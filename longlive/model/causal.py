@@ -30,13 +30,22 @@ class CausalWan:
     kernel: str  # names what computes the attention and where; other kernels round differently
     device: torch.device
     dtype: torch.dtype  # of activations, latents and the memory
+    entry_dtype: torch.dtype  # in which latents enter the patch embedding
 
     @classmethod
     def of_tree(cls, model: WanModel, *, quantised_attention: bool = False) -> "CausalWan":
         """Our own tree, on the device and in the dtype it is in. Raises ConfigError where SageAttention is missing."""
         tree, weight = cast(WanTree, model), model.patch_embedding.weight
         attend, name = attention_for(weight.device, weight.dtype, quantised=quantised_attention)
-        return cls(tree, Geometry.of_tree(tree), attend, f"{weight.device.type} {name}", weight.device, weight.dtype)
+        return cls(
+            tree=tree,
+            geometry=Geometry.of_tree(tree),
+            attend=attend,
+            kernel=f"{weight.device.type} {name}",
+            device=weight.device,
+            dtype=weight.dtype,
+            entry_dtype=weight.dtype,
+        )
 
     def like_token(self, batch: int) -> Tensor:
         """An empty tensor [B, 1, N, H] of the kind a memory holds."""
@@ -86,9 +95,7 @@ class CausalWan:
         grid = geometry.grid(*latents_BFCHW.shape[-2:])
         rotation = self.rotation(place, memory.window.sink, grid)
 
-        stored = tree.patch_embedding.weight.dtype
-        entered = stored if stored.is_floating_point else self.dtype  # quantised weights are cast by their owner
-        u_BTD = tree.patch_embedding(rearrange(latents_BFCHW, "b f c h w -> b c f h w").to(entered))
+        u_BTD = tree.patch_embedding(rearrange(latents_BFCHW, "b f c h w -> b c f h w").to(self.entry_dtype))
         u_BTD = u_BTD.to(self.dtype).flatten(2).transpose(1, 2).contiguous()
         e_BFD = self._time(timesteps_BF)
         modulation_BF6D = tree.time_projection(e_BFD).unflatten(-1, (MODULATIONS, -1))

@@ -93,7 +93,7 @@ class WanTree(Protocol):
     out_dim: int
     patch_size: tuple[int, int, int]
     eps: float
-    patch_embedding: nn.Conv3d
+    patch_embedding: Layer
     text_embedding: Layer
     time_embedding: Layer
     time_projection: Layer

@@ -1,5 +1,6 @@
 """A session as a file: bit for bit there and back; what is no whole session is refused, what was there stays."""
 
+import hashlib
 import json
 import os
 import resource
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from longlive import session_file
 from longlive.config import Positions, RolloutConfig
+from longlive.digest import digest_of_tensors
 from longlive.errors import SessionError, StoreError
 from longlive.sampler import Sampler
 from longlive.session import Session
@@ -180,7 +182,9 @@ def rewritten(path: Path, version: str = "1", tensors: dict | None = None, witho
         session = json.loads(file.metadata()["session"])
     session = {name: value for name, value in (session | header).items() if name != without}
     everything = {name: x.clone() for name, x in (load_file(path) | (tensors or {})).items() if x is not None}
-    metadata = {"format": "longlive.session", "version": version, "session": json.dumps(session)}
+    written = json.dumps(session)
+    digest = hashlib.sha256(f"{written} {digest_of_tensors(everything)}".encode()).hexdigest()
+    metadata = {"format": "longlive.session", "version": version, "session": written, "digest": digest}
     path.unlink()
     save_file(everything, path, metadata)
 
@@ -287,3 +291,19 @@ def test_others_may_read_a_session_as_they_may_any_file_of_ours(path, tmp_path):
 
 def test_the_version_is_the_one_the_tests_were_written_for():
     assert session_file.VERSION == 1
+
+
+def test_a_flipped_bit_is_noticed(path):
+    """Going on from it would put wrong blocks into the store."""
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(SessionError, match=r"is damaged \(it is not what was saved\); save the session anew"):
+        load(path)
+
+
+def test_a_prompt_that_comes_back_is_saved_once(tmp_path, video):
+    back = Sampler(MODEL).extended(video, 1).switched_to(video.switches[0].prompt)
+    save(back, tmp_path / "back.safetensors")
+    assert facts(load(tmp_path / "back.safetensors")) == facts(back)
+    assert len(load_file(tmp_path / "back.safetensors")) == 1 + 3

@@ -16,8 +16,10 @@ from longlive.model.causal import CausalWan
 from longlive.model.checkpoint import Lora, model_of
 from longlive.model.wan import Geometry, WanModel
 from longlive.model.weights import normalised, read
-from longlive.rollout import Rollout
+from longlive.replay import Call, calls_before
+from longlive.rollout import PassKind, Rollout
 from longlive.sampler import Sampler, memory_bytes
+from longlive.timeline import Boundary
 
 WAN_1_3B = Geometry(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30, freq_dim=256, text_dim=4096)
 HEIGHT, WIDTH = 480, 832
@@ -29,7 +31,15 @@ def true_size() -> CausalWan:
     """The 1.3B network without its weights."""
     meta = torch.device("meta")
     tree = WanModel(WAN_1_3B, device=meta, dtype=torch.bfloat16)
-    return CausalWan(tree, WAN_1_3B, sdpa, "meta sdpa", meta, torch.bfloat16)
+    return CausalWan(
+        tree=tree,
+        geometry=WAN_1_3B,
+        attend=sdpa,
+        kernel="meta sdpa",
+        device=meta,
+        dtype=torch.bfloat16,
+        entry_dtype=torch.bfloat16,
+    )
 
 
 def flops(work) -> float:
@@ -50,9 +60,17 @@ def test_a_steady_block_and_a_recache_cost_what_the_roofline_says(true_size):
     rollout = Rollout(true_size, RolloutConfig(), (1, 16, HEIGHT // 8, WIDTH // 8))
     text = true_size.read(prompt())
     noise = lambda block, step: latents(3)  # noqa: E731
+    switched = [(0, Boundary.DISCARD), (60, Boundary.RECACHE)]
+    recache_call, clean_call, *_ = calls_before(rollout.config, switched, 60)  # as a Sampler gets them
+
+    def remember(call: Call) -> None:
+        kind = PassKind.RECACHE if call.is_recache else PassKind.CLEAN
+        rollout.remember(call.place, latents(call.place.frames), true_size.read(prompt()), kind)
+
     denoise = flops(lambda: rollout.denoise(60, text, noise, 20))
-    clean = flops(lambda: rollout.commit(60, latents(3), text))
-    recache = flops(lambda: rollout.recache(60, latents(60), true_size.read(prompt())))
+    reading = flops(lambda: true_size.read(prompt()))
+    clean = flops(lambda: remember(clean_call)) - reading
+    recache = flops(lambda: remember(recache_call))
     assert 28.0 < denoise / 4 <= 28.4
     assert denoise + clean <= 141.6
     assert 80 < recache <= 85.1
@@ -99,6 +117,20 @@ def test_the_memory_is_written_in_place():
             video, layers = longer, sampler._rollout.memory.layers
             places.add(tuple(x.data_ptr() for layer in layers for x in (layer.k_BSNH, layer.v_BSNH)))
     assert len(places) == 1
+
+
+def test_law_6_work_and_memory_of_a_block_are_constant_for_ever(true_size):
+    rollout = Rollout(true_size, RolloutConfig(positions=Positions.UNBOUNDED), (1, 16, HEIGHT // 8, WIDTH // 8))
+    text, noise = true_size.read(prompt()), lambda block, step: latents(3)
+    work, held = zip(
+        *(
+            (flops(lambda s=start: rollout.denoise(s, text, noise, 0)), rollout.memory.num_bytes)
+            for start in (300, 3_000_000)
+        ),
+        strict=True,
+    )
+    assert work[0] == work[1]
+    assert held[0] == held[1] == memory_bytes(true_size, rollout.config, HEIGHT, WIDTH)
 
 
 @pytest.mark.parametrize("positions", list(Positions))

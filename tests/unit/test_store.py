@@ -121,18 +121,6 @@ def test_without_memory_the_disk_answers(tmp_path):
     assert held(filled(Store(memory_bytes=0), range(3)), range(3)) == []
 
 
-def test_clearing_frees_memory_and_leaves_the_files(tmp_path):
-    store = filled(Store(tmp_path), range(3))
-    before = files(tmp_path)
-    store.clear()
-    assert files(tmp_path) == before
-    assert held(store, range(3)) == [0, 1, 2]
-    alone = filled(Store(memory_bytes=3 * BLOCK_BYTES), range(3))
-    alone.clear()
-    assert held(alone, range(3)) == []
-    assert held(filled(alone, range(3)), range(3)) == [0, 1, 2]
-
-
 def test_the_disk_loses_the_blocks_unused_for_longest(tmp_path):
     filled(Store(tmp_path), range(8))
     for number in range(8):

@@ -1,4 +1,4 @@
-"""Whether the streaming decoder over the host's VAE gives the host's own pixels; runs inside a ComfyUI process."""
+"""Whether the streams over the host's VAE give its own pixels and latents; runs inside a ComfyUI process."""
 
 import comfy.latent_formats
 import comfy.sd
@@ -10,6 +10,22 @@ from comfyui_longlive.nodes import vae as host_vae
 
 WIDTH, FRAMES, ROWS, COLUMNS = 4, 10, 3, 5  # an odd latent is left over in the end
 CUTS = ([10], [1] * 10, [3, 3, 3, 1], [2, 0, 5, 3], [0, 4, 6])
+PIXEL_CUTS = (
+    [1],
+    [4],
+    [5],
+    [9],
+    [13],
+    [17],
+    [20],
+    [21],
+    [1] * 21,
+    [12] * 2,
+    [0, 3, 0, 10, 8],
+    [8, 8, 7],
+    [2, 3],
+    [4, 9],
+)
 
 
 def check_host_vae(dtype: torch.dtype = torch.float32, tolerance: float = 1e-5) -> dict[str, float]:
@@ -31,29 +47,68 @@ def check_host_vae(dtype: torch.dtype = torch.float32, tolerance: float = 1e-5) 
         difference = (pixels_BFCHW - whole_BFCHW).abs().max().item()
         assert difference <= tolerance, f"cut into {lengths}: {difference}"
         differences[str(lengths)] = difference
-        assert decoder.waiting_BFCHW is None
-        assert not any(torch.is_tensor(slot) for slot in decoder.past)
+        assert_nothing_is_kept(decoder)
     return differences
 
 
+def check_host_vae_encodes(dtype: torch.dtype = torch.float32, tolerance: float = 1e-5) -> dict[str, float]:
+    """Raise unless every cut of a video gives the latents of `VAE.encode`; return what differed at most, per cut."""
+    vae = comfy.sd.VAE(sd=random_weights(), dtype=dtype)
+    state = torch.get_rng_state()
+    encoder = host_vae.streaming_encoder(vae)
+    assert torch.equal(torch.get_rng_state(), state), "the trial drew from the global random state"
+    assert isinstance(encoder, host_vae.HostEncoder), encoder
+    assert encoder.flush().shape[1] == 0, "a video without frames has no latents"
+    differences = {"passes of": encoder.at_once}
+    for lengths in PIXEL_CUTS:
+        shape = 1, sum(lengths), 3, 8 * ROWS, 8 * COLUMNS
+        pixels_BFCHW = torch.rand(shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
+        z_BCFHW = vae.encode(pixels_BFCHW[0].movedim(1, -1) / 2 + 0.5).float()
+        whole_BFCHW = comfy.latent_formats.Wan21().process_in(z_BCFHW).transpose(1, 2)
+
+        latents = [encoder.push(piece) for piece in pixels_BFCHW.split(lengths, dim=1)]
+        latents_BFCHW = torch.cat([*latents, encoder.flush()], dim=1)
+        assert latents_BFCHW.shape == whole_BFCHW.shape, (lengths, latents_BFCHW.shape, whole_BFCHW.shape)
+        assert latents_BFCHW.dtype == torch.float32
+        difference = (latents_BFCHW - whole_BFCHW).abs().max().item()
+        assert difference <= tolerance, f"cut into {lengths}: {difference}"
+        differences[str(lengths)] = difference
+        assert_nothing_is_kept(encoder)
+    with pytest.raises(ValueError, match="48 x 20; width and height must be multiples of 8"):
+        encoder.push(torch.zeros(1, 1, 3, 20, 48))
+    return differences
+
+
+def assert_nothing_is_kept(stream) -> None:
+    assert stream.waiting_BFCHW is None
+    assert not any(torch.is_tensor(slot) for slot in stream.past)
+
+
 def check_host_vae_of_an_unknown_cut() -> None:
-    """Raise unless a host that decodes in a way of its own is met by our code, and a strange VAE by a refusal."""
+    """Raise unless a host that cuts video in a way of its own is met by our code, and a strange VAE by a refusal."""
     vae = comfy.sd.VAE(sd=random_weights())
+    network = type(vae.first_stage_model)
     with pytest.MonkeyPatch.context() as patch:
-        patch.delattr(host_vae.HostDecoder, "_decode_pass")
+        patch.delattr(host_vae.HostStream, "_run")
         decoder = host_vae.streaming_decoder(vae)
         assert isinstance(decoder, host_vae.StreamingDecoder), decoder
-        patch.setattr(type(vae.first_stage_model), "decode", lambda self, z: torch.zeros(1, 3, 17, 32, 32))
-        with pytest.raises(CheckpointError, match="update LongLive"):
+        encoder = host_vae.streaming_encoder(vae)
+        assert isinstance(encoder, host_vae.StreamingEncoder), encoder
+        patch.setattr(network, "decode", lambda self, z: torch.zeros(1, 3, 17, 32, 32))
+        with pytest.raises(CheckpointError, match="update LongLive, or decode with"):
             host_vae.streaming_decoder(vae)
+        patch.setattr(network, "encode", lambda self, x: torch.zeros(1, 16, 4, 4, 4))
+        with pytest.raises(CheckpointError, match=r"update LongLive$"):
+            host_vae.streaming_encoder(vae)
 
 
 def check_other_vaes_are_refused() -> None:
     """Raise unless VAEs of other models are refused by name."""
     vae = comfy.sd.VAE(sd=random_weights())
     vae.first_stage_model, vae.latent_channels = torch.nn.Linear(1, 1), 48
-    with pytest.raises(CheckpointError, match=r"found a Linear of 48 latent channels.*wan_2\.1_vae"):
-        host_vae.streaming_decoder(vae)
+    for stream in (host_vae.streaming_decoder, host_vae.streaming_encoder):
+        with pytest.raises(CheckpointError, match=r"found a Linear of 48 latent channels.*wan_2\.1_vae"):
+            stream(vae)
 
 
 def random_weights() -> dict[str, torch.Tensor]:

@@ -1,0 +1,39 @@
+"""No two MODELs that make other videos are taken for one, or the block store would answer with the wrong video."""
+
+import model_files
+from graphs import chain, node, saved
+from inside import inside
+from safetensors.torch import load_file, save_file
+
+from longlive.model.lora import Lora
+
+CHECKS = (
+    "check_weights",
+    "check_opaque_models",
+    "check_attention_overrides",
+    "check_patched_quantised_weights_are_known_by_their_originals",
+    "check_weights_a_loader_hides_are_found",
+)
+
+
+def test_models_are_told_apart_and_known_again(host):
+    inside(host.host, "identity", *CHECKS)
+
+
+def test_a_bypassed_lora_at_another_strength_makes_another_video(newest):
+    """Its layers are injected, not patched: no hash sees them, so nothing is stored."""
+
+    name = "bypassed.safetensors"
+    save_file(Lora.read(newest.models / model_files.LORA).comfy_keys(), newest.models / "loras" / name)
+
+    def latents(strength: float):
+        graph = chain(("a boat", 1), seed=90)
+        lora = {"lora_name": name, "strength_model": strength}
+        graph["lora"] = node("LoraLoaderBypassModelOnly", model=["model", 0], **lora)
+        graph["session"]["inputs"]["model"] = ["lora", 0]
+        newest.run(saved(graph, "chunk0", f"bypass_{strength}"))
+        return load_file(newest.output / f"bypass_{strength}.safetensors")["samples"]
+
+    weak, strong = latents(0.5), latents(1.0)
+    assert (weak - strong).abs().max() > 1e-3
+    assert "blocks made with it are not stored" in newest.log
