@@ -8,8 +8,8 @@ cut is found by trying: on a little noise it must give what the host's own one c
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import Protocol, TypeVar
+from contextlib import contextmanager
+from typing import TypeVar
 
 import comfy.latent_formats
 import comfy.ldm.wan.vae
@@ -20,24 +20,24 @@ from torch import Tensor, nn
 
 from ..longlive.config import PIXEL_FRAMES_PER_FRAME, PIXELS_PER_CELL
 from ..longlive.errors import CheckpointError
-from ..longlive.model.vae import LATENT_CHANNELS, StreamingDecoder, StreamingEncoder, VideoDecoder, WanVAE, cut
+from ..longlive.model.vae import (
+    LATENT_CHANNELS,
+    StreamingDecoder,
+    StreamingEncoder,
+    VideoDecoder,
+    VideoEncoder,
+    WanVAE,
+    cut,
+)
+from .host import on_device
 
 log = logging.getLogger(__name__)
 
+Stream = TypeVar("Stream", VideoDecoder, VideoEncoder)
 TRIAL_LATENTS = 1, 5, LATENT_CHANNELS, 4, 4  # the first latent, then two pairs
 TRIAL_PIXELS = 1, 13, 3, 32, 32  # the first frame, four pairs that make two latents, two that owe one at the end
 TOLERANCE = 0.02  # relative; bfloat16 stays below, a wrong cut far above
 VIDEO_FRAMES = 5  # the host's estimate of memory takes fewer for an image
-
-
-class VideoEncoder(Protocol):
-    """Anything that turns the pixels of one video into its latents; those `push` still owes come with `flush`."""
-
-    def push(self, pixels_BFCHW: Tensor) -> Tensor: ...
-    def flush(self) -> Tensor: ...
-
-
-Stream = TypeVar("Stream", VideoDecoder, VideoEncoder)
 
 
 def streaming_decoder(vae: comfy.sd.VAE) -> VideoDecoder:
@@ -68,6 +68,7 @@ def faithful(
     errors = [relative_error(stream, trial_BFCHW, whole_BFCHW) for stream in hosts]
     if min(errors) <= TOLERANCE:
         return hosts[errors.index(min(errors))]
+
     stream = ours()
     if relative_error(stream, trial_BFCHW, whole_BFCHW) > TOLERANCE:
         raise CheckpointError(f"this ComfyUI's VAE works in a way LongLive does not know, and not as Wan2.1's; {cure}")
@@ -194,6 +195,8 @@ def relative_error(stream: VideoDecoder | VideoEncoder, trial_BFCHW: Tensor, who
     """How far what a stream makes is from the whole: 0 for not at all, about 0.25 for a wrong cut."""
     try:
         made_BFCHW = torch.cat([stream.push(trial_BFCHW), stream.flush()], dim=1)
+    except torch.cuda.OutOfMemoryError:
+        raise
     except (AttributeError, IndexError, RuntimeError, TypeError):  # other parts, another signature, other shapes
         return math.inf
     if made_BFCHW.shape != whole_BFCHW.shape:
@@ -207,7 +210,6 @@ def ready(vae: comfy.sd.VAE, memory_used: Callable, video_BFCHW: Tensor) -> Iter
     batch, num_frames, channels, *size = video_BFCHW.shape
     estimate = memory_used((batch, channels, max(num_frames, VIDEO_FRAMES), *size), vae.vae_dtype)
     comfy.model_management.load_models_gpu([vae.patcher], memory_required=estimate, force_full_load=vae.disable_offload)
-    on_device = getattr(comfy.model_management, "cuda_device_context", nullcontext)  # hosts that know several GPUs
     with torch.no_grad(), on_device(vae.device):
         yield
 

@@ -42,6 +42,13 @@ class VideoDecoder(Protocol):
         ...
 
 
+class VideoEncoder(Protocol):
+    """Anything that turns the pixels of one video into its latents; those `push` still owes come with `flush`."""
+
+    def push(self, pixels_BFCHW: Tensor) -> Tensor: ...
+    def flush(self) -> Tensor: ...
+
+
 class StreamingDecoder:
     """A `VideoDecoder` over our own VAE: the first latent gives 1 pixel frame, each later one 4, without delay.
 
