@@ -13,16 +13,16 @@ import torch
 from tqdm import tqdm
 
 from . import __version__, session_file
-from .config import Positions, RolloutConfig
+from .config import FPS, Positions, RolloutConfig
 from .demo import demo_models
 from .digest import digest
-from .errors import CheckpointError, LongLiveError, ScriptError, SessionError
+from .errors import CheckpointError, ConfigError, LongLiveError, ScriptError, SessionError
 from .model.causal import CausalWan
 from .model.checkpoint import describe, load_model
 from .model.vae import LATENT_CHANNELS, StreamingDecoder, WanVAE
 from .model.vae_file import load_vae
 from .rollout import Pass, PassKind
-from .sampler import Sampler
+from .sampler import Sampler, check_length
 from .session import Prompt, Session
 from .store import Store
 from .text import UMT5
@@ -51,32 +51,38 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
+    formatter = argparse.ArgumentDefaultsHelpFormatter
     top = argparse.ArgumentParser(prog="longlive", description="Long videos whose prompt changes while they run.")
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
-    render = commands.add_parser("render", help="make a video along a timeline script")
+    render = commands.add_parser("render", help="make a video along a timeline script", formatter_class=formatter)
     render.set_defaults(run=run_render)
-    render.add_argument("script", type=Path, help="a text file, one segment a line: 8s | prompt")
+    render.add_argument(
+        "script", type=Path, help="a text file: `8s | prompt` a line, indented lines go on with the prompt"
+    )
     render.add_argument("--weights", type=Path, required=True, help="longlive_base.pt or safetensors")
     render.add_argument(
         "--ema", action="store_true", default=None, help="the averaged weights of a training checkpoint"
     )
     render.add_argument("--lora", type=Path, help="LongLive's lora.pt")
-    render.add_argument("--strength", type=float, default=1.0, help="of the LoRA (default 1)")
+    render.add_argument("--strength", type=float, default=1.0, help="of the LoRA")
     render.add_argument(
         "--pipeline", type=Path, required=True, help="a diffusers-format Wan2.1 folder: text encoder, VAE"
     )
-    render.add_argument("-o", "--output", type=Path, required=True, help="the mp4 to write")
+    render.add_argument("-o", "--output", type=mp4, required=True, help="the mp4 to write")
     render.add_argument("--session", type=Path, help="go on with this saved session instead of a new video")
-    render.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    render.add_argument("--dtype", choices=DTYPES, default="bf16" if torch.cuda.is_available() else "fp32")
+    on_gpu = torch.cuda.is_available()
+    render.add_argument("--device", default="cuda" if on_gpu else "cpu", help="cpu, cuda or cuda:0")
+    render.add_argument("--dtype", choices=DTYPES, default="bf16" if on_gpu else "fp32", help="of weights and latents")
     render.add_argument("--sage", action="store_true", help="SageAttention: faster on consumer GPUs, 8-bit, not exact")
     add_video_options(render, width=832, height=480)
 
-    demo = commands.add_parser("demo", help="make a short video of three prompts without any download")
+    demo = commands.add_parser(
+        "demo", help="make a short video of three prompts without any download", formatter_class=formatter
+    )
     demo.set_defaults(run=run_demo)
-    demo.add_argument("-o", "--output", type=Path, default=Path("demo.mp4"))
+    demo.add_argument("-o", "--output", type=mp4, default=Path("demo.mp4"), help="the mp4 to write")
     add_video_options(demo, width=128, height=80)
     demo.set_defaults(store=None)
 
@@ -94,16 +100,17 @@ def add_video_options(command: argparse.ArgumentParser, *, width: int, height: i
     """The settings of a new video. A session that goes on has its own."""
     released = RolloutConfig()
     video = command.add_argument_group("a new video")
-    video.add_argument("--width", type=int, default=width)
-    video.add_argument("--height", type=int, default=height)
-    video.add_argument("--seed", type=int, default=0)
+    video.add_argument("--width", type=int, default=width, help="pixels, a multiple of 16")
+    video.add_argument("--height", type=int, default=height, help="pixels, a multiple of 16")
+    video.add_argument("--seed", type=int, default=0, help="of the noise")
     video.add_argument("--window", type=int, default=released.window, help="latent frames, the sink included")
-    video.add_argument("--sink", type=int, default=released.sink)
-    video.add_argument("--block", type=int, default=released.block)
-    video.add_argument("--steps", type=int, nargs="+", default=released.steps)
-    video.add_argument("--shift", type=float, default=released.shift)
-    video.add_argument("--context-noise", type=float, default=released.context_noise)
-    video.add_argument("--positions", choices=[p.value for p in Positions], default=released.positions.value)
+    video.add_argument("--sink", type=int, default=released.sink, help="first frames, remembered for ever")
+    video.add_argument("--block", type=int, default=released.block, help="frames denoised together")
+    video.add_argument("--steps", type=int, nargs="+", default=released.steps, help="falling from 1000")
+    video.add_argument("--shift", type=float, default=released.shift, help="of the timesteps")
+    video.add_argument("--context-noise", type=float, default=released.context_noise, help="timestep of the clean pass")
+    positions = [position.value for position in Positions]
+    video.add_argument("--positions", choices=positions, default=released.positions.value, help="unbounded never ends")
     command.add_argument("--store", type=Path, default=cache_folder() / "blocks", help="where finished blocks are kept")
 
 
@@ -112,7 +119,7 @@ def cache_folder() -> Path:
 
 
 def run_render(options: argparse.Namespace) -> int:
-    device, dtype = torch.device(options.device), DTYPES[options.dtype]
+    device, dtype, script = device_of(options.device), DTYPES[options.dtype], written(options.script)
     facts = [digest(path, cache_dir=cache_folder()) for path in (options.weights, options.lora) if path]
     identity = hashlib.sha256(f"{facts} {options.strength} {options.ema}".encode()).hexdigest()
     if options.session:
@@ -122,7 +129,8 @@ def run_render(options: argparse.Namespace) -> int:
         log.info("size, seed and settings are those of %s", options.session)
     else:
         video = begun(options, identity, dtype)
-    segments = parse(written(options.script), video.config.block)
+    segments = parse(script, video.config.block)
+    check_length(video, [(segment.boundary, segment.blocks) for segment in segments])
     encoder = UMT5.of_pipeline(options.pipeline, device=device, dtype=dtype)
     prompts = [Prompt.of(encoder(segment.prompt), segment.prompt) for segment in segments]
     del encoder  # 11 GB that nothing needs any more
@@ -178,8 +186,24 @@ def written(path: Path) -> str:
     """The text of a script file."""
     try:
         return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise ScriptError(f"the script {path} does not exist; give a text file, one segment a line") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ScriptError(f"the script {path} cannot be read: {error}; give a text file in UTF-8") from error
+
+
+def device_of(name: str) -> torch.device:
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"there is no device {name!r}; use cpu, cuda or cuda:0") from error
+
+
+def mp4(name: str) -> Path:
+    """The type of an output: any other file may be the user's own."""
+    if not name.lower().endswith(".mp4"):
+        raise argparse.ArgumentTypeError(f"{name} must end in .mp4")
+    return Path(name)
 
 
 def film(
@@ -212,11 +236,14 @@ def film(
             writer.write(decoder.flush())
         except KeyboardInterrupt:
             status = INTERRUPTED
-            log.warning("interrupted: the same command goes on from here")
+            log.warning("interrupted: %s", "the same command goes on from here" if options.store else "begin again")
         finally:
             session_file.save(video, session_path)
-    log.info("session: %s, to go on with --session", session_path)
-    log.info("%d pixel frames, %.2f s", video.pixel_frames, video.seconds)
+    log.info("session: %s, %d frames", session_path, video.num_frames)
+    if not writer.num_frames:
+        log.warning("no video yet: there is no picture")
+        return status
+    log.info("%d pixel frames, %.2f s", writer.num_frames, writer.num_frames / FPS)
     sys.stdout.write(f"{options.output}\n")
     return status
 
@@ -264,7 +291,8 @@ def run_verify(options: argparse.Namespace) -> int:
             status = NOT_A_RUN
             continue
         outcome = "failed" if verdict.failures else "reproduced"
-        sys.stdout.write(f"{path.name}: {outcome}, largest difference {verdict.difference:.2g} in {verdict.where}\n")
+        apart = f"largest difference {verdict.difference:.2g} in {verdict.where}" if verdict.difference else "equal"
+        sys.stdout.write(f"{path.name}: {outcome}, {apart}\n")
         for failure in verdict.failures:
             sys.stdout.write(f"  {failure}\n")
         if verdict.failures:

@@ -70,7 +70,7 @@ class UMT5:
         except ImportError as error:
             raise CheckpointError(
                 f"the text encoder needs transformers, which does not load ({error}); "
-                f"pip install longlive-sessions[headless]"
+                f"pip install diffusers transformers sentencepiece ftfy"
             ) from error
         for part in ("text_encoder", "tokenizer"):
             if not (folder / part).is_dir():

@@ -4,6 +4,7 @@ import logging
 
 from comfy_api.latest import io, ui
 
+from ..longlive.errors import LongLiveError
 from ..longlive.sampler import check_length
 from ..longlive.session import Prompt
 from ..longlive.timeline import parse, report
@@ -75,6 +76,15 @@ class Timeline(io.ComfyNode):
                 ),
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, script: str | None = None) -> bool | str:
+        """Refuse a script that does not parse before any model is loaded. How long a block is, is not known yet."""
+        try:
+            parse(SCRIPT if script is None else script, block=1)  # a linked one is not known yet either
+        except LongLiveError as error:
+            return str(error)
+        return True
 
     @classmethod
     def execute(cls, session: LiveSession, clip, script: str) -> io.NodeOutput:

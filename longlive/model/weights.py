@@ -182,7 +182,7 @@ def read_file(path: Path) -> tuple[Mapping, dict[str, str]]:
         return read_safetensors(path)
     if head.startswith((ZIP, PICKLE)):
         return read_torch(path, zipped=head.startswith(ZIP)), {}
-    raise CheckpointError(f"{path.name} is not a weights file; expected .safetensors or .pt, so download it again")
+    raise CheckpointError(f"{path.name} holds neither weights nor a session; expected .safetensors or .pt")
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

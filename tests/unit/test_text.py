@@ -146,5 +146,5 @@ def test_weights_that_lack_a_tensor_are_refused(pipeline, tmp_path):
 
 def test_without_transformers_the_cure_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(CheckpointError, match=r"needs transformers, .*; pip install longlive-sessions\[headless\]"):
+    with pytest.raises(CheckpointError, match=r"needs transformers, .*; pip install diffusers transformers"):
         UMT5.of_pipeline(tmp_path, device=CPU, dtype=torch.float32)

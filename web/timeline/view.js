@@ -22,9 +22,9 @@ import { lengthened, parse, secondsOf, serialize, totals } from "./model.js";
 /** @type {[Boundary, string, string][]} */
 const BOUNDARIES = [
   ["recache", "recache", "Recompute the memory under the new prompt; the sink stays. The video flows on."],
-  ["renew", "recache, new sink", "Recompute the memory under the new prompt and take a new sink from it."],
-  ["keep", "keep cache", "Leave the memory as it is and change only the text."],
-  ["discard", "discard cache", "Empty the memory: a hard cut."],
+  ["renew", "renew: recache, new sink", "Recompute the memory under the new prompt and take a new sink from it."],
+  ["keep", "keep: keep cache", "Leave the memory as it is and change only the text."],
+  ["discard", "cut: discard cache", "Empty the memory: a hard cut."],
 ];
 const MAX_TICKS = 120; // blocks on the ruler beyond which ticks are only noise
 
@@ -32,15 +32,13 @@ export class TimelineView extends EventTarget {
   #text = "";
   #wantsText = false;
   #isText = false; // also when the script does not parse
-  #block;
+  #block = 3;
   #listeners = new AbortController();
   /** @type {Map<Element, RowElements>} */
   #parts = new Map();
 
-  /** @param {{block?: number}} [options] */
-  constructor({ block = 3 } = {}) {
+  constructor() {
     super();
-    this.#block = block;
     this.ruler = make("div", { className: "longlive-ruler", role: "group", ariaLabel: "Ruler" });
     this.rows = make("ol", { className: "longlive-rows" });
     this.script = make("textarea", { className: "longlive-script", ariaLabel: "Timeline script", spellcheck: false });
@@ -48,7 +46,6 @@ export class TimelineView extends EventTarget {
     this.totals = make("output", { className: "longlive-totals", ariaLabel: "Length of the video" });
     this.add = make("button", { className: "longlive-add", textContent: "+ segment", type: "button" });
     this.toggle = make("button", { className: "longlive-toggle", textContent: "text", type: "button" });
-    this.toggle.title = "Edit the script as text";
     this.element = make("section", { className: "longlive-timeline", ariaLabel: "Timeline" });
     const footer = make("footer", { className: "longlive-footer" });
     footer.append(this.add, this.totals, this.toggle);
@@ -80,6 +77,17 @@ export class TimelineView extends EventTarget {
     this.#show();
   }
 
+  /** Frames in a block, by which durations are snapped. */
+  get block() {
+    return this.#block;
+  }
+
+  set block(frames) {
+    if (frames === this.#block) return;
+    this.#block = frames;
+    this.#show();
+  }
+
   /** Why the timeline cannot be edited, or "" when it can. @param {string} reason */
   set locked(reason) {
     this.element.inert = Boolean(reason);
@@ -98,6 +106,7 @@ export class TimelineView extends EventTarget {
     this.#isText = this.#wantsText || Boolean(problem && this.#text.trim());
     this.element.classList.toggle("longlive-as-text", this.#isText);
     this.toggle.ariaPressed = String(this.#isText);
+    this.toggle.textContent = this.#isText ? "rows" : "text";
     this.script.value = this.#text;
     this.#parts.clear();
     this.rows.replaceChildren(...segments.map((segment) => this.#row(segment)));
@@ -108,6 +117,8 @@ export class TimelineView extends EventTarget {
   #refresh() {
     const [segments, problem] = this.#isText ? this.#readText() : this.#readRows();
     this.#say(problem, !this.#isText && !segments.length);
+    this.toggle.disabled = Boolean(this.#isText && problem && this.#text.trim()); // rows cannot show it
+    this.toggle.title = this.toggle.disabled ? "Correct the script first" : "Edit the script as rows or as text";
     const { seconds, blocks, pixelFrames } = totals(segments, this.#block);
     const lengths = `${seconds} s · ${blocks} ${blocks === 1 ? "block" : "blocks"} · ${pixelFrames} pixel frames`;
     this.totals.textContent = segments.length ? lengths : "";
