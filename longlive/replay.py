@@ -8,9 +8,9 @@ Pure integers; knows no tensor.
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from .cache import Placement, Window
 from .config import RolloutConfig
 from .timeline import Boundary
+from .window import Placement, Window
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,13 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from .cache import Memory, Placement, TextMemory, Window
+from .cache import Memory, TextMemory
 from .config import TABLE_FRAMES, Positions, RolloutConfig, pixel_frames
 from .errors import PositionError
 from .model.causal import CausalWan
 from .noise import Noise
 from .schedule import Schedule, add_noise, clean_from_flow
+from .window import Placement, Window
 
 
 class PassKind(Enum):

@@ -84,13 +84,6 @@ def parse(text: str, block: int = 3) -> tuple[Segment, ...]:
     return tuple(segments)
 
 
-def serialize(segments: Sequence[Segment]) -> str:
-    """The script of `segments`, one line each; it parses back to them."""
-    heads = [f"{_asked(segment)} {WORDS[segment.boundary]}".strip() for segment in segments]
-    prompts = [re.sub(r"[\r\n]+", " ", segment.prompt) for segment in segments]
-    return "".join(f"{head} | {prompt}\n" for head, prompt in zip(heads, prompts, strict=True))
-
-
 def report(segments: Sequence[Segment], block: int = 3, before: int = 0) -> str:
     """What a script comes to, as a plain table; `before` counts the frames the video already has."""
     rows = [["segment", "from", "to", "blocks", "frames", "pixel frames", "boundary", "duration"]]
@@ -100,7 +93,7 @@ def report(segments: Sequence[Segment], block: int = 3, before: int = 0) -> str:
         end = start + segment.blocks * block
         clock = [f"{blocks_to_seconds(frame, 1):.2f}" for frame in (start, end)]
         counts = [str(n) for n in (segment.blocks, end - start, pixel_frames(end) - pixel_frames(start))]
-        duration = f"{_asked(segment)} asked, {segment.blocks} blocks = {blocks_to_seconds(segment.blocks, block):g} s"
+        duration = f"{segment.asked} asked, {segment.blocks} blocks = {blocks_to_seconds(segment.blocks, block):g} s"
         rows.append([str(index), *clock, *counts, str(segment.boundary) if start else "start", duration])
         if start == 0 and segment.boundary is not Boundary.RECACHE:
             notes.append(f"note: '{WORDS[segment.boundary]}' on segment {index} has no effect: the video begins there")
@@ -113,10 +106,6 @@ def report(segments: Sequence[Segment], block: int = 3, before: int = 0) -> str:
     lengths = f"{start} frames, {pixel_frames(start)} pixel frames, {pixel_frames(start) / FPS:.2f} s"
     total = f"total: {sum(segment.blocks for segment in segments)} blocks; the video is {lengths} long"
     return "\n".join([*("  ".join(row).rstrip() for row in aligned), total, *notes]) + "\n"
-
-
-def _asked(segment: Segment) -> str:
-    return segment.asked or f"{segment.blocks}b"
 
 
 def _parse_line(line: str, number: int, block: int) -> tuple[Segment, int]:

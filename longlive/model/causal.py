@@ -12,9 +12,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..cache import Memory, Placement, RollingKVCache, TextMemory
+from ..cache import Memory, RollingKVCache, TextMemory
 from ..errors import ConditioningError
 from ..precision import widest
+from ..window import Placement
 from .attention import Attend, attention_for
 from .rope import BASE, Rotation, table
 from .wan import MODULATIONS, AttentionTree, BlockTree, Geometry, WanModel, WanTree

@@ -168,13 +168,6 @@ class Lora:
         return state
 
 
-def merge(weights: Mapping[str, Tensor], lora: Lora, strength: float = 1.0) -> tuple[dict[str, Tensor], MergeReport]:
-    """A state dict with the LoRA in it: summed in fp32, cast once to each weight's dtype; nothing given is written."""
-    report = lora.matched_to(weights)
-    merged = {name: lora.merged(name, weight, strength).to(weight.dtype) for name, weight in weights.items()}
-    return merged, report
-
-
 def module_name(name: str) -> str:
     """A module's released name from its own or kohya's spelling (`lora_unet_blocks_0_self_attn_q`)."""
     match = KOHYA.fullmatch(name)

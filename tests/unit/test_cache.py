@@ -4,10 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from longlive.cache import Memory, Window
+from longlive.cache import Memory
 from longlive.config import Positions, RolloutConfig
 from longlive.model import rope
 from longlive.model.rope import Rotation
+from longlive.window import Window
 
 SIZES = [(3, 9, 3), (0, 9, 3), (3, 3, 3), (3, 2, 1), (7, 13, 3), (4, 7, 2), (2, 5, 4)]
 

@@ -13,7 +13,7 @@ FILES = sorted([*LIBRARY.rglob("*.py"), *NODES.rglob("*.py"), ROOT / "__init__.p
 
 LAYERS = (  # of the library, from the ground up; a module imports from the rows below its own, or to its left
     "errors config precision",
-    "timeline schedule noise",
+    "timeline schedule noise window",
     "model.rope model.attention",
     "cache",
     "model.wan model.weights model.kinds model.lora model.checkpoint model.causal model.vae model.vae_file",
@@ -184,3 +184,15 @@ def test_optional_packages_are_imported_only_where_they_are_used(imported):
 
 def test_the_library_imports_without_a_host(imported):
     assert not imported & set(HOST)
+
+
+@pytest.mark.parametrize("name", ["config", "errors", "timeline", "window", "replay"])
+def test_integers_are_decided_without_torch(name):
+    """Also not by way of what they import."""
+    seen, waiting = set(), [name]
+    while waiting:
+        module = waiting.pop()
+        seen.add(module)
+        path = LIBRARY.joinpath(*module.split(".")).with_suffix(".py")
+        assert not {"torch", "numpy"} & {found.split(".")[0] for dots, found in imports_of(path) if not dots}, module
+        waiting += set(library_imports(path)) - seen

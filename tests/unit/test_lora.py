@@ -1,6 +1,7 @@
 """Adapters: merged as the reference adds them, in every spelling; whatever does not fit is refused or named."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,21 @@ from safetensors.torch import load_file, save_file
 
 from longlive.errors import CheckpointError
 from longlive.model.checkpoint import describe, load_model, merged_weights, read
-from longlive.model.lora import Lora, Pair, merge
+from longlive.model.lora import Lora, MergeReport, Pair
 
 REFERENCE = Path(__file__).parent.parent / "reference"
 CAUSAL = REFERENCE / "weights_causal.safetensors"
 TOLERANCE = 1e-5
 PEFT = "base_model.model."
+
+
+def merge(
+    weights: Mapping[str, torch.Tensor], lora: Lora, strength: float = 1.0
+) -> tuple[dict[str, torch.Tensor], MergeReport]:
+    """A state dict with the LoRA in it, each weight in its own dtype."""
+    report = lora.matched_to(weights)
+    merged = {name: lora.merged(name, weight, strength).to(weight.dtype) for name, weight in weights.items()}
+    return merged, report
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,10 @@ from itertools import pairwise
 
 import pytest
 
-from longlive.cache import Placement, Window
 from longlive.config import RolloutConfig
 from longlive.replay import Call, calls_before, needed
 from longlive.timeline import Boundary
+from longlive.window import Placement, Window
 
 CONFIGS = [
     RolloutConfig(),

@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from longlive.cache import Window
 from longlive.config import Positions, RolloutConfig
 from longlive.model.attention import sdpa
 from longlive.model.causal import CausalWan
@@ -20,6 +19,7 @@ from longlive.replay import Call, calls_before
 from longlive.rollout import PassKind, Rollout
 from longlive.sampler import Sampler, memory_bytes
 from longlive.timeline import Boundary
+from longlive.window import Window
 
 WAN_1_3B = Geometry(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30, freq_dim=256, text_dim=4096)
 HEIGHT, WIDTH = 480, 832

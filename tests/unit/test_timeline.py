@@ -1,14 +1,13 @@
 """The timeline script: what it reads, what it refuses and where, and that it is written back as it was."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from longlive.config import pixel_frames
 from longlive.errors import TimelineError
-from longlive.timeline import Boundary, Segment, parse, report, serialize
+from longlive.timeline import Boundary, Segment, parse, report
 
 VECTORS = json.loads((Path(__file__).parent.parent / "timeline_vectors.json").read_text(encoding="utf-8"))
 READ = [vector for vector in VECTORS if "segments" in vector]
@@ -33,18 +32,6 @@ def test_script_is_refused_with_its_place(vector):
     error = vector["error"]
     assert (refusal.value.line, refusal.value.column) == (error["line"], error["column"])
     assert error["problem"] in refusal.value.problem
-
-
-@pytest.mark.parametrize("vector", READ, ids=name)
-def test_written_script_reads_back_the_same(vector):
-    segments = parse(vector["script"], vector["block"])
-    again = parse(serialize(segments), vector["block"])
-    assert again == tuple(replace(segment, line=line) for line, segment in enumerate(segments, start=1))
-
-
-def test_segment_without_words_is_written_in_blocks():
-    segments = (Segment("a\nboat", 4), Segment("b", 2, Boundary.DISCARD))
-    assert serialize(segments) == "4b | a boat\n2b cut | b\n"
 
 
 def test_report_names_places_counts_and_snapping():
