@@ -5,8 +5,6 @@ import hashlib
 import logging
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -21,7 +19,7 @@ from .model.causal import CausalWan
 from .model.checkpoint import describe, load_model
 from .model.vae import LATENT_CHANNELS, StreamingDecoder, WanVAE
 from .model.vae_file import load_vae
-from .rollout import Pass, PassKind
+from .rollout import PassKind
 from .sampler import Sampler, check_length
 from .session import Prompt, Session
 from .store import Store
@@ -222,8 +220,13 @@ def film(
     decoder = StreamingDecoder(vae)
     with (
         VideoWriter(options.output) as writer,
-        bar(blocks * steps) as watch,
-        Sampler(model, store=Store(options.store), watch=watch) as sampler,
+        tqdm(total=blocks * steps, unit="step", disable=None) as bar,
+        Sampler(
+            model,
+            store=Store(options.store),
+            watch=lambda done: bar.update(done.kind is PassKind.DENOISE),
+            found=lambda: bar.update(steps),
+        ) as sampler,
     ):
         sampler.check(video, [(segment.boundary, segment.blocks) for segment in segments])
         try:
@@ -246,18 +249,6 @@ def film(
     log.info("%d pixel frames, %.2f s", writer.num_frames, writer.num_frames / FPS)
     sys.stdout.write(f"{options.output}\n")
     return status
-
-
-@contextmanager
-def bar(steps: int) -> Iterator:
-    """A progress bar over denoising steps, as a watcher of passes."""
-    with tqdm(total=steps, unit="step", disable=None) as progress:
-
-        def watch(done: Pass) -> None:
-            if done.kind is PassKind.DENOISE:
-                progress.update()
-
-        yield watch
 
 
 def run_info(options: argparse.Namespace) -> int:

@@ -93,7 +93,7 @@ class Memory:
     def release(self) -> None:
         """Free the bytes now, whoever still holds a view: after an error, the frames of its traceback do."""
         for layer in self.layers:
-            free(layer.tensors)
+            _free(layer.tensors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +105,10 @@ class TextMemory:
     def release(self) -> None:
         """Free the bytes now, as `Memory.release`."""
         for tensors in self.layers:
-            free(tensors)
+            _free(tensors)
 
 
-def free(tensors: tuple[Tensor, ...]) -> None:
+def _free(tensors: tuple[Tensor, ...]) -> None:
+    """Give back storages that we allocated ourselves; never a view of another's."""
     for tensor in tensors:
         tensor.untyped_storage().resize_(0)

@@ -39,7 +39,7 @@ class Pass:
     clean: Tensor | None  # x_0 by that flow
 
 
-Watch = Callable[[Pass], None]
+Watch = Callable[[Pass], object]
 """Called after every pass; what it raises ends the rollout there."""
 
 

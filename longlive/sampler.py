@@ -4,6 +4,7 @@ The rollout's memory is rebuilt from the session (`replay.py`). It is allocated 
 block has to be computed, and freed when the sampler is closed, whatever happens.
 """
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator
 
@@ -29,6 +30,7 @@ class Sampler:
     """Extends sessions made with `model`. A context manager; keeps the memory warm between calls on one video.
 
     `prepare` is called before a memory is allocated: whoever owns the weights can make room and load them then.
+    `found` is called for every block that the store has.
     """
 
     def __init__(
@@ -37,9 +39,10 @@ class Sampler:
         *,
         store: Store | None = None,
         watch: Watch | None = None,
+        found: Callable[[], object] = lambda: None,
         prepare: Callable[[], None] = lambda: None,
     ) -> None:
-        self.model, self.store, self.watch, self.prepare = model, store, watch, prepare
+        self.model, self.store, self.watch, self.found, self.prepare = model, store, watch, found, prepare
         self._rollout: Rollout | None = None
         self._session: Session | None = None  # the video the rollout remembers
         self._made: Call | None = None  # the newest call its memory holds
@@ -53,12 +56,12 @@ class Sampler:
 
     def close(self) -> None:
         """Free the memory."""
-        if self._rollout:
-            self._rollout.memory.release()
-        for text in self._texts.values():
-            text.release()
+        held = [*([self._rollout.memory] if self._rollout else []), *self._texts.values()]
         self._rollout = self._session = self._made = None
-        self._texts.clear()
+        self._texts = {}
+        for memory in held:
+            with contextlib.suppress(RuntimeError):  # a device that is gone must not hide the error that ended it
+                memory.release()
 
     def extended(self, session: Session, blocks: int) -> Session:
         """The session after the next `blocks` blocks."""
@@ -80,6 +83,7 @@ class Sampler:
             latents = self.store.get(key, session.block_shape) if self.store else None
             if latents is not None:
                 session = session.extended_by(latents, key)
+                self.found()
             else:
                 session = session.extended_by(self._compute(session), key)
                 self._session = session  # a block from the store changes no memory

@@ -21,6 +21,7 @@ from .timeline import Boundary
 FORMAT = "longlive.session"
 VERSION = 1
 LATENTS = "latents"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class NotASession(SessionError):
@@ -104,7 +105,7 @@ def _session(header: dict, tensors: dict[str, torch.Tensor]) -> Session:
         height=header["height"],
         width=header["width"],
         seed=header["seed"],
-        dtype=getattr(torch, header["dtype"]),
+        dtype=DTYPES[header["dtype"]],
         channels=header["channels"],
         switches=switches,
         blocks=tuple(block.clone() for block in latents.split(config.block, dim=1)) if latents.shape[1] else (),

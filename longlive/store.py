@@ -12,9 +12,11 @@ import uuid
 from collections import OrderedDict
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from .digest import digest_of_tensors
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +52,9 @@ class Store:
             block = load_file(path)["latents"].clone()  # a mapped file could be neither replaced nor removed everywhere
             if tuple(block.shape) != shape:
                 raise ValueError(f"its shape is {tuple(block.shape)}, expected {shape}")
+            with safe_open(path, "pt") as file:
+                if (file.metadata() or {}).get("digest") != digest_of_tensors({"": block}):
+                    raise ValueError("it is not what was stored")
         except (OSError, KeyError, ValueError, SafetensorError) as error:
             log.warning("the stored block %s is damaged (%s); it is made anew", path, error)
             with contextlib.suppress(OSError):
@@ -68,7 +73,7 @@ class Store:
             return
         try:
             self._make_room(block.nbytes)
-            write_atomically(path, {"latents": block})
+            write_atomically(path, {"latents": block}, {"digest": digest_of_tensors({"": block})})
         except (OSError, SafetensorError) as error:
             log.warning(
                 "blocks cannot be kept in %s (%s): this run goes on with memory alone, but a later one could not "

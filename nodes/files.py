@@ -1,12 +1,16 @@
 """Nodes that keep a session in a file and bring it back."""
 
+import logging
+
 from comfy_api.latest import io
 
 from ..longlive import session_file
 from ..longlive.errors import SessionError
 from . import host
-from .identity import model_digest
+from .identity import model_digest, unrecognisable
 from .sockets import LiveSession, SessionSocket
+
+log = logging.getLogger(__name__)
 
 
 class SaveSession(io.ComfyNode):
@@ -33,6 +37,8 @@ class SaveSession(io.ComfyNode):
 
     @classmethod
     def execute(cls, session: LiveSession, name: str) -> io.NodeOutput:
+        if unknown := unrecognisable(session.model):
+            log.warning("the MODEL carries %s: %s cannot be loaded again with it", " and ".join(unknown), name)
         session_file.save(session.session, host.session_path(name))
         return io.NodeOutput(session, name)
 
@@ -67,6 +73,11 @@ class LoadSession(io.ComfyNode):
     @classmethod
     def execute(cls, model, name: str) -> io.NodeOutput:
         session = session_file.load(host.session_path(name))
+        if unknown := unrecognisable(model):
+            raise SessionError(
+                f"the MODEL carries {' and '.join(unknown)}, so nobody can tell whether {name} was made with it; "
+                f"load sessions with a MODEL without them"
+            )
         if session.model != model_digest(model):
             raise SessionError(
                 f"the session {name} was made with other weights than this MODEL; load it with the files, the LoRA "

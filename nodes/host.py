@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from ..longlive.rollout import Pass, PassKind
 from ..longlive.sampler import TEXTS_HELD, Sampler, memory_bytes, text_bytes
 from ..longlive.session import Prompt, Session
 from ..longlive.store import Store
-from .identity import attention_name, opaque
+from .identity import kernels, opaque
 
 log = logging.getLogger(__name__)
 
@@ -58,20 +58,19 @@ def causal_model(patcher: ModelPatcher) -> CausalWan:
             f"{WAN21_CHANNELS}; load longlive_base with LongLive Model Loader"
         )
     device, dtype = patcher.load_device, patcher.model.get_dtype_inference()
-    attend, name = host_attention(patcher)
     return CausalWan(
         tree=tree,
         geometry=Geometry.of_tree(tree),
-        attend=attend,
-        kernel=f"{device.type} {name}",
+        attend=host_attention(patcher),
+        kernel=f"{device.type} {kernels(patcher)}",
         device=device,
         dtype=dtype,
         entry_dtype=torch.float32,  # as ComfyUI's own forward has it, whatever the weight is kept in
     )
 
 
-def host_attention(patcher: ModelPatcher) -> tuple[Attend, str]:
-    """The attention the user chose for ComfyUI, with whatever override the MODEL carries, and a name for it."""
+def host_attention(patcher: ModelPatcher) -> Attend:
+    """The attention the user chose for ComfyUI, with whatever override the MODEL carries."""
     options = patcher.model_options.get("transformer_options", {})
 
     def attend(q_BTNH: Tensor, k_BSNH: Tensor, v_BSNH: Tensor) -> Tensor:
@@ -79,7 +78,7 @@ def host_attention(patcher: ModelPatcher) -> tuple[Attend, str]:
         q, k, v = (x.flatten(2) for x in (q_BTNH, k_BSNH, v_BSNH))
         return optimized_attention(q, k, v, heads=heads, transformer_options=options).unflatten(-1, (heads, -1))
 
-    return attend, f"{optimized_attention.__name__} {attention_name(patcher)}"
+    return attend
 
 
 def ignored(patcher: ModelPatcher) -> list[str]:
@@ -88,6 +87,7 @@ def ignored(patcher: ModelPatcher) -> list[str]:
     found = {
         "a model sampling (set the shift in LongLive Options)": "model_sampling" in patcher.object_patches,
         "patches of the forward": any(any(options.get(kind, {}).values()) for kind in FORWARD_PATCHES),
+        "another forward (such as a compiled one)": "diffusion_model" in patcher.object_patches,
         "wrappers": any(any(wrappers.values()) for wrappers in patcher.wrappers.values()),
         "functions of a sampler": any(name in patcher.model_options for name in SAMPLER_FUNCTIONS),
     }
@@ -105,11 +105,17 @@ def sampling(patcher: ModelPatcher, session: Session, total_blocks: int) -> Iter
         log.warning("the MODEL carries %s, which a session cannot honour; ignored", " and ".join(unused))
     if unknown:
         log.warning("the MODEL carries %s: blocks made with it are not stored", " and ".join(unknown))
-    watch = progress(patcher, total_blocks * len(session.config.steps))
-    prepare = functools.partial(make_room, patcher, model, session)
-    store = None if unknown else block_store()
+    progress = Progress(patcher, total_blocks, len(session.config.steps))
+    sampler = Sampler(
+        model,
+        store=None if unknown else block_store(),
+        watch=progress.step,
+        found=progress.block,
+        prepare=functools.partial(make_room, patcher, model, session),
+    )
+    patcher.pre_run()
     try:
-        with on_device(patcher.load_device), Sampler(model, store=store, watch=watch, prepare=prepare) as sampler:
+        with on_device(patcher.load_device), sampler:
             yield sampler
     finally:
         patcher.cleanup()
@@ -124,7 +130,6 @@ def make_room(patcher: ModelPatcher, model: CausalWan, session: Session) -> None
     work = patcher.model.memory_required([1, channels, config.window, height, width])
     needed = keys + work + TEXTS_HELD * text_bytes(model)
     comfy.model_management.load_models_gpu([patcher], memory_required=needed)
-    patcher.pre_run()
 
 
 def on_device(device: torch.device) -> AbstractContextManager:
@@ -132,21 +137,28 @@ def on_device(device: torch.device) -> AbstractContextManager:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def progress(patcher: ModelPatcher, steps: int) -> Callable[[Pass], None]:
-    """Tell ComfyUI of each denoising step, with a picture of the newest frame, and obey its interrupt."""
-    bar = comfy.utils.ProgressBar(steps)
-    previewer = latent_preview.get_previewer(patcher.load_device, patcher.model.latent_format)
+class Progress:
+    """Tells ComfyUI of each denoising step, with a picture of the newest frame, and obeys its interrupt."""
 
-    def watch(done: Pass) -> None:
+    def __init__(self, patcher: ModelPatcher, blocks: int, steps: int) -> None:
+        self.steps = steps  # of a block
+        self.bar = comfy.utils.ProgressBar(blocks * steps)
+        self.previewer = latent_preview.get_previewer(patcher.load_device, patcher.model.latent_format)
+
+    def step(self, done: Pass) -> None:
+        """A pass is over."""
         comfy.model_management.throw_exception_if_processing_interrupted()
         if done.kind is not PassKind.DENOISE:
             return
         picture = None
-        if previewer and done.clean is not None:
-            picture = previewer.decode_latent_to_preview_image("JPEG", to_host(done.clean[:, -1:]))
-        bar.update_absolute(bar.current + 1, steps, picture)
+        if self.previewer and done.clean is not None:
+            picture = self.previewer.decode_latent_to_preview_image("JPEG", to_host(done.clean[:, -1:]))
+        self.bar.update_absolute(self.bar.current + 1, preview=picture)
 
-    return watch
+    def block(self) -> None:
+        """A block was found in the store."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        self.bar.update_absolute(self.bar.current + self.steps)
 
 
 def to_host(latents_BFCHW: Tensor) -> Tensor:
@@ -167,9 +179,9 @@ def prompt_of(conditioning: list, patcher: ModelPatcher) -> Prompt:
             f"connect one CLIP Text Encode and switch prompts with LongLive Switch Prompt"
         )
     embedding, settings = conditioning[0]
-    ignored = sorted(name for name, value in settings.items() if value is not None and name not in HARMLESS)
-    if ignored:
-        log.warning("the CONDITIONING carries %s, which a session cannot honour; ignored", ", ".join(ignored))
+    unused = sorted(name for name, value in settings.items() if value is not None and name not in HARMLESS)
+    if unused:
+        log.warning("the CONDITIONING carries %s, which a session cannot honour; ignored", ", ".join(unused))
     prompt = Prompt.of(embedding)
     width, expected = prompt.embedding.shape[-1], patcher.model.diffusion_model.text_dim
     if width != expected:

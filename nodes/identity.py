@@ -7,18 +7,20 @@ stored, for it would be found again by a MODEL that is not the same.
 import functools
 import hashlib
 from collections.abc import Iterator
-from types import FunctionType
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from weakref import WeakKeyDictionary
 
 import torch
+from comfy.ldm.modules.attention import optimized_attention
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..longlive.digest import digest_of_tensors
 
 PREFIX = "diffusion_model."
-PLAIN = (str, int, float, bool, bytes, type(None), torch.dtype)
-DEPTH = 8  # of functions in functions; deeper than any known patch
+PLAIN = (str, int, float, bool, bytes, type(None), type(Ellipsis), torch.dtype, frozenset)
+DEPTH = 12  # of things in things; deeper than any known patch
+SHORT = 16  # hex digits, enough to tell apart what one person has
 
 _digests: WeakKeyDictionary[torch.nn.Module, str] = WeakKeyDictionary()
 
@@ -26,43 +28,57 @@ _digests: WeakKeyDictionary[torch.nn.Module, str] = WeakKeyDictionary()
 def model_digest(patcher: ModelPatcher) -> str:
     """The identity of a MODEL: every byte of its weights, hashed once, and of the patches on them.
 
-    An opaque MODEL has an identity of its own, which no other ever has.
+    A MODEL that is `unrecognisable` has an identity of its own, which no other ever has.
     """
     network = patcher.model.diffusion_model
     if network not in _digests:
         _digests[network] = digest_of_tensors(dict(_weights(patcher, network)))
-    if not patcher.patches and not opaque(patcher):
-        return _digests[network]
-    sha = hashlib.sha256(_digests[network].encode())
-    for key in sorted(patcher.patches):
-        sha.update(key.encode())
-        _hash_patch(sha, patcher.patches[key])
-    if opaque(patcher):
-        sha.update(str(patcher.patches_uuid).encode())
-    return sha.hexdigest()
+    if unrecognisable(patcher):
+        return hashlib.sha256(f"{_digests[network]} {patcher.patches_uuid}".encode()).hexdigest()
+    patches = sorted(patcher.patches.items())
+    return f"{_digests[network]} {identity_of(patches)}" if patches else _digests[network]
 
 
-def opaque(patcher: ModelPatcher) -> list[str]:
-    """What the MODEL carries that changes its results in a way no hash can tell."""
-    objects = [name for name in patcher.object_patches if name.startswith(PREFIX)]
+def kernels(patcher: ModelPatcher) -> str:
+    """What computes a MODEL: attention, kinds of layers, precision of sums. Others round differently."""
+    layers = {
+        f"{type(layer).__module__}.{type(layer).__qualname__}" for layer in patcher.model.diffusion_model.modules()
+    }
+    half_sums = getattr(torch.backends.cuda.matmul, "allow_fp16_accumulation", False)
+    attention = f"{optimized_attention.__name__} {identity_of(attention_override(patcher))}"
+    return f"{attention} {identity_of(sorted(layers))} {half_sums}"
+
+
+def unrecognisable(patcher: ModelPatcher) -> list[str]:
+    """What changes the weights of a MODEL, or what they do, in a way no hash can tell."""
     found = {
         "injections (a bypass LoRA)": patcher.injections,
         "functions on weights": patcher.weight_wrapper_patches,
-        "patched objects": objects,
-        "an attention override": attention_name(patcher) is None,
+        "patched objects": [name for name in patcher.object_patches if name.startswith(PREFIX)],
+        "patches of an unknown kind": identity_of(sorted(patcher.patches.items())) is None,
     }
     return [name for name, carried in found.items() if carried]
 
 
-def attention_name(patcher: ModelPatcher) -> str | None:
-    """A name for the MODEL's attention override, equal for equal ones; None where it cannot be looked into."""
-    override = patcher.model_options.get("transformer_options", {}).get("optimized_attention_override")
+def opaque(patcher: ModelPatcher) -> list[str]:
+    """What makes the results of a MODEL unlike those of any other: what cannot be recognised, or computes unseen."""
+    unseen = identity_of(attention_override(patcher)) is None
+    return [*unrecognisable(patcher), *["an attention override that holds a state"] * unseen]
+
+
+def attention_override(patcher: ModelPatcher) -> object:
+    """The function that a node put over ComfyUI's attention, if one did."""
+    return patcher.model_options.get("transformer_options", {}).get("optimized_attention_override")
+
+
+def identity_of(value: object) -> str | None:
+    """A hash of all that `value` holds, equal for equal ones; None where something in it cannot be looked into."""
     sha = hashlib.sha256()
     try:
-        _hash_function(sha, override, DEPTH)
-    except (TypeError, ValueError):  # something opaque, or a cell that is still empty
+        _hash(sha, value, DEPTH, set())
+    except (TypeError, ValueError):  # something opaque, or the cell of a closure that is still empty
         return None
-    return sha.hexdigest()[:16] if override else "plain"
+    return sha.hexdigest()[:SHORT]
 
 
 def _weights(patcher: ModelPatcher, network: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -86,34 +102,57 @@ def _parameter(network: torch.nn.Module, key: str) -> Tensor | None:
         return None
 
 
-def _hash_patch(sha, patch) -> None:
-    """Everything a weight patch consists of: tensors in full, strengths, adapters by what they hold."""
-    if isinstance(patch, Tensor):
-        sha.update(digest_of_tensors({"": patch}).encode())
-    elif isinstance(patch, list | tuple):
-        for part in patch:
-            _hash_patch(sha, part)
-    elif hasattr(patch, "weights"):
-        sha.update(type(patch).__qualname__.encode())
-        _hash_patch(sha, patch.weights)
-    else:
-        sha.update(repr(getattr(patch, "__qualname__", patch)).encode())
-
-
-def _hash_function(sha, value: object, depth: int) -> None:
-    """A function by its code and all it holds. Raises TypeError at what cannot be looked into."""
+def _hash(sha, value: object, depth: int, seen: set[int]) -> None:
+    """Feed everything `value` consists of to `sha`. Raises TypeError at what cannot be looked into."""
     if isinstance(value, PLAIN):
-        sha.update(repr(value).encode())
+        sha.update(
+            f"{type(value).__name__} {sorted(map(repr, value)) if isinstance(value, frozenset) else value!r}".encode()
+        )
         return
-    if isinstance(value, FunctionType) and depth:
-        sha.update(f"{value.__module__}.{value.__qualname__}".encode() + value.__code__.co_code)
+    if isinstance(value, Tensor):
+        sha.update(digest_of_tensors({"": value}).encode())
+        return
+    if id(value) in seen:  # a function that calls itself
+        return
+    if isinstance(value, ModuleType | type | BuiltinFunctionType):
+        sha.update(f"{getattr(value, '__module__', '')} {value.__name__}".encode())
+        return
+    if not depth:
+        raise TypeError("too deep")
+    for part in _parts(value):
+        _hash(sha, part, depth - 1, seen | {id(value)})
+
+
+def _parts(value: object) -> list:
+    """What a container, an adapter or a function consists of, in order."""
+    if isinstance(value, list | tuple):
+        return [len(value), *value]
+    if isinstance(value, dict):
+        return [part for item in sorted(value.items()) for part in item]
+    if isinstance(value, functools.partial):
+        return ["partial", value.func, *value.args, value.keywords]
+    if isinstance(value, FunctionType):
         cells = [cell.cell_contents for cell in value.__closure__ or ()]
-        parts = [*cells, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
-    elif isinstance(value, functools.partial) and depth:
-        parts = [value.func, *value.args, *(part for item in sorted(value.keywords.items()) for part in item)]
-    elif isinstance(value, list | tuple) and depth:
-        parts = list(value)
-    else:
-        raise TypeError(type(value))
-    for part in parts:
-        _hash_function(sha, part, depth - 1)
+        return [value.__qualname__, value.__code__, cells, value.__defaults__, value.__kwdefaults__, _globals(value)]
+    if isinstance(value, CodeType):
+        return [value.co_code, value.co_names, value.co_consts]
+    if (weights := getattr(value, "weights", None)) is not None:  # an adapter, such as a LoRA
+        return [type(value).__qualname__, weights]
+    raise TypeError(type(value))
+
+
+def _globals(function: FunctionType) -> list:
+    """The globals a function uses; functions of other packages by their names, which stand for a release."""
+    package = function.__module__.partition(".")[0]
+    used = []
+    for name in _names(function.__code__):
+        value = function.__globals__.get(name)
+        if isinstance(value, FunctionType) and value.__module__.partition(".")[0] != package:
+            value = f"{value.__module__}.{value.__qualname__}"
+        used += [name, value]
+    return used
+
+
+def _names(code: CodeType) -> list[str]:
+    nested = [name for const in code.co_consts if isinstance(const, CodeType) for name in _names(const)]
+    return sorted({*code.co_names, *nested})

@@ -1,6 +1,7 @@
 """Nodes that make the video longer: by one chunk, or along a timeline."""
 
 import logging
+from dataclasses import replace
 
 from comfy_api.latest import io, ui
 
@@ -80,8 +81,10 @@ class Timeline(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, script: str | None = None) -> bool | str:
         """Refuse a script that does not parse before any model is loaded. How long a block is, is not known yet."""
+        if script is None:  # it is linked
+            return True
         try:
-            parse(SCRIPT if script is None else script, block=1)  # a linked one is not known yet either
+            parse(script, block=1)
         except LongLiveError as error:
             return str(error)
         return True
@@ -104,7 +107,7 @@ class Timeline(io.ComfyNode):
 
 def encoded(clip, words: str, session: LiveSession) -> Prompt:
     conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(words))
-    return Prompt.of(host.prompt_of(conditioning, session.model).padded(), words)
+    return replace(host.prompt_of(conditioning, session.model), text=words)
 
 
 SCRIPT = """\

@@ -8,7 +8,7 @@ const MIN_HEIGHT = 260; // in units of the canvas: ruler, two rows, foot
 const MIN_SIZE = [400, 420]; // of a new node
 /** @type {Map<string, HTMLElement | null>} where Nodes 2.0 had put the editor of a node: it does so only once */
 const homes = new Map();
-const OURS = "pointerdown pointermove pointerup mousedown dblclick contextmenu wheel keydown keyup".split(" ");
+const KEPT_EVENTS = "pointerdown pointermove pointerup mousedown dblclick contextmenu wheel keydown keyup".split(" ");
 
 app.registerExtension({
   name: "longlive.timeline",
@@ -25,7 +25,7 @@ function showTimeline(/** @type {any} */ node) {
   addStyle();
   const view = new TimelineView();
   view.element.dataset.captureWheel = "true"; // Nodes 2.0 asks here
-  for (const type of OURS) view.element.addEventListener(type, keepFromCanvas);
+  for (const type of KEPT_EVENTS) view.element.addEventListener(type, keepFromCanvas);
   const options = { serialize: false, getMinHeight: () => MIN_HEIGHT, getValue: () => script.value };
   const widget = node.addDOMWidget("timeline", "LONGLIVE_TIMELINE", view.element, options);
   Object.defineProperty(widget, "width", { get: () => undefined, set() {} }); // the side panel would narrow it for good
@@ -64,7 +64,7 @@ function showReport(/** @type {any} */ node) {
   if (!node.addDOMWidget) return;
   addStyle();
   const page = Object.assign(document.createElement("pre"), { className: "longlive-report" });
-  for (const type of OURS) page.addEventListener(type, keepFromCanvas);
+  for (const type of KEPT_EVENTS) page.addEventListener(type, keepFromCanvas);
   const widget = node.addDOMWidget("report", "LONGLIVE_REPORT", page, { serialize: false, getValue: () => "" });
   widget.serialize = false;
   chain(node, "onExecuted", (/** @type {any} */ shown) => (page.textContent = shown?.text?.join("") ?? ""));
@@ -72,8 +72,9 @@ function showReport(/** @type {any} */ node) {
 
 /** Frames in a block of the session this node goes on with, as the options before it say. */
 function blockOf(/** @type {any} */ node) {
+  const passed = new Set(); // of a graph wired into a ring
   let source = originOf(node, "session");
-  while (originOf(source, "session")) source = originOf(source, "session");
+  for (; originOf(source, "session") && !passed.has(source); source = originOf(source, "session")) passed.add(source);
   const options = originOf(source, "options");
   return options?.widgets?.find((/** @type {any} */ widget) => widget.name === "block")?.value ?? 3;
 }

@@ -309,3 +309,14 @@ def test_a_sampler_interrupted_while_it_stores_a_block_forgets_what_it_was_at():
         sampler.extended(left, 1)
     sampler.store = None
     assert torch.equal(sampler.extended(right, 2).latents(), Sampler(MODEL).extended(right, 2).latents())
+
+
+def test_a_flipped_bit_is_noticed_and_the_block_made_anew(tmp_path):
+    """A wrong block would be built upon by every later one."""
+    filled(Store(tmp_path), [1])
+    [path] = tmp_path.rglob("*.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    assert held(Store(tmp_path), [1]) == []
+    assert not path.exists()

@@ -7,9 +7,11 @@ from types import SimpleNamespace
 import comfy.sd
 import torch
 from comfyui_longlive.longlive.errors import LongLiveError
-from comfyui_longlive.nodes.identity import attention_name, model_digest, opaque
+from comfyui_longlive.nodes.identity import attention_override, identity_of, model_digest, opaque, unrecognisable
 from model_files import dit_weights
 from torch import Tensor, nn
+
+FLAG = "off"
 
 
 def loaded(**changes: Tensor):
@@ -47,9 +49,13 @@ def check_opaque_models() -> None:
         first, second = loaded(), loaded()
         for patcher in (first, second):
             setattr(patcher, carried, {"diffusion_model.blocks.0.ffn": [object()]})
-            assert len(opaque(patcher)) == 1
+            assert len(opaque(patcher)) == len(unrecognisable(patcher)) == 1
         assert model_digest(first) != model_digest(second) != model_digest(loaded())
     assert opaque(loaded()) == []
+    stateful = loaded()
+    stateful.model_options["transformer_options"]["optimized_attention_override"] = functools.partial(next, object())
+    assert len(opaque(stateful)) == 1
+    assert model_digest(stateful) == model_digest(loaded())  # its weights are those of any other
 
 
 def check_attention_overrides() -> None:
@@ -71,13 +77,25 @@ def check_attention_overrides() -> None:
         return override
 
     def name(override) -> str | None:
-        return attention_name(overridden(override))
+        return identity_of(attention_override(overridden(override)))
 
-    assert name(None) == "plain"
+    def constant(*_):
+        return FLAG, 1
+
+    def other_constant(*_):
+        return FLAG, 2
+
+    other_constant.__qualname__ = constant.__qualname__
+    assert name(constant) != name(other_constant)
+    before, globals()["FLAG"] = name(constant), "on"
+    assert name(constant) != before
+    globals()["FLAG"] = "off"
+    assert name(constant) == before
+
     assert name(sage("fp8")) == name(sage("fp8"))
     assert len({name(None), name(sage("fp8")), name(sage("fp16"))}) == 3
     assert name(functools.partial(sage("fp8"), 1)) != name(functools.partial(sage("fp8"), 2))
-    for unknown in (sage(itertools.count()), LongLiveError(), functools.partial(print), unfinished()):
+    for unknown in (sage(itertools.count()), LongLiveError(), unfinished()):
         assert name(unknown) is None
 
 
