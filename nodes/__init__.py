@@ -2,9 +2,9 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import files, load, output, sample, session
+from . import files, load, options, output, sample, session
 
-MODULES = (load, session, sample, output, files)
+MODULES = (load, session, options, sample, output, files)
 
 
 class LongLiveExtension(ComfyExtension):

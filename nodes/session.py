@@ -1,11 +1,10 @@
-"""Nodes that begin a video, carry it from one prompt to the next, and turn it back."""
+"""The nodes of a session: begin it, switch its prompt, turn it back, look at it."""
 
 import logging
 
 from comfy_api.latest import io, ui
 
-from ..longlive.config import Positions, RolloutConfig
-from ..longlive.errors import ConfigError
+from ..longlive.config import RolloutConfig
 from ..longlive.session import Session
 from ..longlive.timeline import Boundary
 from . import host
@@ -19,7 +18,7 @@ RECACHE, KEEP, DISCARD = "recache", "keep cache", "discard cache"
 KEEP_SINK, RENEW_SINK = "keep", "renew"
 
 
-class Begin(io.ComfyNode):
+class NewSession(io.ComfyNode):
     """Begin a video (LongLive Alg. 2). Nothing is computed yet."""
 
     @classmethod
@@ -115,72 +114,6 @@ def boundary_of(boundary: str, sink: str) -> Boundary:
     return Boundary.KEEP if boundary == KEEP else Boundary.DISCARD
 
 
-class Options(io.ComfyNode):
-    """The numbers of the rollout (LongLive §3.3)."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        released = RolloutConfig()
-        return io.Schema(
-            node_id="LongLiveOptions",
-            display_name="LongLive Options",
-            category="LongLive",
-            description="How the video is rolled out. The defaults are what the released weights were trained for.",
-            search_aliases=["longlive", "window", "frame sink", "denoising steps"],
-            inputs=[
-                io.Int.Input(
-                    "window",
-                    default=released.window,
-                    min=1,
-                    max=1024,
-                    tooltip="Latent frames a block may look at, sink and itself included. More costs time and memory.",
-                ),
-                io.Int.Input(
-                    "sink", default=released.sink, min=0, max=512, tooltip="First frames, remembered for ever."
-                ),
-                io.Int.Input(
-                    "block", default=released.block, min=1, max=64, tooltip="Latent frames denoised together."
-                ),
-                io.String.Input(
-                    "steps",
-                    default=", ".join(map(str, released.steps)),
-                    tooltip="Denoising steps, falling from 1000. Fewer are faster and rougher.",
-                ),
-                io.Float.Input(
-                    "shift",
-                    default=released.shift,
-                    min=0.01,
-                    max=100.0,
-                    step=0.1,
-                    tooltip="Timestep shift; trained for 5.",
-                ),
-                io.Float.Input(
-                    "context_noise",
-                    default=released.context_noise,
-                    min=0.0,
-                    max=999.0,
-                    step=1.0,
-                    tooltip="Timestep at which finished frames are remembered; trained for 0.",
-                ),
-                io.Combo.Input(
-                    "positions",
-                    options=[position.value for position in Positions],
-                    default=released.positions.value,
-                    tooltip="Absolute ends after 1024 latent frames (4 minutes). Unbounded never ends.",
-                ),
-            ],
-            outputs=[OptionsSocket.Output(display_name="options", tooltip="For LongLive Session.")],
-        )
-
-    @classmethod
-    def execute(cls, steps: str, positions: str, **numbers) -> io.NodeOutput:
-        try:
-            parsed = tuple(int(step) for step in steps.replace(",", " ").split())
-        except ValueError as error:
-            raise ConfigError(f"steps are {steps!r}; give whole numbers such as 1000, 750, 500, 250") from error
-        return io.NodeOutput(RolloutConfig(steps=parsed, positions=Positions(positions), **numbers))
-
-
 class Rewind(io.ComfyNode):
     """Go back to an earlier moment, to try another ending from there."""
 
@@ -206,7 +139,7 @@ class Rewind(io.ComfyNode):
         return io.NodeOutput(session.with_session(video.rewound_to(blocks * video.config.block)))
 
 
-class Info(io.ComfyNode):
+class SessionInfo(io.ComfyNode):
     """What a session holds, in words and numbers."""
 
     @classmethod
@@ -232,4 +165,4 @@ class Info(io.ComfyNode):
         return io.NodeOutput(report, session.session.num_frames, session.session.seconds, ui=ui.PreviewText(report))
 
 
-NODES = [Begin, SwitchPrompt, Options, Rewind, Info]
+NODES = [NewSession, SwitchPrompt, Rewind, SessionInfo]

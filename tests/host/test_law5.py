@@ -12,10 +12,10 @@ def differences() -> dict[str, float]:
     return inside(NEWEST, "law5", "check_law5")[0]
 
 
-def test_rollout_equals_the_sampler_of_the_host(differences):
+def test_law_5_rollout_equals_the_sampler_of_the_host(differences):
     assert differences["size"] > 1
     assert 0 < differences["as they are"] <= TOLERANCE
 
 
-def test_rollout_is_the_sampler_of_the_host_in_one_precision(differences):
+def test_law_5_rollout_is_the_sampler_of_the_host_in_one_precision(differences):
     assert differences["in one precision"] == 0

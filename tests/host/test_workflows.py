@@ -193,13 +193,13 @@ def num_blocks_made(workflow: Path) -> int:
     return 6 + 6 if workflow == CONTINUED else CHUNK_BLOCKS * chunks[workflow]
 
 
-def test_timeline_is_the_chain(made):
+def test_law_3_timeline_is_the_chain(made):
     [chain], [timeline] = made(CHAIN).latents.values(), made(TIMELINE).latents.values()
 
     assert torch.equal(chain, timeline)
 
 
-def test_one_long_chunk_is_three_short_ones(host):
+def test_law_3_one_long_chunk_is_three_short_ones(host):
     together = chain((FOX, 7), seed=5, name="chunks")
     together["chunk0"] = chunk("session", 5.25, "seconds")
     apart = chain((FOX, 2), seed=5) | {"more": chunk("chunk0", 2), "rest": chunk("more", 9, "frames")}
@@ -207,7 +207,7 @@ def test_one_long_chunk_is_three_short_ones(host):
     assert torch.equal(made_anew(host, together, "chunks"), made_anew(host, saved(apart, "rest", "chunks"), "chunks"))
 
 
-def test_each_of_two_endings_is_as_if_made_alone(host, made):
+def test_law_4_each_of_two_endings_is_as_if_made_alone(host, made):
     graph, both = made(ENDINGS).graph, made(ENDINGS).latents
     assert not torch.equal(*both.values())
 
@@ -219,7 +219,7 @@ def test_each_of_two_endings_is_as_if_made_alone(host, made):
 @pytest.mark.parametrize(
     "start", [(host,) for host in HOSTS] + [(NEWEST, *CLASSIC)], ids=lambda s: "".join((s[0].version, *s[1:2]))
 )
-def test_a_new_last_prompt_runs_only_the_last_nodes(boot, start):
+def test_law_4_a_new_last_prompt_runs_only_the_last_nodes(boot, start):
     host = boot(*start)
     chained, written = (graphs.shortened(example(workflow)) for workflow in (CHAIN, TIMELINE))
     host.run(chained)
@@ -268,7 +268,7 @@ def nth_preview(host: ComfyUI, prompt_id: str, count: int) -> None:
     )
 
 
-def test_an_interrupted_video_resumes_where_it_was(host):
+def test_law_3_an_interrupted_video_resumes_where_it_was(host):
     forget(host)
     prompt_id = host.queue(long_video("interrupted"))
     nth_preview(host, prompt_id, STEPS + 2)
@@ -284,7 +284,7 @@ def test_an_interrupted_video_resumes_where_it_was(host):
     assert torch.equal(latents(host, "interrupted"), made_anew(host, long_video("whole"), "whole"))
 
 
-def test_a_killed_host_resumes_where_it_was(host):
+def test_law_3_a_killed_host_resumes_where_it_was(host):
     forget(host)
     host.queue(long_video("killed"))
     while not stored(host):
@@ -299,7 +299,7 @@ def test_a_killed_host_resumes_where_it_was(host):
     assert torch.equal(latents(host, "killed"), made_anew(host, long_video("whole"), "whole"))
 
 
-def test_free_leaves_nothing(host):
+def test_law_7_free_leaves_nothing(host):
     graph = example(ONE) | {"probe": node("TestProbe", value=["8", 0])}
     before = json.loads(host.run(graph).text("probe"))
     host.free()
@@ -310,7 +310,7 @@ def test_free_leaves_nothing(host):
     assert before["tensor_bytes"] > weights > 20 * after["tensor_bytes"]
 
 
-def test_a_failing_node_leaves_the_host_usable(host):
+def test_law_7_a_failing_node_leaves_the_host_usable(host):
     graph = chain((FOX, 1), seed=9)
     after = graph | {"fail": node("TestFail", value=["chunk0", 0], fail=True), "more": chunk("fail", 1)}
     within = chain((FOX, 2), seed=10, name="within")
@@ -382,7 +382,7 @@ def loaded(name: str, graph: Graph) -> dict:
     return {"model": graph["model"], "load": node("LongLiveLoadSession", model=["model", 0], name=name)}
 
 
-def test_a_session_is_continued_as_if_never_saved(host):
+def test_law_3_a_session_is_continued_as_if_never_saved(host):
     video = chain((FOX, 5), seed=14) | {"save": node("LongLiveSaveSession", session=["chunk0", 0], name="five")}
     more = saved(with_loader(loaded("five", video)) | {"more": chunk("load", 2)}, "more", "continued")
     forget(host)
