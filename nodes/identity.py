@@ -23,6 +23,7 @@ DEPTH = 12  # of things in things; deeper than any known patch
 SHORT = 16  # hex digits, enough to tell apart what one person has
 
 _digests: WeakKeyDictionary[torch.nn.Module, str] = WeakKeyDictionary()
+_patch_identities: dict[object, str | None] = {}  # by uuid
 
 
 def model_digest(patcher: ModelPatcher) -> str:
@@ -35,8 +36,7 @@ def model_digest(patcher: ModelPatcher) -> str:
         _digests[network] = digest_of_tensors(dict(_weights(patcher, network)))
     if unrecognisable(patcher):
         return hashlib.sha256(f"{_digests[network]} {patcher.patches_uuid}".encode()).hexdigest()
-    patches = sorted(patcher.patches.items())
-    return f"{_digests[network]} {identity_of(patches)}" if patches else _digests[network]
+    return f"{_digests[network]} {_patches(patcher)}" if patcher.patches else _digests[network]
 
 
 def kernels(patcher: ModelPatcher) -> str:
@@ -55,7 +55,7 @@ def unrecognisable(patcher: ModelPatcher) -> list[str]:
         "injections (a bypass LoRA)": patcher.injections,
         "functions on weights": patcher.weight_wrapper_patches,
         "patched objects": [name for name in patcher.object_patches if name.startswith(PREFIX)],
-        "patches of an unknown kind": identity_of(sorted(patcher.patches.items())) is None,
+        "patches of an unknown kind": _patches(patcher) is None,
     }
     return [name for name, carried in found.items() if carried]
 
@@ -79,6 +79,13 @@ def identity_of(value: object) -> str | None:
     except (TypeError, ValueError):  # something opaque, or the cell of a closure that is still empty
         return None
     return sha.hexdigest()[:SHORT]
+
+
+def _patches(patcher: ModelPatcher) -> str | None:
+    """The identity of all patches on weights, looked at once: ComfyUI gives every change of them a new uuid."""
+    if patcher.patches_uuid not in _patch_identities:
+        _patch_identities[patcher.patches_uuid] = identity_of(sorted(patcher.patches.items()))
+    return _patch_identities[patcher.patches_uuid]
 
 
 def _weights(patcher: ModelPatcher, network: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
