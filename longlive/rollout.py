@@ -16,7 +16,7 @@ from .errors import PositionError
 from .model.causal import CausalWan
 from .noise import Noise
 from .schedule import Schedule, add_noise, clean_from_flow
-from .window import Placement, Window
+from .window import Placement
 
 
 class PassKind(Enum):
@@ -61,14 +61,14 @@ class Rollout:
     ) -> None:
         self.model, self.config, self.exhaustive = model, config, exhaustive
         self.watch: Watch = watch or (lambda _: None)
-        self.window = Window(config.sink, config.recent)
-        self.schedule = Schedule(config.shift)
-        self.timesteps = self.schedule.warped(config.steps)
-        self.sigmas = self.schedule.sigma(self.timesteps)
-        self.context_sigma = self.schedule.sigma(torch.tensor(config.context_noise))
+        schedule = Schedule(config.shift)
+        self.timesteps = schedule.warped(config.steps)
+        self.sigmas = schedule.sigma(self.timesteps)
+        self.context_sigma = schedule.sigma(torch.tensor(config.context_noise))
         batch, _, height, width = shape_BCHW
         rows, columns = model.geometry.grid(height, width)
         self.memory = Memory(config, model.geometry.num_layers, rows * columns, model.like_token(batch))
+        self.window = self.memory.window
 
     @torch.no_grad()
     def denoise(self, start: int, text: TextMemory, noise: Noise, block: int) -> Tensor:

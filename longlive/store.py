@@ -13,7 +13,7 @@ from collections import OrderedDict
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from .digest import digest_of_tensors
@@ -49,13 +49,14 @@ class Store:
         if path is None or not path.exists():
             return None
         try:
-            block = load_file(path)["latents"].clone()  # a mapped file could be neither replaced nor removed everywhere
+            with safe_open(path, "pt") as file:
+                block = file.get_tensor("latents").clone()  # a mapped file cannot be replaced or removed everywhere
+                digest = (file.metadata() or {}).get("digest")
             if tuple(block.shape) != shape:
                 raise ValueError(f"its shape is {tuple(block.shape)}, expected {shape}")
-            with safe_open(path, "pt") as file:
-                if (file.metadata() or {}).get("digest") != digest_of_tensors({"": block}):
-                    raise ValueError("it is not what was stored")
-        except (OSError, KeyError, ValueError, SafetensorError) as error:
+            if digest != digest_of_tensors({"": block}):
+                raise ValueError("it is not what was stored")
+        except (OSError, ValueError, SafetensorError) as error:
             log.warning("the stored block %s is damaged (%s); it is made anew", path, error)
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -84,7 +85,7 @@ class Store:
             self._writable = False
 
     def _path(self, key: str) -> Path | None:
-        return self.folder / key[:2] / f"{key}.safetensors" if self.folder else None
+        return self.folder / key[:2] / f"{key}{ENTRY}" if self.folder else None
 
     def _hold(self, key: str, block: Tensor) -> None:
         if key not in self._blocks:

@@ -21,7 +21,7 @@ from .model import rope
 from .model.causal import CausalWan, sinusoid
 from .model.checkpoint import model_of
 from .model.lora import Lora
-from .model.vae import Past, StreamingDecoder, StreamingEncoder, WanVAE, cut, decode
+from .model.vae import Past, StreamingDecoder, WanVAE, cut, decode, encode
 from .model.weights import Weights, normalised, read
 from .rollout import Pass, PassKind, Rollout
 from .schedule import Schedule, add_noise, clean_from_flow, flow_from_clean
@@ -356,7 +356,7 @@ def vae(run: Run) -> dict[str, Tensor]:
     }
     pixels_BFCHW = run.tensors["in.pixel"].transpose(1, 2)
     for frames in run.values("encode_frames"):
-        found[f"out.encode.{frames}"] = StreamingEncoder(model).push(pixels_BFCHW[:, :frames])
+        found[f"out.encode.{frames}"] = encode(model, pixels_BFCHW[:, :frames])
     return found
 
 
