@@ -67,14 +67,17 @@ class CausalWan:
             )
         padding = max(0, self.geometry.text_len - rows)
         padded = nn.functional.pad(embedding_BLD.to(self.device, self.dtype), (0, 0, 0, padding))
-        context_BLD = self.tree.text_embedding(padded)
-        return TextMemory(tuple(self._text_keys(block.cross_attn, context_BLD) for block in self.tree.blocks))
+        return TextMemory(tuple(self.read_rows(self.tree.text_embedding(padded))))
+
+    def read_rows(self, context_BLD: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Each layer's keys and values [B, L, N, H] of embedded rows."""
+        return [self._text_keys(block.cross_attn, context_BLD) for block in self.tree.blocks]
 
     def _text_keys(self, attention: AttentionTree, context_BLD: Tensor) -> tuple[Tensor, Tensor]:
         k_BLD, v_BLD = attention.norm_k(attention.k(context_BLD)), attention.v(context_BLD)
-        return self._heads(k_BLD), self._heads(v_BLD)
+        return self.heads(k_BLD), self.heads(v_BLD)
 
-    def _heads(self, x_BTD: Tensor) -> Tensor:
+    def heads(self, x_BTD: Tensor) -> Tensor:
         return x_BTD.unflatten(-1, (self.geometry.num_heads, -1))
 
     def forward(
@@ -98,14 +101,14 @@ class CausalWan:
 
         u_BTD = tree.patch_embedding(rearrange(latents_BFCHW, "b f c h w -> b c f h w").to(self.entry_dtype))
         u_BTD = u_BTD.to(self.dtype).flatten(2).transpose(1, 2).contiguous()
-        e_BFD = self._time(timesteps_BF)
+        e_BFD = self.time(timesteps_BF)
         modulation_BF6D = tree.time_projection(e_BFD).unflatten(-1, (MODULATIONS, -1))
 
         last = len(tree.blocks) - 1
         for i, (block, cache, text_layer) in enumerate(zip(tree.blocks, memory.layers, text.layers, strict=True)):
             only_keys = i == last and not with_flow
             u_BTD = self._layer(block, u_BTD, modulation_BF6D, cache, text_layer, place, rotation, only_keys)
-        return self._flow(u_BTD, e_BFD, grid) if with_flow else None
+        return self.flow(u_BTD, e_BFD, grid) if with_flow else None
 
     def rotation(self, place: Placement, sink: int, grid: tuple[int, int]) -> Rotation:
         """The rotary tables of a call."""
@@ -113,7 +116,7 @@ class CausalWan:
         moved_sink = table(place.sink_start, sink, grid, head_dim, self.device) if sink and place.sink_start else None
         return Rotation(table(place.start, place.frames, grid, head_dim, self.device), moved_sink)
 
-    def _time(self, timesteps_BF: Tensor) -> Tensor:
+    def time(self, timesteps_BF: Tensor) -> Tensor:
         embedded = sinusoid(timesteps_BF.flatten(), self.geometry.freq_dim).to(self.dtype)
         return self.tree.time_embedding(embedded).unflatten(0, timesteps_BF.shape)
 
@@ -133,20 +136,20 @@ class CausalWan:
 
         attention = block.self_attn
         y_BTD = modulated(block.norm1(u_BTD), shift_a, scale_a)
-        k_BTNH = self._heads(attention.norm_k(attention.k(y_BTD)))
-        keys, values = cache.write(place, k_BTNH, self._heads(attention.v(y_BTD)), rotation)
+        k_BTNH = self.heads(attention.norm_k(attention.k(y_BTD)))
+        keys, values = cache.write(place, k_BTNH, self.heads(attention.v(y_BTD)), rotation)
         if only_keys:
             return u_BTD
-        q_BTNH = rotation.of_call(self._heads(attention.norm_q(attention.q(y_BTD))))
+        q_BTNH = rotation.of_call(self.heads(attention.norm_q(attention.q(y_BTD))))
         u_BTD = gated(u_BTD, attention.o(self.attend(q_BTNH, keys, values).flatten(-2)), gate_a)
 
         attention = block.cross_attn
-        q_BTNH = self._heads(attention.norm_q(attention.q(block.norm3(u_BTD))))
+        q_BTNH = self.heads(attention.norm_q(attention.q(block.norm3(u_BTD))))
         u_BTD = u_BTD + attention.o(self.attend(q_BTNH, *text).flatten(-2))
 
         return gated(u_BTD, block.ffn(modulated(block.norm2(u_BTD), shift_f, scale_f)), gate_f)
 
-    def _flow(self, u_BTD: Tensor, e_BFD: Tensor, grid: tuple[int, int]) -> Tensor:
+    def flow(self, u_BTD: Tensor, e_BFD: Tensor, grid: tuple[int, int]) -> Tensor:
         head, (pt, ph, pw) = self.tree.head, self.geometry.patch_size
         shift, scale = (head.modulation.to(u_BTD).unsqueeze(0) + e_BFD.unsqueeze(2)).unbind(2)
         patches = head.head(modulated(head.norm(u_BTD), shift, scale))

@@ -1,0 +1,255 @@
+"""Training of the miniature's network: teacher forcing, then on what it rolls out itself.
+
+The world is deterministic once a film has begun, so the truth of every later block is known, whatever the network made
+of the blocks before it: a self-rollout from a real first block has a target without a teacher (cf. Self-Forcing §3).
+
+Dimension key: B films, F frames, G groups of a lesson, C channels, H rows and W columns of cells.
+"""
+
+import functools
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config import Positions, RolloutConfig
+from ..model.causal import CausalWan
+from ..model.wan import Geometry, WanModel
+from ..noise import counted_noise
+from ..rollout import Rollout
+from ..schedule import Schedule
+from ..text import WIDTH, HashedWords
+from ..timeline import Boundary
+from .films import numbered
+from .grammar import Scene, words_of
+from .optimizer import Optimizer
+from .teacher import ROWS, Lesson, Sight, flow, lesson, sight_of
+from .world import Film
+
+GEOMETRY = Geometry(dim=256, ffn_dim=1024, num_heads=2, num_layers=4, freq_dim=256, text_dim=WIDTH)
+BLOCK = 3
+FRAMES = 24  # latent frames of a film
+PATTERNS = ((), (3,), (6,), (9,), (12,), (15,), (3, 12), (6, 12), (6, 15), (9, 18))  # frames at which films switch
+SHARES = (0.50, 0.06, 0.06, 0.06, 0.08, 0.08, 0.03, 0.03, 0.05, 0.05)  # of the steps
+CELLS = (8, 8)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DitRecipe:
+    """How the network is trained."""
+
+    seed: int = 0
+    steps: int = 5000
+    batch: int = 16  # films of a step
+    rate: float = 1.5e-3
+    warmup: int = 100
+    decay: float = 0.5  # the last share of the steps in which the rate falls to zero
+    own_from: float = 0.45  # the share of the steps after which the network sees its own rollouts
+    own_share: tuple[float, float] = (0.1, 0.4)  # of those steps that do, at first and in the last quarter
+    own_every: int = 20  # steps between two rollouts of a batch
+    own_held: int = 12  # batches of rollouts that are kept
+
+
+@dataclass(frozen=True, slots=True)
+class Bank:
+    """Films with their latents [N, F, C, H, W], by the pattern of their switches."""
+
+    films: dict[tuple[int, ...], tuple[Sequence[Film], Tensor]]
+
+
+@dataclass(slots=True)
+class Owned:
+    """A batch of films as the network rolled them out."""
+
+    pattern: tuple[int, ...]
+    chosen: list[int]
+    latents: Tensor
+
+
+class DitTraining:
+    """A network on its way."""
+
+    def __init__(self, recipe: DitRecipe, bank: Bank) -> None:
+        self.recipe, self.bank, self.num_steps = recipe, bank, 0
+        self.model = begun(WanModel(GEOMETRY), torch.Generator().manual_seed(recipe.seed))
+        self.wan = CausalWan.of_tree(self.model)
+        self.optimizer = Optimizer(self.model, recipe.rate, of_muon=lambda name: name.startswith("blocks."))
+        self.owned: list[Owned] = []
+        self.schedule = Schedule(RolloutConfig().shift)
+
+    @property
+    def done(self) -> bool:
+        return self.num_steps >= self.recipe.steps
+
+    def step(self) -> dict[str, float]:
+        """One step; the figures of its batch."""
+        recipe, n = self.recipe, self.num_steps
+        draw = numbered(f"dit {recipe.seed}", n)
+        noise = torch.Generator().manual_seed(draw.getrandbits(60))
+        progress = n / recipe.steps
+        if progress >= recipe.own_from and n % recipe.own_every == 0:
+            self.owned = [*self.owned[-recipe.own_held + 1 :], self.roll_out(draw)]
+        early, late = recipe.own_share
+        is_own = bool(self.owned) and draw.random() < (late if progress >= 0.75 else early)
+
+        config = drawn_config(draw)
+        if is_own:
+            held = draw.choice(self.owned)
+            pattern, chosen, context = held.pattern, held.chosen, held.latents
+        else:
+            pattern = draw.choices(PATTERNS, SHARES)[0]
+            if config.window > 12:
+                pattern = ()
+            chosen = draw.sample(range(len(self.bank.films[pattern][0])), recipe.batch)
+            context = None
+        films, latents = self.bank.films[pattern]
+        truth = latents[chosen].float()
+        plan, sight = drawn_lesson(draw, config, pattern)
+        figures = self.learn(plan, sight, [films[i] for i in chosen], truth, truth if context is None else context, noise, is_own)
+
+        left = (recipe.steps - n) / (recipe.decay * recipe.steps)
+        self.optimizer.step(recipe.rate * min(1.0, (n + 1) / recipe.warmup, left))
+        self.num_steps += 1
+        return figures
+
+    def learn(
+        self,
+        plan: Lesson,
+        sight: Sight,
+        films: Sequence[Film],
+        truth: Tensor,
+        context: Tensor,
+        noise: torch.Generator,
+        is_own: bool,
+    ) -> dict[str, float]:
+        """The loss of a lesson, and its gradients."""
+        clean, noisy = ([group.frame for group in groups] for groups in (plan.clean, plan.noisy))
+        batch = len(films)
+        past = context[:, clean]
+        if not is_own and torch.rand((), generator=noise) < 0.7:
+            level = 0.12 * torch.rand(batch, 1, 1, 1, 1, generator=noise)
+            past = past + level * torch.randn(past.shape, generator=noise)
+        sigma = self.sigmas(batch, len(noisy) // BLOCK, noise)
+        target = truth[:, noisy]
+        draw = torch.randn(target.shape, generator=noise)
+        x_t = torch.lerp(target, draw, sigma[..., None, None, None])
+        timesteps = torch.cat([torch.zeros(batch, len(clean)), 1000 * sigma], dim=1)
+        rows = torch.stack([prompt_rows(film) for film in films])
+        with torch.autocast("cpu", torch.bfloat16):
+            found = flow(self.wan, plan, sight, torch.cat([past, x_t], dim=1), timesteps, rows)
+        error = (found.float() - (draw - target)).square().mean((2, 3, 4))
+        loss = error.mean()
+        loss.backward()
+        clean_error = (error.detach() * sigma.square()).mean()
+        return {"loss": loss.item(), "x0": clean_error.item(), "own": float(is_own)}
+
+    def sigmas(self, batch: int, blocks: int, noise: torch.Generator) -> Tensor:
+        """A noise level for every frame [B, frames]: mostly those of the sampler, the same within a block."""
+        of_sampler = self.schedule.sigma(self.schedule.warped(RolloutConfig().steps))
+        sampled = of_sampler[torch.randint(len(of_sampler), (batch, blocks), generator=noise)]
+        anything = self.schedule.sigmas[torch.randint(1000, (batch, blocks), generator=noise)]
+        chosen = torch.where(torch.rand(batch, blocks, generator=noise) < 0.75, sampled, anything)
+        return chosen.repeat_interleave(BLOCK, 1)
+
+    @torch.no_grad()
+    def roll_out(self, draw: random.Random) -> Owned:
+        """A batch of films as the network makes them from their real first blocks."""
+        pattern = draw.choices(PATTERNS, SHARES)[0]
+        films, latents = self.bank.films[pattern]
+        chosen = draw.sample(range(len(films)), self.recipe.batch)
+        rows = torch.stack([prompt_rows(films[i]) for i in chosen])
+        config = RolloutConfig(positions=draw.choice(list(Positions)))
+        noise = counted_noise(draw.getrandbits(60), (len(chosen), BLOCK, 16, *CELLS), torch.float32)
+        rollout = Rollout(self.wan, config, (len(chosen), 16, *CELLS))
+        made = latents[chosen][:, :BLOCK].float()
+        renew = draw.random() < 0.5
+        with torch.autocast("cpu", torch.bfloat16):
+            texts = [self.wan.read(rows[:, i : i + ROWS]) for i in range(0, rows.shape[1], ROWS)]
+            segment = 0
+            rollout.commit(0, made, texts[0])
+            for start in range(BLOCK, FRAMES, BLOCK):
+                if start in pattern:
+                    segment += 1
+                    rollout.recache(start, made, texts[segment], renew=renew)
+                block = rollout.denoise(start, texts[segment], noise, start).float()
+                rollout.commit(start, block, texts[segment])
+                made = torch.cat([made, block], dim=1)
+        return Owned(pattern, chosen, made)
+
+    def state(self) -> dict[str, Tensor]:
+        owned = {}
+        for i, held in enumerate(self.owned):
+            facts = [PATTERNS.index(held.pattern), *held.chosen]
+            owned |= {f"owned.{i}.latents": held.latents.half(), f"owned.{i}.films": torch.tensor(facts)}
+        optimizer = {f"optimizer.{key}": value for key, value in self.optimizer.state().items()}
+        return {f"model.{key}": value for key, value in self.model.state_dict().items()} | optimizer | owned
+
+    def restore(self, state: dict[str, Tensor], num_steps: int) -> None:
+        def part(name: str) -> dict[str, Tensor]:
+            return {key.removeprefix(name): value for key, value in state.items() if key.startswith(name)}
+
+        self.model.load_state_dict(part("model."))
+        self.optimizer.restore(part("optimizer."))
+        owned, self.owned = part("owned."), []
+        for i in range(len(owned) // 2):
+            pattern, *chosen = owned[f"{i}.films"].tolist()
+            self.owned.append(Owned(PATTERNS[pattern], chosen, owned[f"{i}.latents"].float()))
+        self.num_steps = num_steps
+
+
+def drawn_config(draw: random.Random) -> RolloutConfig:
+    """Mostly the released window; also the others that are compared with it."""
+    window, sink = draw.choices([(12, 3), (12, 0), (21, 0)], [0.7, 0.15, 0.15])[0]
+    return RolloutConfig(window=window, sink=sink, positions=draw.choice(list(Positions)))
+
+
+def drawn_lesson(draw: random.Random, config: RolloutConfig, pattern: tuple[int, ...]) -> tuple[Lesson, Sight]:
+    """Which blocks of a film are learnt, and after which past."""
+    if pattern:
+        first, count = pattern[-1], 4
+    else:
+        first, count = 0, 8 if config.window > 12 or draw.random() < 0.2 else 5
+    starts = range(first, min(FRAMES, first + count * BLOCK), BLOCK)
+    boundary = draw.choice((Boundary.RECACHE, Boundary.RENEW))
+    gap = 0
+    if config.positions is Positions.ABSOLUTE and config.sink and draw.random() < 0.5:
+        gap = BLOCK * draw.randrange(80)
+    return planned(config, pattern, tuple(starts), boundary, gap)
+
+
+@functools.lru_cache(maxsize=1024)
+def planned(
+    config: RolloutConfig, pattern: tuple[int, ...], starts: tuple[int, ...], boundary: Boundary, gap: int
+) -> tuple[Lesson, Sight]:
+    switches = [(0, Boundary.DISCARD), *((frame, boundary) for frame in pattern)]
+    plan = lesson(config, switches, starts, GEOMETRY.num_layers, gap=gap)
+    return plan, sight_of(plan, GEOMETRY.grid(*CELLS), GEOMETRY.head_dim, GEOMETRY.text_len)
+
+
+def prompt_rows(film: Film) -> Tensor:
+    """The prompts of a film [L, D], `ROWS` rows each."""
+    return torch.cat([scene_rows(scene) for _, scene in film.scenes])
+
+
+@functools.lru_cache(maxsize=4096)
+def scene_rows(scene: Scene) -> Tensor:
+    return HashedWords(rows=ROWS)(str(scene))[0]
+
+
+def begun(model: WanModel, generator: torch.Generator) -> WanModel:
+    """Give a network weights from which it learns."""
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("bias"):
+                weight.zero_()
+            elif "norm" in name:
+                weight.fill_(1.0)
+            elif name.endswith("modulation") or name == "head.head.weight":
+                weight.normal_(0, 0.02, generator=generator)
+            else:
+                weight.normal_(0, weight[0].numel() ** -0.5, generator=generator)
+        model.patch_embedding.to(memory_format=torch.channels_last_3d)
+    return model

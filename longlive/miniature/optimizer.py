@@ -1,0 +1,65 @@
+"""Muon for matrices (Jordan et al. 2024; Liu et al., arXiv 2502.16982), AdamW for all else, under one rate."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+MAX_NORM = 1.0  # of the gradients of a step
+
+
+class Optimizer:
+    """A convolution counts as a matrix [outputs, inputs x taps]. Muon's updates are scaled to AdamW's size."""
+
+    def __init__(self, module: nn.Module, rate: float, *, of_muon: Callable[[str], bool] = lambda _: True) -> None:
+        named = dict(module.named_parameters())
+        self.parameters = list(named.values())
+        matrices = {name for name, parameter in named.items() if is_matrix(parameter) and of_muon(name)}
+        self.pairs = [(named[name], nn.Parameter(as_matrix(named[name].data))) for name in named if name in matrices]
+        self.others = [parameter for name, parameter in named.items() if name not in matrices]
+        matrices = [matrix for _, matrix in self.pairs]
+        assert all(matrix.data_ptr() == p.data_ptr() for p, matrix in self.pairs), "a copy would never reach the module"
+        self.muon = torch.optim.Muon(matrices, lr=rate, weight_decay=0.0, ns_steps=4, adjust_lr_fn="match_rms_adamw")
+        self.adamw = torch.optim.AdamW(self.others, lr=rate, betas=(0.9, 0.99), weight_decay=0.0)
+
+    def step(self, rate: float) -> None:
+        """Follow the gradients that are there, and drop them."""
+        torch.nn.utils.clip_grad_norm_(self.parameters, MAX_NORM)
+        for parameter, matrix in self.pairs:
+            matrix.grad = None if parameter.grad is None else as_matrix(parameter.grad)
+            parameter.grad = None
+        for _, optimizer in self._named():
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def state(self) -> dict[str, Tensor]:
+        """All it remembers, by name."""
+        return {
+            f"{name}.{index}.{key}": value
+            for name, optimizer in self._named()
+            for index, values in optimizer.state_dict()["state"].items()
+            for key, value in values.items()
+        }
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        for name, optimizer in self._named():
+            entries: dict[int, dict[str, Tensor]] = {}
+            for path, value in state.items():
+                kind, index, key = path.split(".")
+                if kind == name:
+                    entries.setdefault(int(index), {})[key] = value
+            optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
+
+    def _named(self) -> tuple[tuple[str, torch.optim.Optimizer], ...]:
+        return ("muon", self.muon), ("adamw", self.adamw)
+
+
+def is_matrix(parameter: Tensor) -> bool:
+    return parameter.ndim > 1 and min(parameter.shape[0], parameter.shape[1]) >= 16
+
+
+def as_matrix(tensor: Tensor) -> Tensor:
+    """A view [outputs, taps x inputs] of a weight that lies channels last, as training has it."""
+    return tensor.permute(0, *range(2, tensor.ndim), 1).flatten(1)

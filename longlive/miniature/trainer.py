@@ -1,0 +1,63 @@
+"""Runs a training to its end, however often it is stopped: one file holds all there is to resume from.
+
+Nothing in a training is drawn from a running generator: step n of a seed sees the same films and the same noise in
+whichever process, so a resumed training gives the weights of an uninterrupted one, bit for bit on a CPU.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from safetensors import safe_open
+from torch import Tensor
+
+from ..store import write_atomically
+
+log = logging.getLogger(__name__)
+
+SAVE_EVERY = 120.0  # seconds
+LOG_EVERY = 25  # steps
+
+
+class Training(Protocol):
+    """Something that is trained step by step."""
+
+    num_steps: int
+
+    @property
+    def done(self) -> bool: ...
+    def step(self) -> dict[str, float]: ...
+    def state(self) -> dict[str, Tensor]: ...
+    def restore(self, state: dict[str, Tensor], num_steps: int) -> None: ...
+
+
+def train(training: Training, folder: Path, name: str, *, look: Callable[[], object] = lambda: None) -> None:
+    """Train to the end, from `folder` if it holds a state of it; figures go to `name`.jsonl.
+
+    `look` is called whenever the state has been written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path, curve = folder / f"{name}.state.safetensors", folder / f"{name}.jsonl"
+    if path.exists():
+        with safe_open(path, "pt") as file:
+            training.restore({key: file.get_tensor(key) for key in file.keys()}, int(file.metadata()["steps"]))
+        log.info("%s: resumed at step %d", name, training.num_steps)
+    begun = saved = time.monotonic()
+    sums: dict[str, float] = {}
+    while not training.done:
+        for key, value in training.step().items():
+            sums[key] = sums.get(key, 0.0) + value / LOG_EVERY
+        if training.num_steps % LOG_EVERY == 0:
+            line = {"step": training.num_steps, **{key: round(value, 4) for key, value in sums.items()}}
+            log.info("%s: %s, %.0f s", name, line, time.monotonic() - begun)
+            with curve.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            sums.clear()
+        if training.done or time.monotonic() - saved > SAVE_EVERY:
+            state = {key: value.contiguous() for key, value in training.state().items()}
+            write_atomically(path, state, {"steps": str(training.num_steps)})
+            saved = time.monotonic()
+            look()

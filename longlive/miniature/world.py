@@ -1,0 +1,167 @@
+"""The miniature's world: a torus of 64 x 64 pixels where one thing moves, and the films it gives, exact to the pixel.
+
+What leaves at one edge comes in at the other, so that "moves left" stays true for ever. At a switch the thing goes on
+from where it is, turns at once, and fades into its new colour, shape and background over half a second. Each film
+has a sky of its own (waves of random phase, a random tint) which no prompt names: only memory can keep it.
+
+Dimension key: B films, F pixel frames, H rows, W columns.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor
+
+from .grammar import Background, Colour, Motion, Scene, Shape, Start
+
+SIZE = 64  # pixels
+SPEED = 1  # pixels a pixel frame
+FADE = 8  # pixel frames
+OFFSET = 20  # pixels from the middle to a start: with SPEED, every latent begins at a multiple of 4 pixels
+RADIUS = 12.5  # pixels, of the ring; the other shapes have about its area
+EDGE = 1.0  # pixels over which a thing ends
+PALETTE = {
+    Colour.RED: (0.92, 0.16, 0.20),
+    Colour.YELLOW: (0.98, 0.82, 0.12),
+    Colour.GREEN: (0.14, 0.72, 0.26),
+    Colour.CYAN: (0.10, 0.80, 0.86),
+    Colour.BLUE: (0.16, 0.30, 0.96),
+    Colour.PINK: (0.94, 0.22, 0.78),
+}
+SKIES = {  # the colours of a sky's valleys and, for either end of its tint, of its crests
+    Background.NIGHT: ((0.04, 0.05, 0.14), (0.10, 0.20, 0.32), (0.26, 0.13, 0.32)),
+    Background.DUSK: ((0.36, 0.30, 0.40), (0.62, 0.50, 0.44), (0.56, 0.44, 0.58)),
+    Background.DAY: ((0.66, 0.78, 0.86), (0.97, 0.96, 0.90), (0.90, 0.94, 0.98)),
+}
+WAVES = ((1, 0, 0.6), (0, 1, 0.6), (1, 1, 0.45), (1, -1, 0.45))  # turns across W and H, height
+STEP = {Motion.LEFT: (-1, 0), Motion.RIGHT: (1, 0), Motion.UP: (0, -1), Motion.DOWN: (0, 1), Motion.STILL: (0, 0)}
+
+
+@dataclass(frozen=True, slots=True)
+class Sky:
+    """What no prompt names: the phases of a film's waves, in turns, and its tint, 0..1."""
+
+    phases: tuple[float, float, float, float]
+    tint: float
+
+
+@dataclass(frozen=True, slots=True)
+class Film:
+    """Scenes in order, each with the pixel frame it begins at; the first begins at 0."""
+
+    scenes: tuple[tuple[int, Scene], ...]
+    sky: Sky
+
+    def scene(self, frame: int) -> Scene:
+        return next(scene for begin, scene in reversed(self.scenes) if begin <= frame)
+
+    def centres(self, frames: int) -> list[tuple[float, float]]:
+        """Where the thing is in each pixel frame, (x, y) in pixels on the torus."""
+        x, y = middle(self.scenes[0][1].start)
+        found = []
+        for frame in range(frames):
+            if frame:
+                dx, dy = STEP[self.scene(frame).motion]
+                x, y = (x + SPEED * dx) % SIZE, (y + SPEED * dy) % SIZE
+            found.append((x, y))
+        return found
+
+
+def middle(start: Start) -> tuple[float, float]:
+    row, column = start
+    return SIZE / 2 + OFFSET * column, SIZE / 2 + OFFSET * row
+
+
+def wrapped(distance: Tensor) -> Tensor:
+    """The shortest way round the torus, -SIZE/2 .. SIZE/2."""
+    return (distance + SIZE / 2) % SIZE - SIZE / 2
+
+
+def signed_distances(x: Tensor, y: Tensor) -> Tensor:
+    """How far outside each shape a point (x, y) from its centre lies, in pixels: [shape, ...]."""
+    ring = (torch.hypot(x, y) - 0.68 * RADIUS).abs() - 0.32 * RADIUS
+    half, corner = 0.76 * RADIUS, 0.12 * RADIUS
+    over_x, over_y = x.abs() - half + corner, y.abs() - half + corner
+    square = torch.hypot(over_x.clamp_min(0), over_y.clamp_min(0)) + torch.maximum(over_x, over_y).clamp_max(0) - corner
+    inner = 0.62 * RADIUS  # of the circle within an equilateral triangle
+    slope = math.sqrt(3) / 2
+    triangle = torch.maximum(y - inner, torch.maximum(slope * x - y / 2, -slope * x - y / 2) - inner)
+    return torch.stack([ring, square, triangle])
+
+
+def grid(device=None) -> tuple[Tensor, Tensor]:
+    """The pixels' coordinates (x, y), each [H, W]."""
+    axis = torch.arange(SIZE, dtype=torch.float32, device=device)
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    return x, y
+
+
+def coverage(weights: Tensor, centres: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """How much of each pixel a thing covers, 0..1, its signed distance, and (x, y) from its centre; all [..., H, W].
+
+    `weights` [..., 3] blend the shapes, `centres` [..., 2] are (x, y).
+    """
+    x, y = grid(centres.device)
+    dx = wrapped(x - centres[..., 0, None, None])
+    dy = wrapped(y - centres[..., 1, None, None])
+    distance = torch.einsum("s...hw,...s->...hw", signed_distances(dx, dy), weights)
+    return torch.sigmoid(-distance * (3 / EDGE)), distance, dx, dy
+
+
+def render(films: Sequence[Film], frames: int) -> tuple[Tensor, Tensor]:
+    """The pixels [B F 3 H W], -1..1, of the first `frames` of each film, and how much the thing covers [B F H W]."""
+    colours, shapes, skies = (_faded(films, frames, kind) for kind in (_colour, _shape, _sky))
+    centres = torch.tensor([film.centres(frames) for film in films])
+    alpha, distance, dx, dy = coverage(shapes, centres)
+
+    x, y = grid()
+    turns = torch.tensor([(kx, ky) for kx, ky, _ in WAVES], dtype=torch.float32)
+    phases = torch.tensor([film.sky.phases for film in films])
+    waves = torch.einsum("nt,thw->nhw", turns, torch.stack([x, y])) / SIZE + phases[..., None, None]
+    heights = torch.tensor([height for _, _, height in WAVES])
+    crest_BHW = torch.sigmoid(1.6 * torch.einsum("bnhw,n->bhw", (2 * math.pi * waves).cos(), heights))
+    valley, high = skies[..., :3, None, None], skies[..., 3:, None, None]
+    sky = valley + (high - valley) * crest_BHW[:, None, None]
+
+    light = 1 - 0.16 * (dx + dy) / RADIUS / 2 + 0.10 * torch.exp(-(((distance + 2.2) / 1.2) ** 2))
+    thing = (colours[..., None, None] * light.unsqueeze(2)).clamp(0, 1)
+    glow = 0.22 * torch.exp(-distance.clamp_min(0) / 4).unsqueeze(2)
+    sky = sky + glow * (colours[..., None, None] - sky)
+    pixels = torch.lerp(sky, thing, alpha.unsqueeze(2))
+    return 2 * pixels - 1, alpha
+
+
+def _colour(scene: Scene, _sky_of_film: Sky) -> tuple[float, ...]:
+    return PALETTE[scene.colour]
+
+
+def _shape(scene: Scene, _sky_of_film: Sky) -> tuple[float, ...]:
+    return tuple(float(shape is scene.shape) for shape in Shape)
+
+
+def _sky(scene: Scene, sky: Sky) -> tuple[float, ...]:
+    valley, one, other = SKIES[scene.background]
+    return *valley, *(a + sky.tint * (b - a) for a, b in zip(one, other, strict=True))
+
+
+def _faded(films: Sequence[Film], frames: int, kind) -> Tensor:
+    """An attribute of every frame [B, F, values], each scene fading in over the first frames of its own."""
+    rows = []
+    for film in films:
+        values = torch.tensor([kind(scene, film.sky) for _, scene in film.scenes])
+        row = values[:1].expand(frames, -1)
+        for (begin, _), value in zip(film.scenes[1:], values[1:], strict=True):
+            ramp = ((torch.arange(frames) - begin + 1) / FADE).clamp(0, 1)
+            ramp = (ramp * ramp * (3 - 2 * ramp)).unsqueeze(1)
+            row = row + ramp * (value - row)
+        rows.append(row)
+    return torch.stack(rows)
+
+
+def mask_of_crop(alpha: Tensor) -> Tensor:
+    """The thing and the pixel around it [..., H, W], 0..1: where a decoder's errors are seen first."""
+    flat = alpha.reshape(-1, 1, *alpha.shape[-2:])
+    return nnf.max_pool2d(flat, 3, stride=1, padding=1).reshape(alpha.shape)
