@@ -9,7 +9,8 @@ LongLiveError
 ├── SessionError       a session file, or a session continued with what it was not made for
 ├── PositionError      the table of absolute positions has ended
 ├── StoreError         a session that cannot be written
-└── VideoError         a video file that cannot be written
+├── VideoError         a video file that cannot be written
+└── EvaluationError    what cannot be measured, or a report that cannot be written
 """
 
 
@@ -58,3 +59,7 @@ class StoreError(LongLiveError):
 
 class VideoError(LongLiveError):
     """A video file cannot be written."""
+
+
+class EvaluationError(LongLiveError):
+    """A video cannot be measured, or its report not be written."""

@@ -14,7 +14,11 @@ def numbered(seed: str, number: int) -> random.Random:
 def random_scene(draw: random.Random, *, anywhere: bool = True) -> Scene:
     start = (draw.randrange(-1, 2), draw.randrange(-1, 2)) if anywhere else (0, 0)
     return Scene(
-        draw.choice(list(Colour)), draw.choice(list(Shape)), draw.choice(list(Motion)), draw.choice(list(Background)), start
+        draw.choice(list(Colour)),
+        draw.choice(list(Shape)),
+        draw.choice(list(Motion)),
+        draw.choice(list(Background)),
+        start,
     )
 
 

@@ -14,7 +14,7 @@ from typing import Protocol
 from safetensors import safe_open
 from torch import Tensor
 
-from ..store import write_atomically
+from ...store import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,14 @@ class Training(Protocol):
     def restore(self, state: dict[str, Tensor], num_steps: int) -> None: ...
 
 
-def train(training: Training, folder: Path, name: str, *, look: Callable[[], object] = lambda: None) -> None:
+def train(
+    training: Training,
+    folder: Path,
+    name: str,
+    *,
+    save_every: float = SAVE_EVERY,
+    look: Callable[[], object] = lambda: None,
+) -> None:
     """Train to the end, from `folder` if it holds a state of it; figures go to `name`.jsonl.
 
     `look` is called whenever the state has been written.
@@ -45,6 +52,7 @@ def train(training: Training, folder: Path, name: str, *, look: Callable[[], obj
         with safe_open(path, "pt") as file:
             training.restore({key: file.get_tensor(key) for key in file.keys()}, int(file.metadata()["steps"]))
         log.info("%s: resumed at step %d", name, training.num_steps)
+        cut(curve, training.num_steps)
     begun = saved = time.monotonic()
     sums: dict[str, float] = {}
     while not training.done:
@@ -56,8 +64,25 @@ def train(training: Training, folder: Path, name: str, *, look: Callable[[], obj
             with curve.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
             sums.clear()
-        if training.done or time.monotonic() - saved > SAVE_EVERY:
+        if training.done or time.monotonic() - saved > save_every:
             state = {key: value.contiguous() for key, value in training.state().items()}
             write_atomically(path, state, {"steps": str(training.num_steps)})
             saved = time.monotonic()
             look()
+
+
+def cut(curve: Path, num_steps: int) -> None:
+    """Drop the lines of steps that will be made again."""
+    lines = curve.read_text(encoding="utf-8").splitlines() if curve.exists() else []
+    kept = [f"{line}\n" for line in lines if json.loads(line)["step"] <= num_steps]
+    curve.write_text("".join(kept), encoding="utf-8")
+
+
+def joined(parts: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+    """One state of several, each under its name."""
+    return {f"{name}.{key}": value for name, tensors in parts.items() for key, value in tensors.items()}
+
+
+def part(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """What `joined` took under `name`."""
+    return {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}

@@ -6,34 +6,50 @@ of the blocks before it: a self-rollout from a real first block has a target wit
 Dimension key: B films, F frames, G groups of a lesson, C channels, H rows and W columns of cells.
 """
 
+import contextlib
 import functools
 import random
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import Positions, RolloutConfig
-from ..model.causal import CausalWan
-from ..model.wan import Geometry, WanModel
-from ..noise import counted_noise
-from ..rollout import Rollout
-from ..schedule import Schedule
-from ..text import WIDTH, HashedWords
-from ..timeline import Boundary
-from .films import numbered
-from .grammar import Scene, words_of
+from ...config import Positions, RolloutConfig
+from ...model.causal import CausalWan
+from ...model.wan import Geometry, WanModel
+from ...noise import counted_noise
+from ...rollout import Rollout
+from ...schedule import Schedule
+from ...text import WIDTH, HashedWords
+from ...timeline import Boundary
+from ..films import numbered
+from ..grammar import Scene
+from ..world import Film
+from .bank import Bank, Pattern
 from .optimizer import Optimizer
 from .teacher import ROWS, Lesson, Sight, flow, lesson, sight_of
-from .world import Film
+from .trainer import joined, part
 
 GEOMETRY = Geometry(dim=256, ffn_dim=1024, num_heads=2, num_layers=4, freq_dim=256, text_dim=WIDTH)
 BLOCK = 3
 FRAMES = 24  # latent frames of a film
-PATTERNS = ((), (3,), (6,), (9,), (12,), (15,), (3, 12), (6, 12), (6, 15), (9, 18))  # frames at which films switch
-SHARES = (0.50, 0.06, 0.06, 0.06, 0.08, 0.08, 0.03, 0.03, 0.05, 0.05)  # of the steps
+FEWER_FRAMES = 15  # of a cheaper lesson; the window rolls once
+BLOCKS_AFTER = 4  # a switch, that are learnt
+SHARES: dict[Pattern, float] = {  # of the steps
+    (): 0.50, (3,): 0.06, (6,): 0.06, (9,): 0.06, (12,): 0.08, (15,): 0.08, (3, 12): 0.03, (6, 12): 0.03,
+    (6, 15): 0.05, (9, 18): 0.05,
+}  # fmt: skip
+PATTERNS = tuple(SHARES)
+SIZES = (288, 56, 48)  # films of a pattern with no switch, one and two
+
+
+def frames_of(pattern: Pattern) -> int:
+    return min(FRAMES, pattern[-1] + BLOCKS_AFTER * BLOCK) if pattern else FRAMES
+
+
+PLAN = {pattern: (SIZES[len(pattern)], frames_of(pattern)) for pattern in PATTERNS}
 CELLS = (8, 8)
 
 
@@ -53,18 +69,11 @@ class DitRecipe:
     own_held: int = 12  # batches of rollouts that are kept
 
 
-@dataclass(frozen=True, slots=True)
-class Bank:
-    """Films with their latents [N, F, C, H, W], by the pattern of their switches."""
-
-    films: dict[tuple[int, ...], tuple[Sequence[Film], Tensor]]
-
-
 @dataclass(slots=True)
 class Owned:
     """A batch of films as the network rolled them out."""
 
-    pattern: tuple[int, ...]
+    pattern: Pattern
     chosen: list[int]
     latents: Tensor
 
@@ -100,15 +109,16 @@ class DitTraining:
             held = draw.choice(self.owned)
             pattern, chosen, context = held.pattern, held.chosen, held.latents
         else:
-            pattern = draw.choices(PATTERNS, SHARES)[0]
+            pattern = draw.choices(PATTERNS, [*SHARES.values()])[0]
             if config.window > 12:
                 pattern = ()
-            chosen = draw.sample(range(len(self.bank.films[pattern][0])), recipe.batch)
+            chosen = draw.sample(range(len(self.bank[pattern].films)), recipe.batch)
             context = None
-        films, latents = self.bank.films[pattern]
+        films, latents = self.bank[pattern].films, self.bank[pattern].latents
         truth = latents[chosen].float()
         plan, sight = drawn_lesson(draw, config, pattern)
-        figures = self.learn(plan, sight, [films[i] for i in chosen], truth, truth if context is None else context, noise, is_own)
+        past = truth if context is None else context
+        figures = self.learn(plan, sight, [films[i] for i in chosen], truth, past, noise, is_own)
 
         left = (recipe.steps - n) / (recipe.decay * recipe.steps)
         self.optimizer.step(recipe.rate * min(1.0, (n + 1) / recipe.warmup, left))
@@ -138,7 +148,7 @@ class DitTraining:
         x_t = torch.lerp(target, draw, sigma[..., None, None, None])
         timesteps = torch.cat([torch.zeros(batch, len(clean)), 1000 * sigma], dim=1)
         rows = torch.stack([prompt_rows(film) for film in films])
-        with torch.autocast("cpu", torch.bfloat16):
+        with half_precision():
             found = flow(self.wan, plan, sight, torch.cat([past, x_t], dim=1), timesteps, rows)
         error = (found.float() - (draw - target)).square().mean((2, 3, 4))
         loss = error.mean()
@@ -157,8 +167,8 @@ class DitTraining:
     @torch.no_grad()
     def roll_out(self, draw: random.Random) -> Owned:
         """A batch of films as the network makes them from their real first blocks."""
-        pattern = draw.choices(PATTERNS, SHARES)[0]
-        films, latents = self.bank.films[pattern]
+        pattern = draw.choices(PATTERNS, [*SHARES.values()])[0]
+        films, latents = self.bank[pattern].films, self.bank[pattern].latents
         chosen = draw.sample(range(len(films)), self.recipe.batch)
         rows = torch.stack([prompt_rows(films[i]) for i in chosen])
         config = RolloutConfig(positions=draw.choice(list(Positions)))
@@ -166,11 +176,11 @@ class DitTraining:
         rollout = Rollout(self.wan, config, (len(chosen), 16, *CELLS))
         made = latents[chosen][:, :BLOCK].float()
         renew = draw.random() < 0.5
-        with torch.autocast("cpu", torch.bfloat16):
+        with half_precision():
             texts = [self.wan.read(rows[:, i : i + ROWS]) for i in range(0, rows.shape[1], ROWS)]
             segment = 0
             rollout.commit(0, made, texts[0])
-            for start in range(BLOCK, FRAMES, BLOCK):
+            for start in range(BLOCK, frames_of(pattern), BLOCK):
                 if start in pattern:
                     segment += 1
                     rollout.recache(start, made, texts[segment], renew=renew)
@@ -183,21 +193,25 @@ class DitTraining:
         owned = {}
         for i, held in enumerate(self.owned):
             facts = [PATTERNS.index(held.pattern), *held.chosen]
-            owned |= {f"owned.{i}.latents": held.latents.half(), f"owned.{i}.films": torch.tensor(facts)}
-        optimizer = {f"optimizer.{key}": value for key, value in self.optimizer.state().items()}
-        return {f"model.{key}": value for key, value in self.model.state_dict().items()} | optimizer | owned
+            owned |= {f"{i}.latents": held.latents.half(), f"{i}.films": torch.tensor(facts)}
+        return joined({"model": dict(self.model.state_dict()), "optimizer": self.optimizer.state(), "owned": owned})
 
     def restore(self, state: dict[str, Tensor], num_steps: int) -> None:
-        def part(name: str) -> dict[str, Tensor]:
-            return {key.removeprefix(name): value for key, value in state.items() if key.startswith(name)}
-
-        self.model.load_state_dict(part("model."))
-        self.optimizer.restore(part("optimizer."))
-        owned, self.owned = part("owned."), []
+        self.model.load_state_dict(part(state, "model"))
+        self.optimizer.restore(part(state, "optimizer"))
+        owned, self.owned = part(state, "owned"), []
         for i in range(len(owned) // 2):
             pattern, *chosen = owned[f"{i}.films"].tolist()
             self.owned.append(Owned(PATTERNS[pattern], chosen, owned[f"{i}.latents"].float()))
         self.num_steps = num_steps
+
+
+@contextlib.contextmanager
+def half_precision() -> Iterator[None]:
+    """Matrix products in bf16. PyTorch warns that RMS norms then take the slower of two ways."""
+    with warnings.catch_warnings(), torch.autocast("cpu", torch.bfloat16):
+        warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
+        yield
 
 
 def drawn_config(draw: random.Random) -> RolloutConfig:
@@ -206,13 +220,12 @@ def drawn_config(draw: random.Random) -> RolloutConfig:
     return RolloutConfig(window=window, sink=sink, positions=draw.choice(list(Positions)))
 
 
-def drawn_lesson(draw: random.Random, config: RolloutConfig, pattern: tuple[int, ...]) -> tuple[Lesson, Sight]:
+def drawn_lesson(draw: random.Random, config: RolloutConfig, pattern: Pattern) -> tuple[Lesson, Sight]:
     """Which blocks of a film are learnt, and after which past."""
     if pattern:
-        first, count = pattern[-1], 4
+        starts = range(pattern[-1], frames_of(pattern), BLOCK)
     else:
-        first, count = 0, 8 if config.window > 12 or draw.random() < 0.2 else 5
-    starts = range(first, min(FRAMES, first + count * BLOCK), BLOCK)
+        starts = range(0, FRAMES if config.window > 12 or draw.random() < 0.2 else FEWER_FRAMES, BLOCK)
     boundary = draw.choice((Boundary.RECACHE, Boundary.RENEW))
     gap = 0
     if config.positions is Positions.ABSOLUTE and config.sink and draw.random() < 0.5:
@@ -222,7 +235,7 @@ def drawn_lesson(draw: random.Random, config: RolloutConfig, pattern: tuple[int,
 
 @functools.lru_cache(maxsize=1024)
 def planned(
-    config: RolloutConfig, pattern: tuple[int, ...], starts: tuple[int, ...], boundary: Boundary, gap: int
+    config: RolloutConfig, pattern: Pattern, starts: tuple[int, ...], boundary: Boundary, gap: int
 ) -> tuple[Lesson, Sight]:
     switches = [(0, Boundary.DISCARD), *((frame, boundary) for frame in pattern)]
     plan = lesson(config, switches, starts, GEOMETRY.num_layers, gap=gap)

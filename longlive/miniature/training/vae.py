@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..model.vae import LATENT_MEAN, LATENT_STD, Down, Past, Residual, Up, WanVAE
-from .films import numbered, random_film
+from ...model.vae import Down, Past, Residual, Up, WanVAE
+from ..films import numbered, random_film
+from ..world import SIZE, mask_of_crop, render
 from .optimizer import Optimizer
-from .world import SIZE, mask_of_crop, render
+from .trainer import joined, part
 
 WIDTH = 16  # of the first level; Wan2.1's is 96
 
@@ -99,15 +100,15 @@ class VaeTraining:
             rolled = [image.roll(shift, (-2, -1)) for image, shift in zip(images, shifts, strict=True)]
             return torch.stack(rolled)[..., :size, :size]
 
-        return cropped(pixels).transpose(1, 2).contiguous(memory_format=torch.channels_last_3d), cropped(mask).unsqueeze(1)
+        pixels_BCTHW = cropped(pixels).transpose(1, 2).contiguous(memory_format=torch.channels_last_3d)
+        return pixels_BCTHW, cropped(mask).unsqueeze(1)
 
     def state(self) -> dict[str, Tensor]:
-        return dict(self.vae.state_dict()) | {f"optimizer.{key}": value for key, value in self.optimizer.state().items()}
+        return joined({"vae": dict(self.vae.state_dict()), "optimizer": self.optimizer.state()})
 
     def restore(self, state: dict[str, Tensor], num_steps: int) -> None:
-        optimizer = {key.removeprefix("optimizer."): value for key, value in state.items() if key.startswith("optimizer.")}
-        self.vae.load_state_dict({key: value for key, value in state.items() if not key.startswith("optimizer.")})
-        self.optimizer.restore(optimizer)
+        self.vae.load_state_dict(part(state, "vae"))
+        self.optimizer.restore(part(state, "optimizer"))
         self.num_steps = num_steps
 
 

@@ -16,13 +16,13 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..config import Positions, RolloutConfig
-from ..model.causal import CausalWan, gated, modulated
-from ..model.rope import rotate, table
-from ..model.wan import MODULATIONS, BlockTree
-from ..replay import Call, calls_before, needed
-from ..timeline import Boundary
-from ..window import Placement, Window
+from ...config import Positions, RolloutConfig
+from ...model.causal import CausalWan, gated, modulated
+from ...model.rope import rotate, table
+from ...model.wan import MODULATIONS, BlockTree
+from ...replay import Call, calls_before, needed
+from ...timeline import Boundary
+from ...window import Placement, Window
 
 Switches = Sequence[tuple[int, Boundary]]
 ROWS = 12  # of a prompt; a sentence of the grammar has 11 words at most
@@ -191,7 +191,9 @@ def layer(
     attention = block.cross_attn
     q_BTNH = wan.heads(attention.norm_q(attention.q(block.norm3(u_BTD))))
     u_BTD = u_BTD + attention.o(attended(q_BTNH, text_k_BLNH, text_v_BLNH, sight.text_scores_TL[first:]))
-    return gated(u_BTD, block.ffn(modulated(block.norm2(u_BTD), shift_f[:, asked], scale_f[:, asked])), gate_f[:, asked])
+    return gated(
+        u_BTD, block.ffn(modulated(block.norm2(u_BTD), shift_f[:, asked], scale_f[:, asked])), gate_f[:, asked]
+    )
 
 
 def sight_of(plan: Lesson, grid: tuple[int, int], head_dim: int, text_len: int) -> Sight:
@@ -217,7 +219,9 @@ def sight_of(plan: Lesson, grid: tuple[int, int], head_dim: int, text_len: int) 
         own_T1P22=turns(own),
         seen_S1P22=turns(own + [position for _, position in plan.moved]),
         key_S=key_S,
-        scores_TS=torch.where(plan.sees, 0.0, SCORE_OF_NOTHING).repeat_interleave(tokens, 0).repeat_interleave(tokens, 1),
+        scores_TS=torch.where(plan.sees, 0.0, SCORE_OF_NOTHING)
+        .repeat_interleave(tokens, 0)
+        .repeat_interleave(tokens, 1),
         text_scores_TL=torch.cat([of_text, of_empty], dim=1).repeat_interleave(tokens, 0),
     )
 

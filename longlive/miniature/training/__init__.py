@@ -1,0 +1,1 @@
+"""How the miniature is made: films, the VAE on their pixels, the network on their latents."""

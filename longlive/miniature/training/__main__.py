@@ -1,0 +1,137 @@
+"""`python -m longlive.miniature.training`: make the miniature's weights anew; stopped at any moment, it goes on.
+
+Needs two cores, two gigabytes and some two hours. Curves (`*.jsonl`) and pictures (`*.png`) lie in the folder beside
+what it resumes from.
+"""
+
+import argparse
+import logging
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ...config import RolloutConfig, pixel_frames
+from ...model.causal import CausalWan
+from ...model.vae import LATENT_CHANNELS, WanVAE, decode, encode
+from ...model.vae_file import load_vae
+from ...sampler import Sampler
+from ...session import Prompt, Session
+from ...text import HashedWords
+from ..files import DIT, VAE
+from ..world import SIZE, render
+from . import export
+from .bank import Pattern, film_of, opened
+from .dit import PLAN, DitRecipe, DitTraining
+from .strip import save_strip
+from .trainer import train
+from .vae import VaeRecipe, VaeTraining, decoded, encoded, psnr
+
+log = logging.getLogger(__name__)
+
+HELD_OUT: Pattern = (5, 11)  # latents at which the films of a test switch; no film that is learnt from does
+MEASURED = 64  # films that the latents' statistics are taken from
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    torch.set_num_threads(options.threads)
+    folder = options.folder
+    vae_file, dit_file = (options.weights or folder) / VAE.name, (options.weights or folder) / DIT.name
+
+    if not vae_file.exists():
+        training = VaeTraining(scaled(VaeRecipe(), options.scale))
+        train(training, folder, "vae", look=lambda: look_at_vae(training.vae, folder))
+        export.fold(training.vae, *statistics(training.vae))
+        export.save(training.vae, vae_file, about(training.recipe))
+    vae = load_vae(vae_file, dtype=torch.float32)
+    figures = quality(vae)
+    log.info("VAE on films it has not seen: %.1f dB, the thing %.1f dB", *figures)
+    if not dit_file.exists():
+        bank = opened(folder / "films.safetensors", vae, scaled_plan(options.scale))
+        training = DitTraining(scaled(DitRecipe(), options.scale), bank)
+        train(training, folder, "dit", look=lambda: look_at_dit(training.wan, vae, folder))
+        export.save(training.model, dit_file, about(training.recipe))
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    top = argparse.ArgumentParser(
+        prog="python -m longlive.miniature.training", description=__doc__, formatter_class=formatter
+    )
+    top.add_argument("--folder", type=Path, default=Path(".cache/miniature"), help="where the training goes on from")
+    top.add_argument("--weights", type=Path, help="where the finished weights go, if not into the folder")
+    top.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
+    top.add_argument("--scale", type=float, default=1.0, help="of all steps and films; 0.05 is a trial of minutes")
+    return top
+
+
+def scaled(recipe, scale: float):
+    """The recipe with another number of steps."""
+    return replace(recipe, steps=max(1, round(recipe.steps * scale)))
+
+
+def scaled_plan(scale: float) -> dict[Pattern, tuple[int, int]]:
+    fewest = DitRecipe().batch
+    return {pattern: (max(fewest, round(count * min(1.0, scale))), frames) for pattern, (count, frames) in PLAN.items()}
+
+
+def about(recipe: VaeRecipe | DitRecipe) -> dict[str, str]:
+    return {"format": "pt", "longlive_miniature": str(recipe)}
+
+
+@torch.no_grad()
+def statistics(vae: WanVAE) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation [C] of the raw latents of films."""
+    found = []
+    for number in range(MEASURED):
+        pixels, _ = render([film_of((6,), number)], pixel_frames(15))
+        found.append(encoded(vae, pixels.transpose(1, 2)).float().transpose(0, 1).flatten(1))
+    latents = torch.cat(found, dim=1)
+    return latents.mean(1), latents.std(1)
+
+
+def quality(vae: WanVAE, count: int = 8) -> tuple[float, float]:
+    """PSNR in dB on films the VAE has not seen, streamed: of all pixels, and of those the thing covers."""
+    errors, weights = [], []
+    for number in range(count):
+        pixels, alpha = render([film_of(HELD_OUT, number)], pixel_frames(15))
+        errors.append(decode(vae, encode(vae, pixels)) - pixels)
+        weights.append((alpha > 0.5).unsqueeze(2).expand_as(pixels))
+    error, thing = torch.cat(errors), torch.cat(weights)
+    return psnr(error), psnr(error[thing])
+
+
+def look_at_vae(vae: WanVAE, folder: Path) -> None:
+    """A picture of films above what the VAE makes of them."""
+    pixels, _ = render([film_of(HELD_OUT, number) for number in range(3)], pixel_frames(15))
+    with torch.no_grad():
+        made = decoded(vae, encoded(vae, pixels.transpose(1, 2))).transpose(1, 2)
+    save_strip([*pixels, *made], folder / "vae.png", every=5)
+
+
+def look_at_dit(model: CausalWan, vae: WanVAE, folder: Path) -> None:
+    """A picture of stories as the network tells them from their prompts alone."""
+    words, rows = HashedWords(), []
+    for number in range(4):
+        video = Session.start(
+            model="",
+            config=RolloutConfig(),
+            height=SIZE,
+            width=SIZE,
+            seed=number,
+            dtype=model.dtype,
+            channels=LATENT_CHANNELS,
+        )
+        with Sampler(model) as sampler:
+            for _, scene in film_of((6, 12), number).scenes:
+                video = sampler.extended(video.switched_to(Prompt.of(words(str(scene)))), 2)
+        rows.append(decode(vae, video.latents())[0])
+    save_strip(rows, folder / "dit.png", every=5)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,36 @@
+"""From trained weights to the files that are shipped: released names, Wan's latent statistics folded in, bf16."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...model.vae import LATENT_MEAN, LATENT_STD, WanVAE
+from ...model.wan import WanModel
+from ...store import write_atomically
+
+
+def fold(vae: WanVAE, mean: Tensor, std: Tensor) -> None:
+    """Give latents of `mean` and `std` [C] the statistics that Wan's own have, in place.
+
+    Both 1 x 1 x 1 convolutions are affine by channel, so the change is exact: the encoder's last one scales and
+    shifts what it gives, the decoder's first one undoes it. Normalised as all programs normalise Wan's latents, these
+    then have mean 0 and deviation 1.
+    """
+    wan_mean, wan_std = torch.tensor(LATENT_MEAN), torch.tensor(LATENT_STD)
+    gain = wan_std / std
+    channels = len(mean)
+    with torch.no_grad():
+        conv = vae.conv1
+        conv.weight[:channels] *= gain.view(-1, 1, 1, 1, 1)
+        conv.bias[:channels] = (conv.bias[:channels] - mean) * gain + wan_mean
+        conv = vae.conv2
+        undone = conv.weight / gain.view(1, -1, 1, 1, 1)
+        conv.bias += conv.weight[:, :, 0, 0, 0] @ (mean - wan_mean / gain)
+        conv.weight.copy_(undone)
+
+
+def save(module: WanModel | WanVAE, path: Path, about: dict[str, str]) -> None:
+    """Write a module's weights in bf16."""
+    weights = {name: weight.detach().to(torch.bfloat16).contiguous() for name, weight in module.state_dict().items()}
+    write_atomically(path, weights, about)

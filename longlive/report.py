@@ -1,0 +1,166 @@
+"""What was measured, for people and for programs: tables in Markdown, the same numbers in JSON, curves as pictures.
+
+Knows nothing of what the numbers mean. Numbers over seeds carry their 95 % interval.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .errors import EvaluationError
+
+log = logging.getLogger(__name__)
+
+RESAMPLES = 2000  # of a bootstrap
+COVERED = (2.5, 97.5)  # percentiles: 95 %
+NAME = "report"  # of the files
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A number over seeds and its 95 % interval: the percentiles of a bootstrap over the seeds (Efron 1979)."""
+
+    value: float
+    low: float
+    high: float
+
+    def __format__(self, spec: str) -> str:
+        return f"{self.value:{spec}} ({self.low:{spec}} to {self.high:{spec}})"
+
+
+Cell = str | int | float | Estimate | None
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows of cells under columns of (name, format of its numbers)."""
+
+    title: str
+    columns: tuple[tuple[str, str], ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    note: str = ""
+
+    def __str__(self) -> str:
+        shown = [
+            [_shown(cell, spec) for cell, (_, spec) in zip(row, self.columns, strict=True)] for row in self.rows
+        ]
+        names = [name for name, _ in self.columns]
+        widths = [max(map(len, column)) for column in zip(names, *shown, strict=True)]
+        lines = [
+            "| " + " | ".join(map(str.ljust, cells, widths)) + " |"
+            for cells in (names, ["-" * width for width in widths], *shown)
+        ]
+        return "\n".join([f"## {self.title}", "", *lines, *(["", self.note] if self.note else [])])
+
+    def as_dict(self) -> dict:
+        """Plain JSON values; a row is its cells by column."""
+        names = [name for name, _ in self.columns]
+        plain = [[asdict(cell) if isinstance(cell, Estimate) else cell for cell in row] for row in self.rows]
+        rows = [dict(zip(names, row, strict=True)) for row in plain]
+        return {"title": self.title, "note": self.note, "rows": rows}
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Numbers over time, each an estimate or, without seeds, bare."""
+
+    label: str
+    x: tuple[float, ...]
+    y: tuple[float | Estimate, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """Curves over one axis."""
+
+    title: str
+    x_label: str
+    curves: tuple[Curve, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """Plots side by side in one picture."""
+
+    name: str  # of its file
+    plots: tuple[Plot, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything measured in one evaluation."""
+
+    title: str
+    tables: tuple[Table, ...]
+    figures: tuple[Figure, ...] = ()
+
+    def __str__(self) -> str:
+        return "\n\n".join([f"# {self.title}", *map(str, self.tables)]) + "\n"
+
+    def write(self, folder: Path) -> None:
+        """Write report.md, report.json and, where matplotlib is installed, a PNG for each figure."""
+        content = {
+            "title": self.title,
+            "tables": [table.as_dict() for table in self.tables],
+            "figures": [asdict(figure) for figure in self.figures],
+        }
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{NAME}.md").write_text(str(self), encoding="utf-8")
+            (folder / f"{NAME}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            draw(self.figures, folder)
+        except OSError as error:
+            raise EvaluationError(
+                f"the report cannot be written to {folder}: {error.strerror}; choose a folder you may write to"
+            ) from error
+
+
+def estimate(values_S: Sequence[float] | np.ndarray, statistic=np.mean) -> Estimate:
+    """The statistic of values over seeds [seeds, ...], several of one seed staying together."""
+    values = np.asarray(values_S, dtype=np.float64).reshape(len(values_S), -1)
+    chosen = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
+    low, high = np.percentile(statistic(values[chosen].reshape(RESAMPLES, -1), axis=1), COVERED)
+    return Estimate(float(statistic(values)), float(low), float(high))
+
+
+def curve(label: str, x: Sequence[float], values_ST: np.ndarray) -> Curve:
+    """The mean over seeds of values [seeds, times]."""
+    return Curve(label, tuple(x), tuple(estimate(values_S) for values_S in values_ST.T))
+
+
+def draw(figures: Sequence[Figure], folder: Path) -> None:
+    """Write a PNG for each figure, or say what is missing for it."""
+    if not figures:
+        return
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure as Canvas
+    except ImportError:
+        log.warning("no plots without matplotlib: pip install matplotlib; their numbers are in %s.json", NAME)
+        return
+    for figure in figures:
+        canvas = Canvas(figsize=(4.5 * len(figure.plots), 3.6), layout="constrained")
+        FigureCanvasAgg(canvas)
+        for axes, plot in zip(canvas.subplots(1, len(figure.plots), squeeze=False)[0], figure.plots, strict=True):
+            for line in plot.curves:
+                estimates = [y for y in line.y if isinstance(y, Estimate)]
+                middle = [y.value if isinstance(y, Estimate) else y for y in line.y]
+                (drawn,) = axes.plot(line.x, middle, label=line.label)
+                if estimates:
+                    band = [y.low for y in estimates], [y.high for y in estimates]
+                    axes.fill_between(line.x, *band, color=drawn.get_color(), alpha=0.2, linewidth=0)
+            axes.set(title=plot.title, xlabel=plot.x_label)
+            axes.grid(alpha=0.3)
+            if len(plot.curves) > 1:
+                axes.legend()
+        canvas.savefig(folder / f"{figure.name}.png", dpi=120)
+
+
+def _shown(cell: Cell, spec: str) -> str:
+    if cell is None:
+        return "–"
+    return cell if isinstance(cell, str) else format(cell, spec)

@@ -1,0 +1,132 @@
+"""The miniature's training goes on where it was stopped, bit for bit."""
+
+import itertools
+import json
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+import torch
+
+from longlive.miniature.training import export
+from longlive.miniature.training.bank import Shelf, film_of
+from longlive.miniature.training.dit import PLAN, DitRecipe, DitTraining
+from longlive.miniature.training.trainer import train
+from longlive.miniature.training.vae import VaeRecipe, VaeTraining, begun, decoded, encoded
+from longlive.model.vae import WanVAE, decode, encode
+
+TINY_VAE = VaeRecipe(steps=4, batch=4, pixel_frames=5, warmup=2)
+TINY_DIT = DitRecipe(steps=4, batch=2, own_from=0.3, own_every=1, own_share=(0.7, 0.7), warmup=2)
+
+
+def random_bank():
+    draw = torch.Generator().manual_seed(0)
+    return {
+        pattern: Shelf(
+            tuple(film_of(pattern, number) for number in range(3)),
+            torch.randn(3, frames, 16, 8, 8, generator=draw).half(),
+        )
+        for pattern, (_, frames) in PLAN.items()
+    }
+
+
+TRAININGS = {"vae": lambda: VaeTraining(TINY_VAE), "dit": lambda: DitTraining(TINY_DIT, random_bank())}
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_law_a_resumed_training_gives_the_same_weights_bit_for_bit(name, tmp_path):
+    whole = TRAININGS[name]()
+    while not whole.done:
+        whole.step()
+
+    stopped = TRAININGS[name]()
+    stopped.step()
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped, tmp_path, name, save_every=0, look=interrupt)
+    resumed = TRAININGS[name]()
+    train(resumed, tmp_path, name)
+    assert resumed.done
+    different = [key for key, value in whole.state().items() if not torch.equal(value, resumed.state()[key])]
+    assert not different
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def test_the_state_of_a_training_is_small(tmp_path):
+    for name, make in TRAININGS.items():
+        training = make()
+        training.step()
+        assert sum(value.nbytes for value in training.state().values()) < 80e6, name
+
+
+COUNTER = textwrap.dedent("""
+    import sys, time
+    from pathlib import Path
+    import torch
+    from longlive.miniature.training.trainer import train
+
+    class Counter:
+        num_steps = 0
+        total = torch.zeros(2, dtype=torch.float64)
+        @property
+        def done(self):
+            return self.num_steps >= 60
+        def step(self):
+            time.sleep(0.01)
+            self.total = torch.sin(self.total + self.num_steps)
+            self.num_steps += 1
+            return {"total": self.total[0].item()}
+        def state(self):
+            return {"total": self.total}
+        def restore(self, state, num_steps):
+            self.total, self.num_steps = state["total"], num_steps
+
+    counter = Counter()
+    train(counter, Path(sys.argv[1]), "counter", save_every=0)
+    print(counter.total.tolist())
+""")
+
+
+def test_law_a_training_killed_at_any_step_goes_on(tmp_path):
+    def run(folder, **options) -> subprocess.Popen:
+        return subprocess.Popen([sys.executable, "-c", COUNTER, str(folder)], stdout=subprocess.PIPE, text=True, **options)
+
+    wanted, _ = run(tmp_path / "whole").communicate(timeout=60)
+    draw, state = random.Random(1), tmp_path / "killed" / "counter.state.safetensors"
+    for _ in range(3):
+        process = run(tmp_path / "killed")
+        while not state.exists():
+            time.sleep(0.01)
+        time.sleep(draw.uniform(0.0, 0.2))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    found, _ = run(tmp_path / "killed").communicate(timeout=60)
+    assert found == wanted
+    lines = (tmp_path / "killed" / "counter.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [25, 50]
+    assert not list((tmp_path / "killed").glob("*.part*"))
+
+
+@torch.no_grad()
+def test_folded_latents_have_wans_statistics_and_decode_to_the_same_pixels():
+    vae = begun(WanVAE(16), torch.Generator().manual_seed(0)).requires_grad_(False)
+    pixels = torch.rand(2, 5, 3, 16, 16) * 2 - 1
+    z_BCTHW = encoded(vae, pixels.transpose(1, 2))
+    wanted = decoded(vae, z_BCTHW).transpose(1, 2).clamp(-1, 1)
+    export.fold(vae, z_BCTHW.mean((0, 2, 3, 4)), z_BCTHW.std((0, 2, 3, 4)))
+    latents = encode(vae, pixels)
+    torch.testing.assert_close(latents.mean((0, 1, 3, 4)), torch.zeros(16), atol=1e-4, rtol=0)
+    torch.testing.assert_close(latents.std((0, 1, 3, 4)), torch.ones(16), atol=1e-4, rtol=0)
+    torch.testing.assert_close(decode(vae, latents), wanted, atol=1e-4, rtol=0)
+
+
+def test_training_decreases_the_loss():
+    training = VaeTraining(VaeRecipe(steps=40, batch=2, pixel_frames=5, warmup=5))
+    losses = [training.step()["loss"] for _ in range(25)]
+    assert sum(itertools.islice(losses, 20, 25)) < 0.8 * sum(itertools.islice(losses, 0, 5))
