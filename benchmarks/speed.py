@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable
 
 import torch
+from torch import nn
 
 from longlive.config import PIXELS_PER_CELL, RolloutConfig, pixel_frames
-from longlive.demo import fill
 from longlive.model.causal import CausalWan
 from longlive.model.vae import LATENT_CHANNELS, StreamingDecoder, WanVAE
 from longlive.model.wan import Geometry, WanModel
@@ -23,6 +23,23 @@ from longlive.rollout import Rollout
 
 LARGE = Geometry(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30, freq_dim=256, text_dim=4096)
 SMALL = Geometry(dim=256, ffn_dim=1024, num_heads=2, num_layers=4, freq_dim=256, text_dim=4096)
+
+
+SCALE = 0.03  # of random weights, small enough that the flow stays near the size of noise
+
+
+def fill(module: nn.Module, seed: int) -> None:
+    """Seeded random weights: matrices small or, for convolutions, of unit gain; norms one; biases zero."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in module.named_parameters():
+            if name.endswith("bias"):
+                weight.zero_()
+            elif weight.ndim == 1 or name.endswith("gamma"):
+                weight.fill_(1.0)
+            else:
+                gain = weight[0].numel() ** -0.5 if weight.ndim > 3 else SCALE
+                weight.copy_(gain * torch.randn(weight.shape, generator=generator))
 
 
 class Bench:

@@ -8,13 +8,18 @@ import sys
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
 from tqdm import tqdm
 
 from . import __version__, session_file
 from .config import FPS, Positions, RolloutConfig
-from .demo import demo_models
+from .demo import ENLARGED, STORY
 from .digest import digest
 from .errors import CheckpointError, ConfigError, LongLiveError, ScriptError, SessionError
+from .miniature.files import DIT, VAE, present
+from .miniature.text import MiniatureText
+from .miniature.world import SIZE
 from .model.causal import CausalWan
 from .model.checkpoint import describe, load_model
 from .model.vae import LATENT_CHANNELS, StreamingDecoder, WanVAE
@@ -31,6 +36,7 @@ from .video import VideoWriter
 log = logging.getLogger("longlive")
 
 SESSION_SUFFIX = ".session.safetensors"  # beside the video
+RELEASED_SIZE = (832, 480)  # pixels
 FAILED, NOT_A_RUN, INTERRUPTED = 1, 2, 130
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -59,30 +65,28 @@ def parser() -> argparse.ArgumentParser:
     render.add_argument(
         "script", type=Path, help="a text file: `8s | prompt` a line, indented lines go on with the prompt"
     )
-    render.add_argument("--weights", type=Path, required=True, help="longlive_base.pt or safetensors")
+    weights = render.add_mutually_exclusive_group(required=True)
+    weights.add_argument("--weights", type=Path, help="longlive_base.pt or safetensors")
+    weights.add_argument("--miniature", action="store_true", help="the small model that is part of the pack, 64 x 64")
     render.add_argument(
         "--ema", action="store_true", default=None, help="the averaged weights of a training checkpoint"
     )
     render.add_argument("--lora", type=Path, help="LongLive's lora.pt")
     render.add_argument("--strength", type=float, default=1.0, help="of the LoRA")
-    render.add_argument(
-        "--pipeline", type=Path, required=True, help="a diffusers-format Wan2.1 folder: text encoder, VAE"
-    )
+    render.add_argument("--pipeline", type=Path, help="a diffusers-format Wan2.1 folder: text encoder, VAE")
     render.add_argument("-o", "--output", type=mp4, required=True, help="the mp4 to write")
     render.add_argument("--session", type=Path, help="go on with this saved session instead of a new video")
     on_gpu = torch.cuda.is_available()
     render.add_argument("--device", default="cuda" if on_gpu else "cpu", help="cpu, cuda or cuda:0")
     render.add_argument("--dtype", choices=DTYPES, default="bf16" if on_gpu else "fp32", help="of weights and latents")
     render.add_argument("--sage", action="store_true", help="SageAttention: faster on consumer GPUs, 8-bit, not exact")
-    add_video_options(render, width=832, height=480)
+    add_video_options(render)
+    render.set_defaults(enlarged=1)
 
-    demo = commands.add_parser(
-        "demo", help="make a short video of three prompts without any download", formatter_class=formatter
-    )
+    demo = commands.add_parser("demo", help="tell a story of five prompts", formatter_class=formatter)
     demo.set_defaults(run=run_demo)
     demo.add_argument("-o", "--output", type=mp4, default=Path("demo.mp4"), help="the mp4 to write")
-    add_video_options(demo, width=128, height=80)
-    demo.set_defaults(store=None)
+    demo.add_argument("--seed", type=int, default=0, help="of the noise")
 
     info = commands.add_parser("info", help="say what a checkpoint, LoRA or session holds")
     info.set_defaults(run=run_info)
@@ -94,12 +98,12 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def add_video_options(command: argparse.ArgumentParser, *, width: int, height: int) -> None:
+def add_video_options(command: argparse.ArgumentParser) -> None:
     """The settings of a new video. A session that goes on has its own."""
     released = RolloutConfig()
     video = command.add_argument_group("a new video")
-    video.add_argument("--width", type=int, default=width, help="pixels, a multiple of 16")
-    video.add_argument("--height", type=int, default=height, help="pixels, a multiple of 16")
+    video.add_argument("--width", type=int, help="pixels, a multiple of 16; 832 if not given, 64 for the miniature")
+    video.add_argument("--height", type=int, help="pixels, a multiple of 16; 480 if not given, 64 for the miniature")
     video.add_argument("--seed", type=int, default=0, help="of the noise")
     video.add_argument("--window", type=int, default=released.window, help="latent frames, the sink included")
     video.add_argument("--sink", type=int, default=released.sink, help="first frames, remembered for ever")
@@ -117,8 +121,22 @@ def cache_folder() -> Path:
 
 
 def run_render(options: argparse.Namespace) -> int:
-    device, dtype, script = device_of(options.device), DTYPES[options.dtype], written(options.script)
-    facts = [digest(path, cache_dir=cache_folder()) for path in (options.weights, options.lora) if path]
+    return rendered(options, written(options.script))
+
+
+def run_demo(options: argparse.Namespace) -> int:
+    """As `render --miniature`, without a store and enlarged."""
+    output, seed = str(options.output), str(options.seed)
+    render = parser().parse_args(["render", "", "--miniature", "--seed", seed, "-o", output])
+    render.store, render.enlarged = None, ENLARGED
+    return rendered(render, STORY)
+
+
+def rendered(options: argparse.Namespace, script: str) -> int:
+    """Make the video of a script."""
+    device, dtype = device_of(options.device), DTYPES[options.dtype]
+    weights, vae_file = files_of(options)
+    facts = [digest(path, cache_dir=cache_folder()) for path in (weights, options.lora) if path]
     identity = hashlib.sha256(f"{facts} {options.strength} {options.ema}".encode()).hexdigest()
     if options.session:
         if options.session.resolve() == options.output.with_suffix(SESSION_SUFFIX).resolve():
@@ -129,27 +147,45 @@ def run_render(options: argparse.Namespace) -> int:
         video = begun(options, identity, dtype)
     segments = parse(script, video.config.block)
     check_length(video, [(segment.boundary, segment.blocks) for segment in segments])
-    encoder = UMT5.of_pipeline(options.pipeline, device=device, dtype=dtype)
+    encoder = MiniatureText() if options.miniature else UMT5.of_pipeline(options.pipeline, device=device, dtype=dtype)
     prompts = [Prompt.of(encoder(segment.prompt), segment.prompt) for segment in segments]
     del encoder  # 11 GB that nothing needs any more
     tree, _ = load_model(
-        options.weights, lora=options.lora, strength=options.strength, dtype=dtype, device=device, ema=options.ema
+        weights, lora=options.lora, strength=options.strength, dtype=dtype, device=device, ema=options.ema
     )
     model = CausalWan.of_tree(tree, quantised_attention=options.sage)
-    vae = load_vae(options.pipeline / "vae", device=device, dtype=dtype)
+    vae = load_vae(vae_file, device=device, dtype=dtype)
     return film(options, video, segments, prompts, model, vae)
 
 
-def run_demo(options: argparse.Namespace) -> int:
-    log.info("no weights are trained for this demo: tiny random ones (seed 0) show the machinery, not pictures")
-    model, vae, encoder, script = demo_models()
-    segments = parse(script, options.block)
-    prompts = [Prompt.of(encoder(segment.prompt), segment.prompt) for segment in segments]
-    return film(options, begun(options, "demo 1", model.dtype), segments, prompts, model, vae)
+def files_of(options: argparse.Namespace) -> tuple[Path, Path]:
+    """The weights of the model and of the VAE."""
+    if options.miniature:
+        present(DIT, VAE)
+        return DIT, VAE
+    if options.pipeline is None:
+        raise ConfigError(
+            "--pipeline is missing: these weights need the text encoder and the VAE of Wan2.1; give a "
+            "diffusers-format folder, for example a download of Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+        )
+    return options.weights, options.pipeline / "vae"
+
+
+def size_of(options: argparse.Namespace) -> tuple[int, int]:
+    """Width and height in pixels. Raises ConfigError for a size the miniature was not trained for."""
+    usual = (SIZE, SIZE) if options.miniature else RELEASED_SIZE
+    width, height = (asked or default for asked, default in zip((options.width, options.height), usual, strict=True))
+    if options.miniature and (width, height) != usual:
+        raise ConfigError(
+            f"the miniature makes {SIZE} x {SIZE} pixels and nothing else, not {width} x {height}; "
+            f"leave --width and --height out"
+        )
+    return width, height
 
 
 def begun(options: argparse.Namespace, identity: str, dtype: torch.dtype) -> Session:
     """A new session."""
+    width, height = size_of(options)
     return Session.start(
         model=identity,
         config=RolloutConfig(
@@ -161,8 +197,8 @@ def begun(options: argparse.Namespace, identity: str, dtype: torch.dtype) -> Ses
             context_noise=options.context_noise,
             positions=Positions(options.positions),
         ),
-        height=options.height,
-        width=options.width,
+        height=height,
+        width=width,
         seed=options.seed,
         dtype=dtype,
         channels=LATENT_CHANNELS,
@@ -231,12 +267,12 @@ def film(
         sampler.check(video, [(segment.boundary, segment.blocks) for segment in segments])
         try:
             for latents in video.blocks:
-                writer.write(decoder.push(latents))
+                writer.write(enlarged(decoder.push(latents), options.enlarged))
             for segment, prompt in zip(segments, prompts, strict=True):
                 for longer in sampler.extend(video.switched_to(prompt, segment.boundary), segment.blocks):
                     video = longer
-                    writer.write(decoder.push(video.blocks[-1]))
-            writer.write(decoder.flush())
+                    writer.write(enlarged(decoder.push(video.blocks[-1]), options.enlarged))
+            writer.write(enlarged(decoder.flush(), options.enlarged))
         except KeyboardInterrupt:
             status = INTERRUPTED
             log.warning("interrupted: %s", "the same command goes on from here" if options.store else "begin again")
@@ -249,6 +285,14 @@ def film(
     log.info("%d pixel frames, %.2f s", writer.num_frames, writer.num_frames / FPS)
     sys.stdout.write(f"{options.output}\n")
     return status
+
+
+def enlarged(pixels_BFCHW: Tensor, times: int) -> Tensor:
+    """Pixels for looking at, smooth between the true ones."""
+    if times == 1 or not pixels_BFCHW.shape[1]:
+        return pixels_BFCHW
+    frames = interpolate(pixels_BFCHW.flatten(0, 1), scale_factor=times, mode="bicubic").clamp(-1, 1)
+    return frames.unflatten(0, pixels_BFCHW.shape[:2])
 
 
 def run_info(options: argparse.Namespace) -> int:

@@ -120,17 +120,52 @@ def test_ctrl_c_leaves_a_playable_file_and_a_session_that_goes_on(tmp_path, weig
     assert list(tmp_path.glob("*.part")) == []
 
 
-def test_the_demo_makes_a_video_of_three_prompts_and_names_its_recaches(tmp_path, caplog, capsys):
+def test_the_demo_tells_five_prompts_in_twenty_seconds_and_names_its_recaches(tmp_path, caplog, capsys):
     caplog.set_level("INFO")
-    assert main(["demo", "-o", str(tmp_path / "demo.mp4"), "--width", "32", "--height", "16"]) == 0
-    assert pixel_frames(tmp_path / "demo.mp4") == 4 * 45 - 3
+    assert main(["demo", "-o", str(tmp_path / "demo.mp4")]) == 0
+    assert pixel_frames(tmp_path / "demo.mp4") == 4 * 81 - 3
     recaches = [record.message for record in caplog.records if record.message.startswith("recache")]
-    assert len(recaches) == 2
-    assert "frame 15: the red fox" in recaches[0]
-    assert "random" in caplog.text
+    assert len(recaches) == 4
+    assert "frame 18: a yellow ring moves down at dusk" in recaches[0]
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "demo.mp4")
     with av.open(tmp_path / "demo.mp4") as video:
-        assert video.streams.video[0].average_rate == 16
+        stream = video.streams.video[0]
+        assert (stream.average_rate, stream.width, stream.height) == (16, 384, 384)
+
+
+def test_the_miniature_renders_a_script_and_names_what_it_does_not_know(tmp_path, caplog, capsys):
+    script = tmp_path / "story.txt"
+    script.write_text("3f | a red fox moves left at night\n")
+    rendered = ["render", str(script), "--miniature", "-o", str(tmp_path / "story.mp4"), "--store", str(tmp_path)]
+    assert main(rendered) == 0
+    assert "'fox' left out of the prompt" in caplog.text
+    assert pixel_frames(tmp_path / "story.mp4") == 9
+    assert main([*rendered, "--width", "128"]) == 1
+    assert "the miniature makes 64 x 64 pixels and nothing else, not 128 x 64" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "harm", [lambda path: path.unlink(), lambda path: path.write_bytes(b"?" * 100)], ids=["gone", "damaged"]
+)
+def test_missing_or_damaged_weights_of_the_miniature_are_named(tmp_path, caplog, monkeypatch, harm):
+    from longlive import __main__ as command
+    from longlive.miniature import files
+
+    for name in ("DIT", "VAE"):
+        copy = tmp_path / getattr(files, name).name
+        shutil.copy(getattr(files, name), copy)
+        monkeypatch.setattr(command, name, copy)
+    harm(tmp_path / files.VAE.name)
+    assert main(["demo", "-o", str(tmp_path / "demo.mp4")]) == 1
+    assert files.VAE.name in caplog.text
+    assert not (tmp_path / "demo.mp4").exists()
+
+
+def test_released_weights_need_a_pipeline(tmp_path, weights, caplog):
+    script = tmp_path / "story.txt"
+    script.write_text("3f | a red fox\n")
+    assert main(["render", str(script), "--weights", str(weights), "-o", str(tmp_path / "story.mp4")]) == 1
+    assert "--pipeline is missing" in caplog.text
 
 
 def test_info_tells_a_checkpoint_from_a_session_and_goes_on_after_what_is_neither(render, tmp_path, weights, capsys):

@@ -13,7 +13,8 @@ SKY = Sky((0.1, 0.2, 0.3, 0.4), 0.5)
 
 
 def scene(**changes) -> Scene:
-    return Scene(**{"colour": Colour.RED, "shape": Shape.RING, "motion": Motion.LEFT, "background": Background.NIGHT} | changes)
+    usual = {"colour": Colour.RED, "shape": Shape.RING, "motion": Motion.LEFT, "background": Background.NIGHT}
+    return Scene(**usual | changes)
 
 
 def film(*scenes: tuple[int, Scene], sky: Sky = SKY) -> Film:
@@ -33,7 +34,7 @@ def test_pixels_are_in_range_and_a_film_is_the_same_alone_or_in_a_batch():
 
 def test_what_leaves_on_the_left_comes_in_on_the_right():
     moving = film((0, scene()))
-    pixels, alpha = render([moving], SIZE + 1)
+    _, alpha = render([moving], SIZE + 1)
     torch.testing.assert_close(alpha[0, 0], alpha[0, SIZE], atol=1e-4, rtol=0)
     torch.testing.assert_close(alpha[0, 0].roll(-5, -1), alpha[0, 5], atol=1e-4, rtol=0)
 

@@ -59,14 +59,14 @@ class DitRecipe:
 
     seed: int = 0
     steps: int = 5000
-    batch: int = 16  # films of a step
+    batch: int = 8  # films of a step
     rate: float = 1.5e-3
     warmup: int = 100
     decay: float = 0.5  # the last share of the steps in which the rate falls to zero
-    own_from: float = 0.45  # the share of the steps after which the network sees its own rollouts
+    own_from: float = 0.5  # the share of the steps after which the network sees its own rollouts
     own_share: tuple[float, float] = (0.1, 0.4)  # of those steps that do, at first and in the last quarter
-    own_every: int = 20  # steps between two rollouts of a batch
-    own_held: int = 12  # batches of rollouts that are kept
+    own_every: int = 40  # steps between two rollouts of a batch
+    own_held: int = 24  # batches of rollouts that are kept
 
 
 @dataclass(slots=True)
