@@ -10,7 +10,7 @@ PORT ?= 8188
 # Both lines name the same torch, so that no other package brings one of its own.
 TORCH := torch==2.13.0
 
-.PHONY: demo test lint comfyui clean
+.PHONY: demo test lint comfyui miniature smoke clean
 
 demo: $(CORE)
 	$(BIN)/longlive demo
@@ -27,8 +27,16 @@ lint: $(TEST)
 comfyui: $(TEST)
 	$(BIN)/python tests/host/comfy.py $(PORT)
 
+# The miniature's weights from nothing, in .cache/miniature: stopped at any moment, it goes on.
+miniature: $(CORE)
+	$(BIN)/python -m longlive.miniature.training --folder .cache/miniature
+
+# Five minutes of that, and whether they came as far as the model card says.
+smoke: $(TEST)
+	$(BIN)/python -m pytest -m slow
+
 clean:
-	rm -rf $(VENV) .cache
+	rm -rf $(VENV) .cache/hosts
 
 $(CORE): pyproject.toml
 	test -x $(BIN)/python || python3 -m venv $(VENV)

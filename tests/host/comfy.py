@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 PACK = "longlive-sessions"  # the folder's name in custom_nodes, and so in /extensions/
 TEST_NODES = Path(__file__).parent / "testnodes"
 FOLDERS = ("custom_nodes", "input", "models", "output", "temp", "user")
-BINARY_PREVIEW, BINARY_PREVIEW_WITH_METADATA = 1, 4  # ComfyUI's protocol
+BINARY_PREVIEW, BINARY_TEXT, BINARY_PREVIEW_WITH_METADATA = 1, 3, 4  # ComfyUI's protocol
 SETTLE_SECONDS = 1.0  # until the idle worker of the host has seen /free
 
 Graph = Mapping[str, Mapping[str, object]]  # a prompt in API format
@@ -51,7 +51,10 @@ class Interrupted(HostError):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One message of the web socket; a preview has type `preview`, its metadata and the image file's bytes."""
+    """One message of the web socket; a preview has type `preview`, its metadata and the image file's bytes.
+
+    A text that a node shows below itself has type `note`, with `node` and `text`.
+    """
 
     type: str
     data: dict
@@ -121,6 +124,11 @@ class ComfyUI:
     def log(self) -> str:
         """All the process has said since the base directory was made."""
         return self._log_file.read_text(errors="replace")
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """What each node said last below itself, as a page goes on showing it."""
+        return {event.data["node"]: event.data["text"] for event in self.events if event.type == "note"}
 
     @property
     def pid(self) -> int:
@@ -313,6 +321,8 @@ def parse(message: str | bytes) -> Event | None:
     kind, length = int.from_bytes(message[:4], "big"), int.from_bytes(message[4:8], "big")
     if kind == BINARY_PREVIEW_WITH_METADATA:
         return Event("preview", json.loads(message[8 : 8 + length]), message[8 + length :])
+    if kind == BINARY_TEXT:
+        return Event("note", {"node": message[8 : 8 + length].decode(), "text": message[8 + length :].decode()})
     return Event("preview", {}, message[8:]) if kind == BINARY_PREVIEW else None
 
 
@@ -334,10 +344,8 @@ def main(port: int) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the host never outlives this process
     base = REPOSITORY / ".cache" / "comfyui"
     with ComfyUI(NEWEST, base, port=port) as host:
-        model_files.write_stand_ins(host.models)
         log.info("ComfyUI %s is at %s", host.host.version, host.address)
         log.info("Open Templates > %s, choose a workflow and run it.", PACK)
-        log.info("Small random models stand in for the real files: expect moving noise, not pictures.")
         log.info("Everything it writes lies in %s. Ctrl-C ends it.", host.base)
         try:
             host.join()

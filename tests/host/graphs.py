@@ -1,9 +1,8 @@
-"""Graphs for a host: the example workflows on tiny files, short ones of our own, and what `longlive` makes of either.
+"""Graphs for a host: the example workflows, short ones of our own on tiny files, what `longlive` makes of either.
 
 A graph is a prompt in API format: node id -> `class_type` and `inputs`, a link being [node id, output slot].
 """
 
-import copy
 import functools
 import json
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from comfy import Graph
 from hosts import REPOSITORY
 
 from longlive.config import Positions, RolloutConfig, seconds_to_blocks
+from longlive.miniature.files import load_miniature
 from longlive.model.causal import CausalWan
 from longlive.model.checkpoint import load_model
 from longlive.sampler import Sampler
@@ -22,32 +22,16 @@ from longlive.text import HashedWords
 from longlive.timeline import Boundary, parse
 
 WORKFLOWS = sorted((REPOSITORY / "workflows").glob("*.json"))
-WIDTH, HEIGHT = 96, 64
 NOTES = {"MarkdownNote", "Note"}  # drawn by the interface, unknown to the host
+ACTIVE = 0  # the mode of a node that is neither muted nor bypassed
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 SEEDS = {"seed", "noise_seed"}  # to which the interface adds a widget of its own
 NO_LORA = "none"
 
 
 def example(path: Path) -> dict:
-    """An example workflow in API format, on the tiny files."""
-    return adapted(json.loads((path.parent / "api" / path.name).read_text()))
-
-
-def adapted(graph: Graph) -> dict:
-    """The same graph through stock loaders of tiny files, with hashed words for a text encoder, at a tiny size."""
-    adapted = copy.deepcopy(dict(graph))
-    for item in adapted.values():
-        match item["class_type"]:
-            case "LongLiveModelLoader":
-                item |= node("UNETLoader", unet_name=model_files.DIT.name, weight_dtype="default")
-            case "CLIPLoader":
-                item |= node("TestHashedCLIP")
-            case "VAELoader":
-                item["inputs"]["vae_name"] = model_files.VAE.name
-            case "LongLiveSession":
-                item["inputs"] |= {"width": WIDTH, "height": HEIGHT}
-    return adapted
+    """An example workflow in API format."""
+    return json.loads((path.parent / "api" / path.name).read_text())
 
 
 def shortened(graph: Graph) -> dict:
@@ -130,7 +114,7 @@ def to_api(workflow: Mapping, object_info: Mapping[str, dict]) -> dict:
             "inputs": widget_values(item, object_info[item["type"]]) | linked_values(item, sources),
         }
         for item in workflow["nodes"]
-        if item["type"] not in NOTES
+        if item["type"] not in NOTES and item["mode"] == ACTIVE
     }
 
 
@@ -154,15 +138,15 @@ def linked_values(item: Mapping, sources: Mapping[int, list]) -> dict[str, list]
     return {entry["name"]: sources[entry["link"]] for entry in inputs if entry.get("link") is not None}
 
 
-def expected(graph: Graph, node_id: str, models: Path) -> Session:
-    """The session that node `node_id` gives, made by `longlive` alone from the same files."""
+def expected(graph: Graph, node_id: str, models: Path | None = None) -> Session:
+    """The session that node `node_id` gives, made by `longlive` alone from the same files: `models` or the pack's."""
     return Direct(graph, models).session(node_id)
 
 
 class Direct:
     """A graph read as calls of `longlive`, without a host. Every node of the pack is its few lines here."""
 
-    def __init__(self, graph: Graph, models: Path) -> None:
+    def __init__(self, graph: Graph, models: Path | None) -> None:
         self.graph, self.models, self.words = graph, models, HashedWords()
 
     def session(self, node_id: str) -> Session:
@@ -222,7 +206,11 @@ class Direct:
         return Sampler(self._model(inputs))
 
     def _model(self, inputs: Mapping) -> CausalWan:
-        loader = self.graph[inputs["model"][0]]["inputs"]
+        item = self.graph[inputs["model"][0]]
+        if item["class_type"] == "LongLiveMiniature":
+            return load_miniature().model
+        assert self.models is not None
+        loader = item["inputs"]
         lora = loader.get("lora_name", NO_LORA)
         return causal_model(
             self.models / "diffusion_models" / loader.get("unet_name", loader.get("model_name")),

@@ -25,12 +25,6 @@ ORIGINAL_DIT = Path("diffusion_models") / "longlive_tiny_base.pt"
 VAE = Path("vae") / "wan_tiny_vae.safetensors"
 LORA = Path("loras") / "longlive_tiny_lora.safetensors"
 ORIGINAL_LORA = Path("loras") / "longlive_tiny_lora.pt"
-STAND_INS = {
-    "diffusion_models/longlive_base.pt": ORIGINAL_DIT,
-    "loras/lora.pt": ORIGINAL_LORA,
-    "vae/wan_2.1_vae.safetensors": VAE,
-    "text_encoders/umt5_xxl_fp8_e4m3fn_scaled.safetensors": None,
-}
 
 
 def write_models(models: Path) -> None:
@@ -43,16 +37,6 @@ def write_models(models: Path) -> None:
     save_file(vae_weights(), models / VAE)
     save_file(adapter, models / LORA)
     torch.save({"generator_lora": adapter, "step": 1}, models / ORIGINAL_LORA)
-
-
-def write_stand_ins(models: Path) -> None:
-    """Write the same files under the names the example workflows ask for, so that these run as they are.
-
-    No tiny umT5 loads in ComfyUI: an empty file stands for the hashed words of the test nodes.
-    """
-    for name, source in STAND_INS.items():
-        (models / name).parent.mkdir(parents=True, exist_ok=True)
-        (models / name).write_bytes((models / source).read_bytes() if source else b"")
 
 
 def dit_weights(geometry: Geometry = GEOMETRY, *, seed: int = 0) -> dict[str, Tensor]:

@@ -1,7 +1,4 @@
-"""Nodes for the tests alone: text without a text encoder, a failure, latents as files, a count of live caches.
-
-ComfyUI's own CLIPLoader is made to take an empty file for hashed words, so that the example workflows run unchanged.
-"""
+"""Nodes for the tests alone: text without a text encoder, a failure, latents as files, a count of live caches."""
 
 import gc
 import itertools
@@ -13,7 +10,6 @@ import torch
 from comfy_api.latest import ComfyExtension, io, ui
 from safetensors.torch import save_file
 
-import nodes
 from longlive.text import HashedWords
 
 CATEGORY = "LongLive/test"
@@ -31,18 +27,6 @@ class HashedCLIP:
 
     def encode_from_tokens_scheduled(self, tokens: str, **options) -> list[list]:
         return [[self.words(tokens), {}]]
-
-
-class CLIPLoader(nodes.CLIPLoader):
-    """ComfyUI's own, but for an empty file."""
-
-    def load_clip(self, clip_name: str, *arguments, **options) -> tuple:
-        if Path(folder_paths.get_full_path_or_raise("text_encoders", clip_name)).stat().st_size == 0:
-            return (HashedCLIP(),)
-        return super().load_clip(clip_name, *arguments, **options)
-
-
-nodes.NODE_CLASS_MAPPINGS["CLIPLoader"] = CLIPLoader
 
 
 class TestHashedCLIP(io.ComfyNode):

@@ -1,0 +1,97 @@
+"""Whether a host's own loaders take the miniature's files as they take any, and what our node refuses; runs inside it.
+
+The stock nodes are called as a graph calls them, on a models folder that holds the files.
+"""
+
+import tempfile
+from pathlib import Path
+
+import comfy.model_management
+import folder_paths
+import pytest
+import torch
+from comfyui_longlive.longlive.config import RolloutConfig
+from comfyui_longlive.longlive.errors import CheckpointError
+from comfyui_longlive.longlive.miniature import files
+from comfyui_longlive.longlive.model.vae import decode, denormalised
+from comfyui_longlive.longlive.model.weights import read
+from comfyui_longlive.longlive.rollout import Rollout
+from comfyui_longlive.nodes.miniature import Miniature, MiniatureCLIP
+
+from nodes import CLIPTextEncode, UNETLoader, VAELoader
+
+PROMPT = "a red ring moves left at night"
+FRAMES, CELLS = 3, 8  # a block, at 64 x 64 pixels
+TIMESTEPS = (1000.0, 625.0, 0.0)
+
+
+def check_stock_loaders() -> dict[str, float]:
+    """Raise unless they fill every tensor from the files and leave none; return how far what they compute is from ours.
+
+    The flow is of a video of one block, where a causal model sees what ComfyUI's forward sees.
+    """
+    for folder in ("diffusion_models", "vae"):
+        folder_paths.add_model_folder_path(folder, str(files.WEIGHTS))
+    [model] = UNETLoader().load_unet(files.DIT.name, "default")
+    [vae] = VAELoader().load_vae(files.VAE.name)
+    network = model.model.diffusion_model
+    for loaded, path in ((network.state_dict(), files.DIT), (vae.get_sd(), files.VAE)):
+        tensors = read(path).tensors
+        assert loaded.keys() == tensors.keys(), loaded.keys() ^ tensors.keys()
+        assert all(torch.equal(loaded[name], tensors[name].to(loaded[name])) for name in tensors)
+    assert model.model.get_dtype_inference() == vae.vae_dtype == torch.float32
+
+    ours = files.load_miniature()
+    embedding = ours.text(PROMPT)
+    x_BFCHW = torch.randn(1, FRAMES, 16, CELLS, CELLS, generator=torch.Generator().manual_seed(1))
+    comfy.model_management.load_models_gpu([model])
+    difference = {}
+    with torch.no_grad():
+        for timestep in TIMESTEPS:
+            theirs_BCFHW = network(x_BFCHW.transpose(1, 2), torch.tensor([timestep]), embedding)
+            flow_BFCHW = flow(ours.model, x_BFCHW, timestep, embedding)
+            difference[f"flow at {timestep}"] = distance(theirs_BCFHW.transpose(1, 2), flow_BFCHW)
+    pixels_FHWC = vae.decode(denormalised(x_BFCHW).transpose(1, 2))[0]
+    difference["pixels"] = distance(2 * pixels_FHWC - 1, decode(ours.vae, x_BFCHW)[0].movedim(1, -1).clamp(-1, 1))
+    return difference
+
+
+def flow(model, x_BFCHW: torch.Tensor, timestep: float, embedding: torch.Tensor) -> torch.Tensor:
+    """The flow of a video's first block, as the rollout asks for it."""
+    video = Rollout(model, RolloutConfig(), (1, 16, CELLS, CELLS))
+    timesteps_BF = torch.full(x_BFCHW.shape[:2], timestep)
+    return model.forward(x_BFCHW, timesteps_BF, model.read(embedding), video.memory, video.window.block(0, FRAMES))
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    assert a.shape == b.shape, (a.shape, b.shape)
+    assert b.abs().max() > 0
+    return (a - b).abs().max().item()
+
+
+def check_clip() -> None:
+    """Raise unless it, and a clone of it, is what the stock node asks for."""
+    clip = MiniatureCLIP()
+    for encoder in (clip, clip.clone()):
+        [[[embedding, settings]]] = CLIPTextEncode().encode(encoder, PROMPT)
+        assert embedding.shape == (1, 512, 4096)
+        assert torch.equal(embedding, files.load_miniature().text(PROMPT))
+        assert settings == {"pooled_output": None}
+
+
+def check_damaged_files_are_refused() -> None:
+    """Raise unless files that are missing, cut short or of something else meet a sentence of ours."""
+    whole = files.DIT.read_bytes()
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        path = Path(folder) / files.DIT.name
+        patch.setattr(files, "DIT", path)
+        for content, told in (
+            (None, "is missing; it is part of the pack: install the pack again"),
+            (b"version https://git-lfs.github.com/spec/v1", "is a Git LFS pointer instead of the weights; run"),
+            (whole[: len(whole) // 2], "is truncated or damaged"),
+            (files.VAE.read_bytes(), "expected LongLive or Wan2.1 text-to-video weights"),
+        ):
+            if content is not None:
+                path.write_bytes(content)
+            with pytest.raises(CheckpointError, match=told):
+                Miniature.execute()

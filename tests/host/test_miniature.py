@@ -1,0 +1,111 @@
+"""The trained miniature in ComfyUI: ordinary files for its loaders, a node that needs none, words it says it knows."""
+
+import json
+
+import pytest
+from graphs import WORKFLOWS, example, node
+from hosts import NEWEST, OLDEST
+from inside import inside
+
+from longlive.miniature.grammar import complaints
+from longlive.timeline import parse
+
+TOLERANCE = 1e-4
+RING = "a red ring moves left at night from the east"
+CHECKS = ("check_clip", "check_damaged_files_are_refused")
+LOADERS = {"LongLiveModelLoader", "CLIPLoader", "VAELoader"}
+MUTED = 2
+
+each_workflow = pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
+
+
+@pytest.mark.parametrize("version", [OLDEST, NEWEST], ids=lambda host: host.version)
+def test_its_files_are_those_of_any_model(version):
+    differences, *_ = inside(version, "miniature", "check_stock_loaders", *CHECKS)
+
+    assert max(differences.values()) <= TOLERANCE
+
+
+def encoding(text: str) -> dict:
+    """A graph of stock nodes behind ours."""
+    wires = {"model": ["miniature", 0], "positive": ["text", 0], "negative": ["text", 0], "latent_image": ["empty", 0]}
+    settings = {"steps": 2, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
+    return {
+        "miniature": node("LongLiveMiniature"),
+        "text": node("CLIPTextEncode", clip=["miniature", 1], text=text),
+        "empty": node("EmptyHunyuanLatentVideo", width=64, height=64, length=9, batch_size=1),
+        "sample": node("KSampler", seed=1, **settings, **wires),
+        "decode": node("VAEDecode", samples=["sample", 0], vae=["miniature", 2]),
+        "image": node("SaveImage", images=["decode", 0], filename_prefix="miniature"),
+    }
+
+
+def test_it_serves_the_nodes_of_the_host(host):
+    history = host.run(encoding(RING))
+
+    assert len(history.outputs["image"]["images"]) == 9
+    assert host.notes["text"] == f"understood: {RING}"
+
+
+def test_it_is_loaded_once(host):
+    host.run(encoding(RING))
+    again = host.run(encoding(RING.replace("red", "blue")))
+
+    assert "miniature" in again.cached
+    assert "text" in again.executed
+
+
+def test_a_word_outside_the_grammar_is_told(host):
+    told = "'fox' left out of the prompt 'a red fox moves left at night': the miniature knows red"
+    host.run(encoding("a red fox moves left at night"))
+
+    assert told in host.log
+    assert host.notes["text"].startswith(told)
+    assert "the miniature needs one shape: ring, square, triangle" in host.notes["text"]
+
+
+def test_a_timeline_tells_of_every_segment(newest):
+    script = f"1b | {RING}\n1b | a cow moves up by day\n"
+    graph = {
+        "miniature": node("LongLiveMiniature"),
+        "session": node("LongLiveSession", model=["miniature", 0], width=64, height=64, seed=1),
+        "timeline": node("LongLiveTimeline", session=["session", 0], clip=["miniature", 1], script=script),
+        "end": node("TestProbe", value=["timeline", 0]),
+    }
+    newest.run(graph)
+    understood, unknown, *_ = newest.notes["timeline"].splitlines()
+
+    assert understood == f"understood: {RING}"
+    assert unknown.startswith("'cow' left out of the prompt")
+
+
+@each_workflow
+def test_workflows_speak_its_language(workflow):
+    graph = example(workflow)
+    texts = [item["inputs"]["text"] for item in graph.values() if item["class_type"] == "CLIPTextEncode"]
+    scripts = [item["inputs"]["script"] for item in graph.values() if item["class_type"] == "LongLiveTimeline"]
+    texts += [segment.prompt for script in scripts for segment in parse(script, block=3)]
+
+    assert texts
+    assert [complaint for text in texts for complaint in complaints(text)] == []
+
+
+@each_workflow
+def test_real_weights_wait_muted_in_a_group_of_their_own(workflow):
+    drawn = json.loads(workflow.read_text())
+    muted = {item["id"]: item for item in drawn["nodes"] if item["mode"] == MUTED}
+    [group] = drawn["groups"]
+
+    assert group["title"] == "Real weights"
+    assert {item["type"] for item in muted.values()} == LOADERS
+    assert all(within(item, group["bounding"]) == (item["id"] in muted) for item in drawn["nodes"] if not note(item))
+    assert [link for link in drawn["links"] if {link[1], link[3]} & muted.keys()] == []
+
+
+def within(item: dict, bounding: list[float]) -> bool:
+    left, top, width, height = bounding
+    return left <= item["pos"][0] < left + width and top <= item["pos"][1] < top + height
+
+
+def note(item: dict) -> bool:
+    return item["type"] == "MarkdownNote"
