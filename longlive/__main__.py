@@ -13,11 +13,14 @@ from torch.nn.functional import interpolate
 from tqdm import tqdm
 
 from . import __version__, session_file
+from .clip import Clip
 from .config import FPS, Positions, RolloutConfig
 from .demo import ENLARGED, STORY
 from .digest import digest
 from .errors import CheckpointError, ConfigError, LongLiveError, ScriptError, SessionError
-from .miniature.files import DIT, VAE, present
+from .evaluate import evaluate
+from .miniature import claims
+from .miniature.files import DIT, VAE, load_miniature, present
 from .miniature.text import MiniatureText
 from .miniature.world import SIZE
 from .model.causal import CausalWan
@@ -87,6 +90,20 @@ def parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=run_demo)
     demo.add_argument("-o", "--output", type=mp4, default=Path("demo.mp4"), help="the mp4 to write")
     demo.add_argument("--seed", type=int, default=0, help="of the noise")
+
+    measure = commands.add_parser(
+        "evaluate", help="measure a video, or what the miniature shows of the method", formatter_class=formatter
+    )
+    measure.set_defaults(run=run_evaluate)
+    measured = measure.add_mutually_exclusive_group(required=True)
+    measured.add_argument("video", type=Path, nargs="?", help="any video")
+    measured.add_argument(
+        "--miniature", action="store_true", help="sample and measure all it claims: half a minute a seed"
+    )
+    measure.add_argument("--script", type=Path, help="what the video was made along")
+    measure.add_argument("--clip", type=Path, help="the folder of a CLIP model, for a score of each prompt")
+    measure.add_argument("--seeds", type=int, default=32, help="videos of the miniature for each number")
+    measure.add_argument("-o", "--output", type=Path, help="the folder for report.md, report.json and plots")
 
     info = commands.add_parser("info", help="say what a checkpoint, LoRA or session holds")
     info.set_defaults(run=run_info)
@@ -293,6 +310,18 @@ def enlarged(pixels_BFCHW: Tensor, times: int) -> Tensor:
         return pixels_BFCHW
     frames = interpolate(pixels_BFCHW.flatten(0, 1), scale_factor=times, mode="bicubic").clamp(-1, 1)
     return frames.unflatten(0, pixels_BFCHW.shape[:2])
+
+
+def run_evaluate(options: argparse.Namespace) -> int:
+    if options.miniature:
+        found = claims.report(load_miniature(), options.seeds)
+    else:
+        segments = parse(written(options.script)) if options.script else ()
+        found = evaluate(options.video, segments, Clip.of_folder(options.clip) if options.clip else None)
+    sys.stdout.write(str(found))
+    if options.output:
+        found.write(options.output)
+    return 0
 
 
 def run_info(options: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .errors import EvaluationError
 
@@ -45,9 +46,7 @@ class Table:
     note: str = ""
 
     def __str__(self) -> str:
-        shown = [
-            [_shown(cell, spec) for cell, (_, spec) in zip(row, self.columns, strict=True)] for row in self.rows
-        ]
+        shown = [[_shown(cell, spec) for cell, (_, spec) in zip(row, self.columns, strict=True)] for row in self.rows]
         names = [name for name, _ in self.columns]
         widths = [max(map(len, column)) for column in zip(names, *shown, strict=True)]
         lines = [
@@ -119,9 +118,10 @@ class Report:
             ) from error
 
 
-def estimate(values_S: Sequence[float] | np.ndarray, statistic=np.mean) -> Estimate:
+def estimate(values_S: ArrayLike, statistic=np.mean) -> Estimate:
     """The statistic of values over seeds [seeds, ...], several of one seed staying together."""
-    values = np.asarray(values_S, dtype=np.float64).reshape(len(values_S), -1)
+    values = np.asarray(values_S, dtype=np.float64)
+    values = values.reshape(len(values), -1)
     chosen = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
     low, high = np.percentile(statistic(values[chosen].reshape(RESAMPLES, -1), axis=1), COVERED)
     return Estimate(float(statistic(values)), float(low), float(high))

@@ -9,7 +9,7 @@ Dimension key: S seeds, A attributes, T moments, F pixel frames.
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -68,9 +68,6 @@ def report(miniature: Miniature, seeds: int) -> Report:
     )
 
 
-# Switches
-
-
 Way = tuple[int, Boundary]
 """Latents before a switch, and what becomes of the memory."""
 
@@ -124,14 +121,17 @@ class Story:
             take, begun = Take(stage.begun(scenes[0], seed, CONFIG)), {}
             for frames in sorted({*OPENINGS, SEGMENT}):
                 take = begun[frames] = stage.longer(take, frames - take.session.num_frames)
-            switches = {}
-            for opening, boundary in ways():
-                ended = stage.switched(begun[opening], scenes[1], boundary, SEGMENT)
-                switches[opening, boundary] = Switch.of(ended.pixels_FCHW, opening, scenes[0], scenes[1])
+            switched = {way: stage.switched(begun[way[0]], scenes[1], way[1], SEGMENT) for way in ways()}
             take = begun[SEGMENT]
             for scene in scenes[1:]:
                 take = stage.switched(take, scene, Boundary.RECACHE, SEGMENT)
-        seen = observed(take.pixels_FCHW)
+        return cls.of(scenes, {way: ended.pixels_FCHW for way, ended in switched.items()}, take.pixels_FCHW)
+
+    @classmethod
+    def of(cls, scenes: Sequence[Scene], switched: Mapping[Way, Tensor], story_FCHW: Tensor) -> "Story":
+        """Look at the videos [F, 3, H, W]: each way of the first switch, and the whole story."""
+        switches = {way: Switch.of(pixels, way[0], scenes[0], scenes[1]) for way, pixels in switched.items()}
+        seen = observed(story_FCHW)
         begins = [pixel_frames(SEGMENT * i) for i in range(SEGMENTS)]
         is_right = right(seen, [*zip(begins, scenes, strict=True)])
         return cls(switches, stacked(is_right), tuple(jump(seen, begin) for begin in begins[1:]))
@@ -195,7 +195,7 @@ def story_table(stories: Sequence[Story]) -> Table:
         jumps = [story.jumps[segment - 1] for story in stories]
         rows.append((segment + 1, *shares(right_SAF), estimate(jumps, np.median) if segment else None))
     columns = (("segment", "d"), *((name, ".1%") for name in ATTRIBUTES), ("median jump, px", ".1f"))
-    note = f"{SEGMENTS} prompts of {SEGMENT} latents; every switch a recache with the sink kept; from a second after it."
+    note = f"{SEGMENTS} prompts of {SEGMENT} latents; every switch a recache, sink kept; from a second after it."
     return Table("Five switches", columns, tuple(rows), note)
 
 
@@ -210,9 +210,6 @@ def switch_figure(stories: Sequence[Story], opening: int) -> Figure:
         ]
         plots.append(Plot(f"{name} right", "seconds from the switch", tuple(curves)))
     return Figure(f"switch_at_{opening}", tuple(plots))
-
-
-# Windows
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +295,7 @@ def windows_table(windows: Sequence[Endurance], miniature: Miniature) -> Table:
     note = (
         f"The latest second of one prompt's video; sky and area against its first second. Likeness is intersection "
         f"over union with the shape. The miniature was trained in each of these windows. Time: clean pass and "
-        f"{len(CONFIG.steps)} steps, {torch.get_num_threads()} threads."
+        f"{len(CONFIG.steps)} steps; threads: {torch.get_num_threads()}."
     )
     return Table("Windows", columns, tuple(rows), note)
 
@@ -316,9 +313,6 @@ def windows_figure(windows: Sequence[Endurance]) -> Figure:
         for title, read in kinds.items()
     ]
     return Figure("windows", tuple(plots))
-
-
-# Seeds
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,8 +356,6 @@ def apart(videos_FCHW: Sequence[Tensor]) -> tuple[Estimate, Estimate]:
     )
 
 
-# Targets
-
 AT_LEAST = {"colour": 0.95, "shape": 0.85, "motion": 0.95, "background": 0.95}
 DECAY = 0.03  # that an attribute may lose, over five switches or 240 latents
 FARTHEST = 2.0  # pixels, of a median jump
@@ -383,7 +375,9 @@ def targets(stories: Sequence[Story], released: Endurance, variety: Variety) -> 
         share = estimate(story_SGA[:, :, i])
         row(f"{name}, from a second after a switch", f"at least {least:.0%}", share, ".1%", share.value >= least)
         lost = estimate(story_SGA[:, 0, i] - story_SGA[:, -1, i])
-        row(f"{name}, lost from the first to the fifth switch", f"at most {DECAY:.0%}", lost, ".1%", lost.value <= DECAY)
+        row(
+            f"{name}, lost from the first to the fifth switch", f"at most {DECAY:.0%}", lost, ".1%", lost.value <= DECAY
+        )
     jumps = estimate([story.jumps for story in stories], np.median)
     row("median jump at a switch, px", f"at most {FARTHEST:g}", jumps, ".1f", jumps.value <= FARTHEST)
     for i, name in enumerate(AT_LEAST):

@@ -80,7 +80,12 @@ def right(observation: Observation, scenes: Sequence[tuple[int, Scene]]) -> dict
 
 
 def jump(observation: Observation, frame: int) -> float:
-    """How far the thing moves between a pixel frame and the one before, in pixels on the torus."""
+    """How far the thing moves between a pixel frame and the one before, in pixels on the torus.
+
+    As far as can be where one of them shows none.
+    """
+    if observation.area_F[frame - 1 : frame + 1].amin() < FEWEST:
+        return math.hypot(SIZE / 2, SIZE / 2)
     step = wrapped(observation.centre_F2[frame] - observation.centre_F2[frame - 1])
     return math.hypot(*step.tolist())
 
@@ -131,7 +136,7 @@ def likeness(mask_FHW: Tensor, centre_F2: Tensor) -> Tensor:
 
 @functools.cache
 def templates_SPN() -> Tensor:
-    """Each shape with its mass in the middle of the picture or up to `REACH` pixels off it, 0 or 1 in N = H W pixels."""
+    """Each shape with its mass in the middle of the picture or up to `REACH` pixels off it, 0 or 1; N = H W."""
     offset = torch.arange(-REACH, REACH + 0.5, 0.5)
     places_P2 = torch.cartesian_prod(offset, offset)
     weights = torch.eye(len(Shape))

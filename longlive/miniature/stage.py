@@ -41,6 +41,9 @@ class Stage(Sampler):
         )
         self.miniature = miniature
 
+    def __enter__(self) -> "Stage":
+        return self
+
     def prompt(self, scene: Scene) -> Prompt:
         return Prompt.of(self.miniature.text(str(scene)), str(scene))
 

@@ -18,8 +18,13 @@ LAYERS = (  # of the library, from the ground up; a module imports from the rows
     "cache",
     "model.wan model.weights model.kinds model.lora model.checkpoint model.causal model.vae model.vae_file",
     "digest replay rollout",
-    "session store text video",
+    "session store text video clip report",
     "session_file sampler",
+    "miniature.grammar miniature.world miniature.films miniature.measure miniature.text miniature.files",
+    "miniature.stage miniature.claims evaluate",
+    "miniature.training.optimizer miniature.training.trainer miniature.training.export miniature.training.strip",
+    "miniature.training.teacher miniature.training.vae miniature.training.bank miniature.training.dit",
+    "miniature.training.__main__",
     "tune",
     "verify demo",
     "__main__",
@@ -27,7 +32,8 @@ LAYERS = (  # of the library, from the ground up; a module imports from the rows
 ORDER = [name for row in LAYERS for name in row.split()]
 HOST = ("comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "latent_preview", "nodes", "server")
 OPTIONAL = (
-    "accelerate", "diffusers", "flash_attn", "flash_attn_interface", "ftfy", "peft", "sageattention", "transformers",
+    "accelerate", "diffusers", "flash_attn", "flash_attn_interface", "ftfy", "matplotlib", "peft", "sageattention",
+    "transformers",
 )  # fmt: skip
 DANGEROUS_MODULES = {"pickle", "cPickle", "dill", "marshal", "shelve", "subprocess", "runpy", "code", "pty", "ctypes"}
 DANGEROUS_CALLS = {"eval", "exec", "compile", "__import__"}

@@ -94,8 +94,8 @@ COUNTER = textwrap.dedent("""
 
 
 def test_law_a_training_killed_at_any_step_goes_on(tmp_path):
-    def run(folder, **options) -> subprocess.Popen:
-        return subprocess.Popen([sys.executable, "-c", COUNTER, str(folder)], stdout=subprocess.PIPE, text=True, **options)
+    def run(folder) -> subprocess.Popen:
+        return subprocess.Popen([sys.executable, "-c", COUNTER, str(folder)], stdout=subprocess.PIPE, text=True)
 
     wanted, _ = run(tmp_path / "whole").communicate(timeout=60)
     draw, state = random.Random(1), tmp_path / "killed" / "counter.state.safetensors"

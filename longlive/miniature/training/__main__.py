@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     torch.set_num_threads(options.threads)
     folder = options.folder
-    vae_file, dit_file = (options.weights or folder) / VAE.name, (options.weights or folder) / DIT.name
+    vae_file, dit_file = folder / VAE.name, folder / DIT.name
 
     if not vae_file.exists():
         training = VaeTraining(scaled(VaeRecipe(), options.scale))
@@ -63,7 +63,6 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m longlive.miniature.training", description=__doc__, formatter_class=formatter
     )
     top.add_argument("--folder", type=Path, default=Path(".cache/miniature"), help="where the training goes on from")
-    top.add_argument("--weights", type=Path, help="where the finished weights go, if not into the folder")
     top.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
     top.add_argument("--scale", type=float, default=1.0, help="of all steps and films; 0.05 is a trial of minutes")
     return top

@@ -42,11 +42,11 @@ def film_of(pattern: Pattern, number: int) -> Film:
 
 def opened(path: Path, vae: WanVAE, plan: dict[Pattern, tuple[int, int]]) -> Bank:
     """The bank in `path`, made if it is not there; `plan` says how many films of how many latents each pattern has."""
-    if not path.exists():
-        write_atomically(
-            path, {key(pattern): torch.cat([*_encoded(vae, pattern, *size)]) for pattern, size in plan.items()}
-        )
-    latents = load_file(path)
+    latents = load_file(path) if path.exists() else {}
+    for pattern, size in plan.items():
+        if key(pattern) not in latents:
+            latents[key(pattern)] = torch.cat([*_encoded(vae, pattern, *size)])
+            write_atomically(path, latents)
     return {
         pattern: Shelf(tuple(film_of(pattern, number) for number in range(count)), latents[key(pattern)])
         for pattern, (count, _) in plan.items()

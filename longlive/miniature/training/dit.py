@@ -49,7 +49,8 @@ def frames_of(pattern: Pattern) -> int:
     return min(FRAMES, pattern[-1] + BLOCKS_AFTER * BLOCK) if pattern else FRAMES
 
 
-PLAN = {pattern: (SIZES[len(pattern)], frames_of(pattern)) for pattern in PATTERNS}
+OPENINGS: Pattern = (FRAMES,)  # films of which only the first block is looked at
+PLAN = {pattern: (SIZES[len(pattern)], frames_of(pattern)) for pattern in PATTERNS} | {OPENINGS: (1536, BLOCK)}
 CELLS = (8, 8)
 
 
@@ -58,8 +59,10 @@ class DitRecipe:
     """How the network is trained."""
 
     seed: int = 0
-    steps: int = 5000
+    steps: int = 2600
     batch: int = 8  # films of a step
+    openings: int = 24  # films of a step of which only the first block is learnt: it is all that prompts alone give
+    openings_from: int = 833  # step; those before did without
     rate: float = 1.5e-3
     warmup: int = 100
     decay: float = 0.5  # the last share of the steps in which the rate falls to zero
@@ -120,10 +123,21 @@ class DitTraining:
         past = truth if context is None else context
         figures = self.learn(plan, sight, [films[i] for i in chosen], truth, past, noise, is_own)
 
+        if n >= recipe.openings_from:
+            figures["first"] = self.learn_openings(draw, noise)
+
         left = (recipe.steps - n) / (recipe.decay * recipe.steps)
         self.optimizer.step(recipe.rate * min(1.0, (n + 1) / recipe.warmup, left))
         self.num_steps += 1
         return figures
+
+    def learn_openings(self, draw: random.Random, noise: torch.Generator) -> float:
+        """First blocks of many films; their loss."""
+        shelf = self.bank[OPENINGS]
+        chosen = draw.sample(range(len(shelf.films)), min(self.recipe.openings, len(shelf.films)))
+        plan, sight = planned(RolloutConfig(), (), (0,), Boundary.RECACHE, 0)
+        truth = shelf.latents[chosen].float()
+        return self.learn(plan, sight, [shelf.films[i] for i in chosen], truth, truth, noise, True)["loss"]
 
     def learn(
         self,
@@ -147,7 +161,7 @@ class DitTraining:
         draw = torch.randn(target.shape, generator=noise)
         x_t = torch.lerp(target, draw, sigma[..., None, None, None])
         timesteps = torch.cat([torch.zeros(batch, len(clean)), 1000 * sigma], dim=1)
-        rows = torch.stack([prompt_rows(film) for film in films])
+        rows = torch.stack([prompt_rows(film)[: plan.segments * ROWS] for film in films])
         with half_precision():
             found = flow(self.wan, plan, sight, torch.cat([past, x_t], dim=1), timesteps, rows)
         error = (found.float() - (draw - target)).square().mean((2, 3, 4))
