@@ -80,14 +80,23 @@ def right(observation: Observation, scenes: Sequence[tuple[int, Scene]]) -> dict
 
 
 def jump(observation: Observation, frame: int) -> float:
-    """How far the thing moves between a pixel frame and the one before, in pixels on the torus.
+    """How far the thing moves between a pixel frame and the one before, in pixels on the torus."""
+    return _way(observation, frame - 1, frame)
 
-    As far as can be where one of them shows none.
+
+def leap(observation: Observation, frame: int, frames: int) -> float:
+    """How many pixels farther the thing is, `frames` after the pixel frame before `frame`, than it can have moved.
+
+    A decoder spreads a cut over several pixel frames; what is not in its place after them has leapt all the same.
     """
-    if observation.area_F[frame - 1 : frame + 1].amin() < FEWEST:
+    return max(0.0, _way(observation, frame - 1, frame - 1 + frames) - SPEED * frames)
+
+
+def _way(observation: Observation, begin: int, end: int) -> float:
+    """How far apart the thing is in two pixel frames; as far as can be where one of them shows none."""
+    if observation.area_F[[begin, end]].amin() < FEWEST:
         return math.hypot(SIZE / 2, SIZE / 2)
-    step = wrapped(observation.centre_F2[frame] - observation.centre_F2[frame - 1])
-    return math.hypot(*step.tolist())
+    return math.hypot(*wrapped(observation.centre_F2[end] - observation.centre_F2[begin]).tolist())
 
 
 def sky_correlation(sky_HW: Tensor, other_HW: Tensor) -> float:

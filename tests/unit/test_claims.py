@@ -100,6 +100,7 @@ def test_only_a_true_cut_jumps_and_changes_the_sky(stories):
     for row in rows(claims.continuity_table(stories)):
         is_cut = row["memory"] == "discard"
         assert (row["median jump, px"]["value"] > 6) == is_cut
+        assert (row["median leap, px"]["value"] > 3) == is_cut
         assert (row["sky correlation"]["value"] < 0.7) == is_cut
 
 

@@ -7,7 +7,7 @@ import torch
 
 from longlive.miniature.films import numbered, random_film, random_sky
 from longlive.miniature.grammar import ATTRIBUTES, Background, Colour, Motion, Scene, Shape
-from longlive.miniature.measure import FEWEST, NOTHING, jump, observed, right, sky_correlation
+from longlive.miniature.measure import FEWEST, NOTHING, jump, leap, observed, right, sky_correlation
 from longlive.miniature.world import FADE, SIZE, SPEED, STEP, Film, render
 
 SWITCH, FRAMES = 21, 45
@@ -47,6 +47,13 @@ def test_a_switch_without_a_break_is_no_jump(films):
     for film, pixels in zip(*films, strict=True):
         step = SPEED * any(STEP[film.scenes[1][1].motion])
         assert abs(jump(observed(pixels), SWITCH) - step) < 0.6
+
+
+def test_a_turn_at_a_switch_is_no_leap_and_a_way_that_cannot_be_walked_is_one(films):
+    for pixels in films[1]:
+        assert leap(observed(pixels), SWITCH, FADE) < 3
+        rolled = torch.cat([pixels[:SWITCH], pixels[SWITCH:].roll(24, -1)])
+        assert leap(observed(rolled), SWITCH, FADE) > 6
 
 
 def test_a_thing_that_is_elsewhere_or_gone_jumps():
