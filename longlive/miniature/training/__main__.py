@@ -42,18 +42,18 @@ def main(arguments: list[str] | None = None) -> int:
     vae_file, dit_file = folder / VAE.name, folder / DIT.name
 
     if not vae_file.exists():
-        training = VaeTraining(scaled(VaeRecipe(), options.scale))
-        train(training, folder, "vae", look=lambda: look_at_vae(training.vae, folder))
-        export.fold(training.vae, *statistics(training.vae))
-        export.save(training.vae, vae_file, about(training.recipe))
+        of_vae = VaeTraining(scaled(VaeRecipe(), options.scale))
+        train(of_vae, folder, "vae", look=lambda: look_at_vae(of_vae.vae, folder))
+        export.fold(of_vae.vae, *statistics(of_vae.vae))
+        export.save(of_vae.vae, vae_file, about(of_vae.recipe))
     vae = load_vae(vae_file, dtype=torch.float32)
     figures = quality(vae)
     log.info("VAE on films it has not seen: %.1f dB, the thing %.1f dB", *figures)
     if not dit_file.exists():
         bank = opened(folder / "films.safetensors", vae, scaled_plan(options.scale))
-        training = DitTraining(scaled(DitRecipe(), options.scale), bank)
-        train(training, folder, "dit", look=lambda: look_at_dit(training.wan, vae, folder))
-        export.save(training.model, dit_file, about(training.recipe))
+        of_dit = DitTraining(scaled(DitRecipe(), options.scale), bank)
+        train(of_dit, folder, "dit", look=lambda: look_at_dit(of_dit.wan, vae, folder))
+        export.save(of_dit.model, dit_file, about(of_dit.recipe))
     return 0
 
 

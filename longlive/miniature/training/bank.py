@@ -7,13 +7,14 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...config import pixel_frames
 from ...model.vae import WanVAE, normalised
 from ...store import write_atomically
 from ..films import numbered, random_film
 from ..world import Film, render
+from .optimizer import lay_channels_last
 from .vae import encoded
 
 log = logging.getLogger(__name__)
@@ -61,9 +62,7 @@ def key(pattern: Pattern) -> str:
 @torch.no_grad()
 def _encoded(vae: WanVAE, pattern: Pattern, count: int, frames: int) -> Iterator[Tensor]:
     log.info("encoding %d films of %d latents, changing at %s", count, frames, pattern or "no frame")
-    for module in vae.modules():
-        if isinstance(module, nn.Conv3d):
-            module.to(memory_format=torch.channels_last_3d)
+    lay_channels_last(vae)
     for first in range(0, count, AT_ONCE):
         films = [film_of(pattern, number) for number in range(first, min(count, first + AT_ONCE))]
         pixels, _ = render(films, pixel_frames(frames))

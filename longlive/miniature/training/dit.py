@@ -28,7 +28,7 @@ from ..films import numbered
 from ..grammar import Scene
 from ..world import Film
 from .bank import Bank, Pattern
-from .optimizer import Optimizer
+from .optimizer import Optimizer, lay_channels_last
 from .teacher import ROWS, Lesson, Sight, flow, lesson, sight_of
 from .trainer import joined, part
 
@@ -278,5 +278,5 @@ def begun(model: WanModel, generator: torch.Generator) -> WanModel:
                 weight.normal_(0, 0.02, generator=generator)
             else:
                 weight.normal_(0, weight[0].numel() ** -0.5, generator=generator)
-        model.patch_embedding.to(memory_format=torch.channels_last_3d)
+    lay_channels_last(model)
     return model

@@ -20,14 +20,12 @@ def fold(vae: WanVAE, mean: Tensor, std: Tensor) -> None:
     wan_mean, wan_std = torch.tensor(LATENT_MEAN), torch.tensor(LATENT_STD)
     gain = wan_std / std
     channels = len(mean)
+    encoder_bias, decoder_bias = vae.get_parameter("conv1.bias"), vae.get_parameter("conv2.bias")
     with torch.no_grad():
-        conv = vae.conv1
-        conv.weight[:channels] *= gain.view(-1, 1, 1, 1, 1)
-        conv.bias[:channels] = (conv.bias[:channels] - mean) * gain + wan_mean
-        conv = vae.conv2
-        undone = conv.weight / gain.view(1, -1, 1, 1, 1)
-        conv.bias += conv.weight[:, :, 0, 0, 0] @ (mean - wan_mean / gain)
-        conv.weight.copy_(undone)
+        vae.conv1.weight[:channels] *= gain.view(-1, 1, 1, 1, 1)
+        encoder_bias[:channels] = (encoder_bias[:channels] - mean) * gain + wan_mean
+        decoder_bias += vae.conv2.weight[:, :, 0, 0, 0] @ (mean - wan_mean / gain)
+        vae.conv2.weight /= gain.view(1, -1, 1, 1, 1)
 
 
 def save(module: WanModel | WanVAE, path: Path, about: dict[str, str]) -> None:

@@ -56,6 +56,14 @@ class Optimizer:
         return ("muon", self.muon), ("adamw", self.adamw)
 
 
+def lay_channels_last(module: nn.Module) -> None:
+    """Put the weights of convolutions into the layout that is fastest on a CPU, and that `as_matrix` can view."""
+    for parameter in module.parameters():
+        layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(parameter.ndim)
+        if layout:
+            parameter.data = parameter.data.contiguous(memory_format=layout)
+
+
 def is_matrix(parameter: Tensor) -> bool:
     return parameter.ndim > 1 and min(parameter.shape[0], parameter.shape[1]) >= 16
 

@@ -54,16 +54,17 @@ def train(
         log.info("%s: resumed at step %d", name, training.num_steps)
         cut(curve, training.num_steps)
     begun = saved = time.monotonic()
-    sums: dict[str, float] = {}
+    figures: dict[str, list[float]] = {}
     while not training.done:
         for key, value in training.step().items():
-            sums[key] = sums.get(key, 0.0) + value / LOG_EVERY
+            figures.setdefault(key, []).append(value)
         if training.num_steps % LOG_EVERY == 0:
-            line = {"step": training.num_steps, **{key: round(value, 4) for key, value in sums.items()}}
+            means = {key: round(sum(values) / len(values), 4) for key, values in figures.items()}
+            line = {"step": training.num_steps, **means}
             log.info("%s: %s, %.0f s", name, line, time.monotonic() - begun)
             with curve.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-            sums.clear()
+            figures.clear()
         if training.done or time.monotonic() - saved > save_every:
             state = {key: value.contiguous() for key, value in training.state().items()}
             write_atomically(path, state, {"steps": str(training.num_steps)})

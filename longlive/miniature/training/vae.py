@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ...model.vae import Down, Past, Residual, Up, WanVAE
+from ...model.vae import Past, WanVAE
 from ..films import numbered, random_film
 from ..world import SIZE, mask_of_crop, render
-from .optimizer import Optimizer
+from .optimizer import Optimizer, lay_channels_last
 from .trainer import joined, part
 
 WIDTH = 16  # of the first level; Wan2.1's is 96
@@ -46,11 +46,7 @@ class VaeTraining:
     def __init__(self, recipe: VaeRecipe) -> None:
         self.recipe, self.num_steps = recipe, 0
         vae = begun(WanVAE(WIDTH), torch.Generator().manual_seed(recipe.seed))
-        for module in vae.modules():
-            if isinstance(module, nn.Conv3d):
-                module.to(memory_format=torch.channels_last_3d)
-            elif isinstance(module, nn.Conv2d):
-                module.to(memory_format=torch.channels_last)
+        lay_channels_last(vae)
         self.vae = vae
         self.optimizer = Optimizer(vae, recipe.rate)
 
@@ -120,22 +116,20 @@ def begun(vae: WanVAE, generator: torch.Generator) -> WanVAE:
                 newest = module.weight[:, :, -1:] if module.weight.ndim == 5 else module.weight
                 gain = 2.0 if module.kernel_size[-1] > 1 else 1.0
                 drawn = torch.empty(newest.shape).normal_(0, math.sqrt(gain / newest[0].numel()), generator=generator)
-                module.weight.zero_()
+                nn.init.zeros_(module.weight)
                 newest.copy_(drawn)
-                module.bias.zero_()
-        for module in vae.modules():
-            if isinstance(module, Residual):
-                module.residual[6].weight.mul_(0.5)
-            if isinstance(module, Down):  # the mean of four pixels, and a little noise
-                conv = module.resample[1]
-                conv.weight.mul_(0.1)
-                for channel in range(conv.in_channels):
-                    conv.weight[channel, channel, :2, :2] += 0.25
-            if isinstance(module, Down | Up) and module.time_conv is not None:  # the newest frame as it is
-                module.time_conv.weight.zero_()
-                for out in range(module.time_conv.out_channels):
-                    module.time_conv.weight[out, out % module.time_conv.in_channels, -1] = 1.0
-        vae.decoder.head[2].weight.mul_(0.1)
+        for name, weight in vae.named_parameters():
+            if name.endswith("bias"):
+                weight.zero_()
+            elif name.endswith("residual.6.weight"):  # the second convolution beside a shortcut
+                weight.mul_(0.5)
+            elif "downsamples" in name and name.endswith("resample.1.weight"):
+                weight.mul_(0.1)  # a little noise on the mean of four pixels
+                weight[..., :2, :2] += 0.25 * torch.eye(len(weight))[..., None, None]
+            elif name.endswith("time_conv.weight"):  # the newest frame as it is, twice where frames are doubled
+                weight.zero_()
+                weight[:, :, -1, 0, 0] = torch.eye(weight.shape[1]).repeat(weight.shape[0] // weight.shape[1], 1)
+        vae.get_parameter("decoder.head.2.weight").mul_(0.1)
         for conv in (vae.conv1, vae.conv2):
             nn.init.eye_(conv.weight[:, :, 0, 0, 0])
     return vae
