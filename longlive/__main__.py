@@ -20,7 +20,7 @@ from .digest import digest
 from .errors import CheckpointError, ConfigError, LongLiveError, ScriptError, SessionError
 from .evaluate import evaluate
 from .miniature import claims
-from .miniature.files import DIT, VAE, load_miniature, present
+from .miniature.files import DIT, VAE, check_size, load_miniature, present
 from .miniature.text import MiniatureText
 from .miniature.world import SIZE
 from .model.causal import CausalWan
@@ -192,11 +192,8 @@ def size_of(options: argparse.Namespace) -> tuple[int, int]:
     """Width and height in pixels. Raises ConfigError for a size the miniature was not trained for."""
     usual = (SIZE, SIZE) if options.miniature else RELEASED_SIZE
     width, height = (asked or default for asked, default in zip((options.width, options.height), usual, strict=True))
-    if options.miniature and (width, height) != usual:
-        raise ConfigError(
-            f"the miniature makes {SIZE} x {SIZE} pixels and nothing else, not {width} x {height}; "
-            f"leave --width and --height out"
-        )
+    if options.miniature:
+        check_size(width, height)
     return width, height
 
 

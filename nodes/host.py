@@ -37,6 +37,14 @@ SAMPLER_FUNCTIONS = (
 )
 HARMLESS = {"pooled_output", "unprojected"}  # of a CONDITIONING; Wan2.1 reads the embedding alone
 STORE_BYTES = 4 << 30  # 90 minutes at 832 x 480
+SIZE_CHECK = "longlive_size_check"  # attachment of a MODEL that makes one size only
+
+
+def check_size(patcher: ModelPatcher, width: int, height: int) -> None:
+    """Refuse pixels that a MODEL was not trained for, where it knows. Raises ConfigError."""
+    check = patcher.get_attachment(SIZE_CHECK)
+    if check:
+        check(width, height)
 
 
 def causal_model(patcher: ModelPatcher) -> CausalWan:

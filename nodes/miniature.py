@@ -5,9 +5,10 @@ import comfy.utils
 from comfy_api.latest import io
 from comfy_execution.utils import get_executing_context
 
-from ..longlive.miniature.files import DIT, VAE, load_miniature
+from ..longlive.miniature.files import DIT, VAE, check_size, load_miniature
 from ..longlive.miniature.grammar import complaints, parse
 from ..longlive.miniature.text import MiniatureText
+from .host import SIZE_CHECK
 
 
 class Miniature(io.ComfyNode):
@@ -36,6 +37,7 @@ class Miniature(io.ComfyNode):
     def execute(cls) -> io.NodeOutput:
         load_miniature()  # refuses files that are missing, damaged or something else, in sentences of ours
         model = comfy.sd.load_diffusion_model(str(DIT))
+        model.set_attachments(SIZE_CHECK, check_size)
         vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(VAE)))
         return io.NodeOutput(model, MiniatureCLIP(), vae)
 

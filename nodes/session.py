@@ -30,14 +30,28 @@ class NewSession(io.ComfyNode):
             description="Begins a long video: a model, a size, a seed. Samplers and switches make it longer.",
             search_aliases=["longlive", "long video", "start video", "causal video"],
             inputs=[
-                io.Model.Input("model", tooltip="From LongLive Model Loader or Load Diffusion Model."),
+                io.Model.Input("model", tooltip="From LongLive Miniature, its Model Loader or Load Diffusion Model."),
                 io.Conditioning.Input(
                     "conditioning",
                     optional=True,
                     tooltip="What the video begins with. Leave it out if a LongLive Timeline follows.",
                 ),
-                io.Int.Input("width", default=832, min=16, max=4096, step=16, tooltip="Pixels; trained for 832."),
-                io.Int.Input("height", default=480, min=16, max=4096, step=16, tooltip="Pixels; trained for 480."),
+                io.Int.Input(
+                    "width",
+                    default=832,
+                    min=16,
+                    max=4096,
+                    step=16,
+                    tooltip="Pixels: 832, or 64 for the miniature.",
+                ),
+                io.Int.Input(
+                    "height",
+                    default=480,
+                    min=16,
+                    max=4096,
+                    step=16,
+                    tooltip="Pixels: 480, or 64 for the miniature.",
+                ),
                 io.Int.Input(
                     "seed",
                     default=0,
@@ -55,6 +69,7 @@ class NewSession(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, width: int, height: int, seed: int, conditioning=None, options=None) -> io.NodeOutput:
+        host.check_size(model, width, height)
         causal = host.causal_model(model)
         session = Session.start(
             host.prompt_of(conditioning, model) if conditioning else None,

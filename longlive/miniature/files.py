@@ -5,12 +5,13 @@ from pathlib import Path
 
 import torch
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ConfigError
 from ..model.causal import CausalWan
 from ..model.checkpoint import load_model
 from ..model.vae import WanVAE
 from ..model.vae_file import load_vae
 from .text import MiniatureText
+from .world import SIZE
 
 WEIGHTS = Path(__file__).parent / "weights"
 DIT = WEIGHTS / "longlive_miniature.safetensors"
@@ -31,6 +32,15 @@ def load_miniature(*, device: torch.device | str = "cpu", dtype: torch.dtype = t
     present(DIT, VAE)
     tree, _ = load_model(DIT, dtype=dtype, device=device)
     return Miniature(CausalWan.of_tree(tree), load_vae(VAE, device=device, dtype=dtype), MiniatureText())
+
+
+def check_size(width: int, height: int) -> None:
+    """Refuse pixels that the miniature was not trained for. Raises ConfigError."""
+    if (width, height) != (SIZE, SIZE):
+        raise ConfigError(
+            f"the miniature makes {SIZE} x {SIZE} pixels and nothing else, not {width} x {height}; "
+            f"set width and height to {SIZE}"
+        )
 
 
 def present(*paths: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from comfy import HostError
 from graphs import WORKFLOWS, example, node
 from hosts import NEWEST, OLDEST
 from inside import inside
@@ -53,6 +54,16 @@ def test_it_is_loaded_once(host):
 
     assert "miniature" in again.cached
     assert "text" in again.executed
+
+
+def test_another_size_is_refused(host):
+    graph = {
+        "miniature": node("LongLiveMiniature"),
+        "session": node("LongLiveSession", model=["miniature", 0], width=832, height=480, seed=0),
+        "info": node("LongLiveSessionInfo", session=["session", 0]),
+    }
+    with pytest.raises(HostError, match="the miniature makes 64 x 64 pixels and nothing else, not 832 x 480"):
+        host.run(graph)
 
 
 def test_a_word_outside_the_grammar_is_told(host):
