@@ -190,8 +190,8 @@ def files_of(options: argparse.Namespace) -> tuple[Path, Path]:
 
 def size_of(options: argparse.Namespace) -> tuple[int, int]:
     """Width and height in pixels. Raises ConfigError for a size the miniature was not trained for."""
-    usual = (SIZE, SIZE) if options.miniature else RELEASED_SIZE
-    width, height = (asked or default for asked, default in zip((options.width, options.height), usual, strict=True))
+    asked_size, usual = (options.width, options.height), (SIZE, SIZE) if options.miniature else RELEASED_SIZE
+    width, height = (default if asked is None else asked for asked, default in zip(asked_size, usual, strict=True))
     if options.miniature:
         check_size(width, height)
     return width, height
@@ -242,9 +242,10 @@ def written(path: Path) -> str:
 
 def device_of(name: str) -> torch.device:
     try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"there is no device {name!r}; use cpu, cuda or cuda:0") from error
+        torch.empty(0, device=name).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"there is no device {name!r} here; use cpu, cuda or cuda:0") from error
+    return torch.device(name)
 
 
 def mp4(name: str) -> Path:
@@ -310,6 +311,8 @@ def enlarged(pixels_BFCHW: Tensor, times: int) -> Tensor:
 
 
 def run_evaluate(options: argparse.Namespace) -> int:
+    if options.miniature and (options.script or options.clip):
+        raise ConfigError("--script and --clip belong to a video; leave them out with --miniature")
     if options.miniature:
         found = claims.report(load_miniature(), options.seeds)
     else:

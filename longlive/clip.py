@@ -4,7 +4,7 @@ Dimension key: F pictures, H rows, W columns, D width of the space that pictures
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as nnf
@@ -42,9 +42,15 @@ class Clip:
             )
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            model = CLIPModel.from_pretrained(folder, local_files_only=True)
+            loaded = CLIPModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(f"the CLIP model in {folder} cannot be loaded: {error}") from error
+        model, found = cast("tuple[CLIPModel, dict]", loaded)
+        if missing := sorted(found["missing_keys"]):
+            raise CheckpointError(
+                f"the model in {folder} lacks {len(missing)} tensors of CLIP, {missing[0]!r} first; "
+                f"give the folder of a CLIP model, whole"
+            )
         return cls(tokenizer, model.eval().requires_grad_(False))
 
     def pictures(self, bytes_FHW3: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from av.error import FFmpegError
 from torch import Tensor
 
 from .clip import Clip
-from .config import pixel_frames
+from .config import RolloutConfig, pixel_frames
 from .errors import EvaluationError, ScriptError
 from .miniature import grammar
 from .miniature.measure import jump, observed, right
@@ -71,23 +71,24 @@ class Span:
     prompt: str = ""
 
 
-def evaluate(path: Path, segments: Sequence[Segment] = (), clip: Clip | None = None, *, block: int = 3) -> Report:
-    """Measure a video; `segments`, where they are known, are what it was made along, in blocks of `block` latents.
+def evaluate(path: Path, segments: Sequence[Segment] = (), clip: Clip | None = None) -> Report:
+    """Measure a video; `segments`, where they are known, are what it was made along, in blocks of the released size.
 
     Raises EvaluationError for a file that is no video, and ScriptError for segments of another length, or none for
     CLIP to compare with.
     """
     if clip and not segments:
         raise ScriptError("CLIP compares pictures with prompts, but there are none; give the script of the video too")
-    look = look_at(path, clip)
-    spans = spans_of(segments, look.frames, block)
+    is_world = bool(segments) and not any(grammar.complaints(segment.prompt) for segment in segments)
+    look = look_at(path, clip, is_world=is_world)
+    spans = spans_of(segments, look.frames)
     tables = [segments_table(look, spans, clip), drift_table(look)]
-    if look.world_FCHW is not None and not any(grammar.complaints(span.prompt) for span in spans):
+    if look.world_FCHW is not None:
         tables.append(words_table(look.world_FCHW, spans, look.second))
     return Report(path.name, tuple(tables), (drift_figure(look),))
 
 
-def look_at(path: Path, clip: Clip | None = None) -> Look:
+def look_at(path: Path, clip: Clip | None = None, *, is_world: bool = False) -> Look:
     """Look through a video file once."""
     with opened(path) as (fps, passes):
         second = max(1, round(fps))
@@ -101,7 +102,7 @@ def look_at(path: Path, clip: Clip | None = None) -> Look:
             chosen = [i for i in range(len(bytes_FHW3)) if (start + i) % second == second // 2]
             if clip and chosen:
                 clips |= zip([start + i for i in chosen], clip.pictures(bytes_FHW3[chosen]), strict=True)
-            if is_of_world(*bytes_FHW3.shape[1:3]):
+            if is_world and is_of_world(*bytes_FHW3.shape[1:3]):
                 world.append(shrunk(bytes_FHW3, SIZE) / 127.5 - 1)
             before_1HW3, start = bytes_FHW3[-1:], start + len(bytes_FHW3)
     if not start:
@@ -124,7 +125,11 @@ def opened(path: Path) -> Iterator[tuple[float, Iterator[Tensor]]]:
 
 def passes_of(container: InputContainer) -> Iterator[Tensor]:
     waiting: list[np.ndarray] = []
+    size = None
     for frame in container.decode(video=0):
+        size = size or (frame.width, frame.height)
+        if (frame.width, frame.height) != size:
+            raise EvaluationError(f"the pictures change from {size} to {(frame.width, frame.height)}; give one size")
         waiting.append(frame.to_ndarray(format="rgb24"))
         if len(waiting) == PASS:
             yield torch.from_numpy(np.stack(waiting))
@@ -158,15 +163,16 @@ def is_of_world(rows: int, columns: int) -> bool:
     return rows == columns and rows % SIZE == 0
 
 
-def spans_of(segments: Sequence[Segment], frames: int, block: int) -> list[Span]:
+def spans_of(segments: Sequence[Segment], frames: int) -> list[Span]:
     """The pixel frames of each segment, or one span of all. Raises ScriptError for a video of another length."""
     if not segments:
         return [Span(0, frames)]
+    block = RolloutConfig().block
     ends = [pixel_frames(end) for end in accumulate((segment.blocks * block for segment in segments), initial=0)]
     if ends[-1] != frames:
         raise ScriptError(
             f"the script makes {ends[-1]} pixel frames, but the video has {frames}; "
-            f"give the whole script that the video was made along"
+            f"give the whole script that the video was made along, in blocks of {block} latents"
         )
     return [Span(*ends, segment.prompt) for segment, ends in zip(segments, pairwise(ends), strict=True)]
 

@@ -55,7 +55,7 @@ def report(miniature: Miniature, seeds: int) -> Report:
         variety = Variety.of(miniature, seeds, bar.update)
     released = windows[CONFIG.window, CONFIG.sink]
     return Report(
-        f"The miniature over {seeds} seeds",
+        f"The miniature over {seeds} seeds, {CONFIG.positions} positions",
         (
             targets(stories, released, variety),
             adherence_table(stories),

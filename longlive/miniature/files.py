@@ -48,6 +48,5 @@ def present(*paths: Path) -> None:
     for path in paths:
         if not path.is_file():
             raise CheckpointError(
-                f"the miniature's file {path} is missing; it is part of the pack: install the pack again, "
-                f"or train the miniature anew with `make miniature`"
+                f"the miniature's file {path} is missing; it is part of the pack, so install the pack again"
             )

@@ -92,6 +92,9 @@ def complaints(prompt: str) -> list[str]:
         if len(named) != 1:
             problem = f"names {' and '.join(named)}" if named else f"names no {name}"
             found.append(f"the prompt {prompt!r} {problem}; the miniature needs one {name}: {', '.join(kind)}")
+    for names in (NORTH_TO_SOUTH, WEST_TO_EAST):
+        if len(both := [name for name in names if name and name in words]) > 1:
+            found.append(f"the prompt {prompt!r} begins in the {' and the '.join(both)}; choose one")
     return found
 
 

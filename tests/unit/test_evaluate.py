@@ -67,12 +67,12 @@ def test_a_cut_is_a_discontinuity_and_a_pan_is_none(tmp_path):
     assert discontinuity(look, 21) == pytest.approx(1, abs=0.3)
     look = look_at(write(tmp_path / "cut.mp4", torch.cat([pan[:21], -pan[21:]])))
     assert discontinuity(look, 21) > 5
-    (span,) = spans_of((), look.frames, 3)
+    (span,) = spans_of((), look.frames)
     assert consistency(look, span) < 0.5
 
 
 def test_segments_begin_where_their_latents_do():
-    spans = spans_of([Segment("one", 4), Segment("two", 1), Segment("three", 2)], 81, 3)
+    spans = spans_of([Segment("one", 4), Segment("two", 1), Segment("three", 2)], 81)
     assert [(span.first, span.end, span.prompt) for span in spans] == [
         (0, 45, "one"),
         (45, 57, "two"),
@@ -82,7 +82,7 @@ def test_segments_begin_where_their_latents_do():
 
 def test_a_script_of_another_length_is_refused():
     with pytest.raises(ScriptError, match=r"makes 9 pixel frames, but the video has 10; give the whole script"):
-        spans_of([Segment("one", 1)], 10, 3)
+        spans_of([Segment("one", 1)], 10)
 
 
 @pytest.mark.parametrize("name", ["world", "large"])

@@ -38,6 +38,7 @@ def test_capitals_and_punctuation_do_not_matter():
         ("a ring moves left at night", "names no colour; the miniature needs one colour: red, yellow"),
         ("a red blue ring moves left at night", "names blue and red; the miniature needs one colour"),
         ("", "names no colour"),
+        ("a red ring moves left at night from the north south", "begins in the north and the south; choose one"),
     ],
 )
 def test_a_prompt_outside_the_grammar_is_named(prompt, says):

@@ -8,19 +8,23 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 
+from longlive.errors import CheckpointError
 from longlive.miniature.training import export
 from longlive.miniature.training.bank import Shelf, film_of
-from longlive.miniature.training.dit import PLAN, DitRecipe, DitTraining
+from longlive.miniature.training.dit import FRAMES, PLAN, DitRecipe, DitTraining
 from longlive.miniature.training.trainer import train
 from longlive.miniature.training.vae import VaeRecipe, VaeTraining, begun, decoded, encoded
 from longlive.model.vae import WanVAE, decode, encode
 
 TINY_VAE = VaeRecipe(steps=4, batch=4, pixel_frames=5, warmup=2)
-TINY_DIT = DitRecipe(steps=4, batch=2, own_from=0.3, own_every=1, own_share=(0.7, 0.7), warmup=2)
+TINY_DIT = DitRecipe(
+    steps=4, batch=2, own_from=0, own_every=1, own_share=(0.7, 0.7), warmup=2, openings=2, openings_from=0
+)
 
 
 def random_bank():
@@ -44,7 +48,7 @@ def test_law_a_resumed_training_gives_the_same_weights_bit_for_bit(name, tmp_pat
         whole.step()
 
     stopped = TRAININGS[name]()
-    stopped.step()
+    stopped.step(), stopped.step()
     with pytest.raises(KeyboardInterrupt):
         train(stopped, tmp_path, name, save_every=0, look=interrupt)
     resumed = TRAININGS[name]()
@@ -62,7 +66,11 @@ def test_the_state_of_a_training_is_small(tmp_path):
     for name, make in TRAININGS.items():
         training = make()
         training.step()
-        assert sum(value.nbytes for value in training.state().values()) < 80e6, name
+        num_bytes = sum(value.nbytes for value in training.state().values())
+        if isinstance(training, DitTraining):  # as many rollouts as it keeps at most, of the largest batch
+            full = DitRecipe()
+            num_bytes += full.own_held * full.batch * FRAMES * 16 * 8 * 8 * 4
+        assert num_bytes < 80e6, name
 
 
 COUNTER = textwrap.dedent("""
@@ -73,7 +81,7 @@ COUNTER = textwrap.dedent("""
 
     class Counter:
         num_steps = 0
-        total = torch.zeros(2, dtype=torch.float64)
+        total, recipe = torch.zeros(2, dtype=torch.float64), "counting"
         @property
         def done(self):
             return self.num_steps >= 60
@@ -110,7 +118,7 @@ def test_law_a_training_killed_at_any_step_goes_on(tmp_path):
     assert found == wanted
     lines = (tmp_path / "killed" / "counter.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [25, 50]
-    assert not list((tmp_path / "killed").glob("*.part*"))
+    assert not list((tmp_path / "killed").glob(".*.part"))
 
 
 @torch.no_grad()
@@ -124,6 +132,17 @@ def test_folded_latents_have_wans_statistics_and_decode_to_the_same_pixels():
     torch.testing.assert_close(latents.mean((0, 1, 3, 4)), torch.zeros(16), atol=1e-4, rtol=0)
     torch.testing.assert_close(latents.std((0, 1, 3, 4)), torch.ones(16), atol=1e-4, rtol=0)
     torch.testing.assert_close(decode(vae, latents), wanted, atol=1e-4, rtol=0)
+
+
+def test_a_state_of_another_recipe_and_a_damaged_one_are_refused(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(VaeTraining(TINY_VAE), tmp_path, "vae", save_every=0, look=interrupt)
+    other = replace(TINY_VAE, steps=5)
+    with pytest.raises(CheckpointError, match=r"was made with another recipe .*steps=4.* than is asked for .*steps=5"):
+        train(VaeTraining(other), tmp_path, "vae")
+    (tmp_path / "vae.state.safetensors").write_bytes(b"?" * 100)
+    with pytest.raises(CheckpointError, match=r"cannot be read: .*; delete it"):
+        train(VaeTraining(TINY_VAE), tmp_path, "vae")
 
 
 def test_training_decreases_the_loss():

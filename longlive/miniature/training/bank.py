@@ -15,6 +15,7 @@ from ...store import write_atomically
 from ..films import numbered, random_film
 from ..world import Film, render
 from .optimizer import lay_channels_last
+from .trainer import RECIPE, made_with
 from .vae import encoded
 
 log = logging.getLogger(__name__)
@@ -43,11 +44,12 @@ def film_of(pattern: Pattern, number: int) -> Film:
 
 def opened(path: Path, vae: WanVAE, plan: dict[Pattern, tuple[int, int]]) -> Bank:
     """The bank in `path`, made if it is not there; `plan` says how many films of how many latents each pattern has."""
+    made_with(path, plan)
     latents = load_file(path) if path.exists() else {}
     for pattern, size in plan.items():
         if key(pattern) not in latents:
             latents[key(pattern)] = torch.cat([*_encoded(vae, pattern, *size)])
-            write_atomically(path, latents)
+            write_atomically(path, latents, {RECIPE: str(plan)})
     return {
         pattern: Shelf(tuple(film_of(pattern, number) for number in range(count)), latents[key(pattern)])
         for pattern, (count, _) in plan.items()

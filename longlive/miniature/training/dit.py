@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ...config import Positions, RolloutConfig
 from ...model.causal import CausalWan
+from ...model.vae import LATENT_CHANNELS
 from ...model.wan import Geometry, WanModel
 from ...noise import counted_noise
 from ...rollout import Rollout
@@ -30,7 +31,7 @@ from ..world import Film
 from .bank import Bank, Pattern
 from .optimizer import Optimizer, lay_channels_last
 from .teacher import ROWS, Lesson, Sight, flow, lesson, sight_of
-from .trainer import joined, part
+from .trainer import joined, part, rate
 
 GEOMETRY = Geometry(dim=256, ffn_dim=1024, num_heads=2, num_layers=4, freq_dim=256, text_dim=WIDTH)
 BLOCK = 3
@@ -62,7 +63,7 @@ class DitRecipe:
     steps: int = 2600
     batch: int = 8  # films of a step
     openings: int = 24  # films of a step of which only the first block is learnt: it is all that prompts alone give
-    openings_from: int = 833  # step; those before did without
+    openings_from: int = 833  # step
     rate: float = 1.5e-3
     warmup: int = 100
     decay: float = 0.5  # the last share of the steps in which the rate falls to zero
@@ -126,8 +127,7 @@ class DitTraining:
         if n >= recipe.openings_from:
             figures["first"] = self.learn_openings(draw, noise)
 
-        left = (recipe.steps - n) / (recipe.decay * recipe.steps)
-        self.optimizer.step(recipe.rate * min(1.0, (n + 1) / recipe.warmup, left))
+        self.optimizer.step(rate(recipe, n))
         self.num_steps += 1
         return figures
 
@@ -186,8 +186,8 @@ class DitTraining:
         chosen = draw.sample(range(len(films)), self.recipe.batch)
         rows = torch.stack([prompt_rows(films[i]) for i in chosen])
         config = RolloutConfig(positions=draw.choice(list(Positions)))
-        noise = counted_noise(draw.getrandbits(60), (len(chosen), BLOCK, 16, *CELLS), torch.float32)
-        rollout = Rollout(self.wan, config, (len(chosen), 16, *CELLS))
+        noise = counted_noise(draw.getrandbits(60), (len(chosen), BLOCK, LATENT_CHANNELS, *CELLS), torch.float32)
+        rollout = Rollout(self.wan, config, (len(chosen), LATENT_CHANNELS, *CELLS))
         made = latents[chosen][:, :BLOCK].float()
         renew = draw.random() < 0.5
         with half_precision():
@@ -207,7 +207,7 @@ class DitTraining:
         owned = {}
         for i, held in enumerate(self.owned):
             facts = [PATTERNS.index(held.pattern), *held.chosen]
-            owned |= {f"{i}.latents": held.latents.half(), f"{i}.films": torch.tensor(facts)}
+            owned |= {f"{i}.latents": held.latents, f"{i}.films": torch.tensor(facts)}
         return joined({"model": dict(self.model.state_dict()), "optimizer": self.optimizer.state(), "owned": owned})
 
     def restore(self, state: dict[str, Tensor], num_steps: int) -> None:
@@ -216,7 +216,7 @@ class DitTraining:
         owned, self.owned = part(state, "owned"), []
         for i in range(len(owned) // 2):
             pattern, *chosen = owned[f"{i}.films"].tolist()
-            self.owned.append(Owned(PATTERNS[pattern], chosen, owned[f"{i}.latents"].float()))
+            self.owned.append(Owned(PATTERNS[pattern], chosen, owned[f"{i}.latents"]))
         self.num_steps = num_steps
 
 

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ...errors import ConfigError
+
 MAX_NORM = 1.0  # of the gradients of a step
 
 
@@ -12,6 +14,10 @@ class Optimizer:
     """A convolution counts as a matrix [outputs, inputs x taps]. Muon's updates are scaled to AdamW's size."""
 
     def __init__(self, module: nn.Module, rate: float, *, of_muon: Callable[[str], bool] = lambda _: True) -> None:
+        if not hasattr(torch.optim, "Muon"):
+            raise ConfigError(
+                f"training needs the Muon of torch 2.9 or later, this is {torch.__version__}; upgrade torch"
+            )
         named = dict(module.named_parameters())
         self.parameters = list(named.values())
         matrices = {name for name, parameter in named.items() if is_matrix(parameter) and of_muon(name)}

@@ -52,10 +52,6 @@ class Lesson:
     def groups(self) -> tuple[Group, ...]:
         return self.clean + self.noisy
 
-    @property
-    def frames(self) -> list[int]:
-        return [group.frame for group in self.groups]
-
 
 def lesson(config: RolloutConfig, switches: Switches, starts: Sequence[int], layers: int, *, gap: int = 0) -> Lesson:
     """The passes that the denoising of the blocks at `starts` depends on in a network of `layers`.

@@ -18,7 +18,7 @@ from ...model.vae import Past, WanVAE
 from ..films import numbered, random_film
 from ..world import SIZE, mask_of_crop, render
 from .optimizer import Optimizer, lay_channels_last
-from .trainer import joined, part
+from .trainer import joined, part, rate
 
 WIDTH = 16  # of the first level; Wan2.1's is 96
 
@@ -72,8 +72,7 @@ class VaeTraining:
         loss = (weight * (error.abs() + 4 * error.square())).mean() + 0.02 * scale
         loss.backward()
 
-        left = (recipe.steps - n) / (recipe.decay * recipe.steps)
-        self.optimizer.step(recipe.rate * min(1.0, (n + 1) / recipe.warmup, left))
+        self.optimizer.step(rate(recipe, n))
         self.num_steps += 1
         return {"loss": loss.item(), "psnr": psnr(error.detach())}
 
