@@ -58,8 +58,9 @@ class Look:
         return max(1, round(self.fps))
 
     def correlation(self, frame: int, other: int) -> float:
-        """Of two thumbnails, -1..1."""
-        return (self.thumbnail_FN[frame] @ self.thumbnail_FN[other]).item()
+        """Of two thumbnails, -1..1; two without any contrast are alike."""
+        one_N, other_N = self.thumbnail_FN[frame], self.thumbnail_FN[other]
+        return (one_N @ other_N).item() if one_N.any() or other_N.any() else 1.0
 
 
 @dataclass(frozen=True, slots=True)

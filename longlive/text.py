@@ -44,7 +44,7 @@ class HashedWords:
         self.rows, self.width = rows, width
 
     def __call__(self, prompt: str) -> Tensor:
-        words = re.findall(r"\w+", prompt.lower())[: self.rows]
+        words = words_of(prompt)[: self.rows]
         embedding = torch.zeros(1, self.rows, self.width)
         for row, word in enumerate(words):
             embedding[0, row] = self._vector(word)
@@ -54,6 +54,11 @@ class HashedWords:
         key = int.from_bytes(hashlib.sha256(word.encode()).digest()[:16], "little")
         normal = np.random.Generator(np.random.Philox(key=key)).standard_normal(self.width, dtype=np.float32)
         return self.SCALE * torch.from_numpy(normal)
+
+
+def words_of(prompt: str) -> list[str]:
+    """The words of a prompt, lower-case and without punctuation."""
+    return re.findall(r"\w+", prompt.lower())
 
 
 class UMT5:

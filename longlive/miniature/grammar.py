@@ -7,12 +7,12 @@ Every attribute has words of its own, since a text of hashed words has no order.
 """
 
 import itertools
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
 from ..errors import ScriptError
+from ..text import words_of
 
 
 class Colour(StrEnum):
@@ -57,7 +57,7 @@ VOCABULARY = FILLERS | COMPASS | {word.value for words in ATTRIBUTES.values() fo
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What a prompt says. A start matters to the first block of a video only; later prompts go on where it is."""
+    """What a prompt says. A start matters where a video begins, or begins anew after a cut."""
 
     colour: Colour
     shape: Shape
@@ -73,11 +73,6 @@ class Scene:
             return sentence
         row, column = self.start
         return " ".join(filter(None, [sentence, "from the", NORTH_TO_SOUTH[row + 1], WEST_TO_EAST[column + 1]]))
-
-
-def words_of(prompt: str) -> list[str]:
-    """The words of a prompt, lower-case and without punctuation."""
-    return re.findall(r"\w+", prompt.lower())
 
 
 def complaints(prompt: str) -> list[str]:

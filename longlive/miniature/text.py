@@ -4,8 +4,8 @@ import logging
 
 from torch import Tensor
 
-from ..text import HashedWords
-from .grammar import VOCABULARY, complaints, words_of
+from ..text import HashedWords, words_of
+from .grammar import VOCABULARY, complaints
 
 log = logging.getLogger(__name__)
 

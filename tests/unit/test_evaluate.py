@@ -52,6 +52,11 @@ def test_a_still_video_is_consistent_and_does_not_drift(tmp_path):
     assert all(abs(row["drift"]) < 0.5 for row in numbers(report, "Drift"))
 
 
+def test_a_grey_video_is_consistent_too(tmp_path):
+    (row,) = numbers(evaluate(write(tmp_path / "grey.mp4", torch.zeros_like(noise(33)))), "Segments")
+    assert row["consistency"] == 1
+
+
 def test_a_video_that_fades_to_grey_drifts_in_contrast_saturation_and_sharpness(tmp_path):
     fading = noise(48) * torch.linspace(1, 0.3, 48).view(-1, 1, 1, 1)
     drift = {row["of 255"]: row["drift"] for row in numbers(evaluate(write(tmp_path / "fading.mp4", fading)), "Drift")}

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from longlive.errors import ScriptError
-from longlive.miniature.grammar import Background, Colour, Motion, Scene, Shape, complaints, parse, scenes, words_of
+from longlive.miniature.grammar import Background, Colour, Motion, Scene, Shape, complaints, parse, scenes
 from longlive.miniature.text import MiniatureText
-from longlive.text import HashedWords
+from longlive.text import HashedWords, words_of
 
 NORTH_WEST = (-1, -1)
 
