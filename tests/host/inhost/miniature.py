@@ -86,7 +86,7 @@ def check_damaged_files_are_refused() -> None:
         path = Path(folder) / files.DIT.name
         patch.setattr(files, "DIT", path)
         for content, told in (
-            (None, "is missing; it is part of the pack: install the pack again"),
+            (None, "is missing; it is part of the pack, so install the pack again"),
             (b"version https://git-lfs.github.com/spec/v1", "is a Git LFS pointer instead of the weights; run"),
             (whole[: len(whole) // 2], "is truncated or damaged"),
             (files.VAE.read_bytes(), "expected LongLive or Wan2.1 text-to-video weights"),
