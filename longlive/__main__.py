@@ -41,6 +41,7 @@ log = logging.getLogger("longlive")
 SESSION_SUFFIX = ".session.safetensors"  # beside the video
 RELEASED_SIZE = (832, 480)  # pixels
 FAILED, NOT_A_RUN, INTERRUPTED = 1, 2, 130
+SEEDS = 32  # of the published tables
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -102,7 +103,7 @@ def parser() -> argparse.ArgumentParser:
     )
     measure.add_argument("--script", type=Path, help="what the video was made along")
     measure.add_argument("--clip", type=Path, help="the folder of a CLIP model, for a score of each prompt")
-    measure.add_argument("--seeds", type=int, default=32, help="videos of the miniature for each number")
+    measure.add_argument("--seeds", type=int, help=f"videos of the miniature for each number; {SEEDS} if left out")
     measure.add_argument("-o", "--output", type=Path, help="the folder for report.md, report.json and plots")
 
     info = commands.add_parser("info", help="say what a checkpoint, LoRA or session holds")
@@ -178,6 +179,8 @@ def rendered(options: argparse.Namespace, script: str) -> int:
 def files_of(options: argparse.Namespace) -> tuple[Path, Path]:
     """The weights of the model and of the VAE."""
     if options.miniature:
+        if options.pipeline:
+            raise ConfigError("--pipeline belongs to real weights; the miniature has a VAE and words of its own")
         present(DIT, VAE)
         return DIT, VAE
     if options.pipeline is None:
@@ -313,8 +316,10 @@ def enlarged(pixels_BFCHW: Tensor, times: int) -> Tensor:
 def run_evaluate(options: argparse.Namespace) -> int:
     if options.miniature and (options.script or options.clip):
         raise ConfigError("--script and --clip belong to a video; leave them out with --miniature")
+    if options.video and options.seeds is not None:
+        raise ConfigError("--seeds belongs to --miniature; a video is measured as it is")
     if options.miniature:
-        found = claims.report(load_miniature(), options.seeds)
+        found = claims.report(load_miniature(), SEEDS if options.seeds is None else options.seeds)
     else:
         segments = parse(written(options.script)) if options.script else ()
         found = evaluate(options.video, segments, Clip.of_folder(options.clip) if options.clip else None)

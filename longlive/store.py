@@ -12,8 +12,9 @@ import uuid
 from collections import OrderedDict
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from .digest import digest_of_tensors
@@ -49,14 +50,13 @@ class Store:
         if path is None or not path.exists():
             return None
         try:
-            with safe_open(path, "pt") as file:
-                block = file.get_tensor("latents").clone()  # a mapped file cannot be replaced or removed everywhere
-                digest = (file.metadata() or {}).get("digest")
+            stored = load(path.read_bytes())  # read once: another process may replace the file between two openings
+            block, digest = stored["latents"], stored["digest"]
             if tuple(block.shape) != shape:
                 raise ValueError(f"its shape is {tuple(block.shape)}, expected {shape}")
-            if digest != digest_of_tensors({"": block}):
+            if not digest.equal(stamp(block)):
                 raise ValueError("it is not what was stored")
-        except (OSError, ValueError, SafetensorError) as error:
+        except (OSError, KeyError, ValueError, SafetensorError) as error:
             log.warning("the stored block %s is damaged (%s); it is made anew", path, error)
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -74,7 +74,7 @@ class Store:
             return
         try:
             self._make_room(block.nbytes)
-            write_atomically(path, {"latents": block}, {"digest": digest_of_tensors({"": block})})
+            write_atomically(path, {"latents": block, "digest": stamp(block)})
         except (OSError, SafetensorError) as error:
             log.warning(
                 "blocks cannot be kept in %s (%s): this run goes on with memory alone, but a later one could not "
@@ -120,6 +120,11 @@ class Store:
             if total <= self.disk_bytes * TRIM_TO:
                 break
         return total
+
+
+def stamp(block: Tensor) -> Tensor:
+    """The digest of a block as bytes that are stored beside it."""
+    return torch.frombuffer(bytearray.fromhex(digest_of_tensors({"": block})), dtype=torch.uint8)
 
 
 def write_atomically(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:

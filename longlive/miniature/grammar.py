@@ -3,7 +3,7 @@
     a red ring moves left at night
     a blue square stays still by day from the north west
 
-Every attribute has words of its own, since a text of hashed words has no order. Knows no tensor.
+Every attribute has words of its own, since a text of hashed words has no order. Knows no picture.
 """
 
 import itertools

@@ -84,12 +84,12 @@ def jump(observation: Observation, frame: int) -> float:
     return _way(observation, frame - 1, frame)
 
 
-def leap(observation: Observation, frame: int, frames: int) -> float:
-    """How many pixels farther the thing is, `frames` after the pixel frame before `frame`, than it can have moved.
+def leap(observation: Observation, frame: int, later: int) -> float:
+    """How many pixels farther the thing is, `later` pixel frames after the one before `frame`, than it can have moved.
 
     A decoder spreads a cut over several pixel frames; what is not in its place after them has leapt all the same.
     """
-    return max(0.0, _way(observation, frame - 1, frame - 1 + frames) - SPEED * frames)
+    return max(0.0, _way(observation, frame - 1, frame - 1 + later) - SPEED * later)
 
 
 def _way(observation: Observation, begin: int, end: int) -> float:
@@ -100,7 +100,7 @@ def _way(observation: Observation, begin: int, end: int) -> float:
 
 
 def sky_correlation(sky_HW: Tensor, other_HW: Tensor) -> float:
-    """The correlation of two frames' skies where neither is hidden, -1..1; 0 where there is none."""
+    """The correlation of the skies of two pixel frames where neither is hidden, -1..1; 0 where there is none."""
     both = ~(sky_HW.isnan() | other_HW.isnan())
     if both.sum() < 2:
         return 0.0

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as nnf
 from torch import Tensor
 
 from .grammar import Background, Colour, Motion, Scene, Shape, Start
@@ -58,11 +57,11 @@ class Film:
     def scene(self, frame: int) -> Scene:
         return next(scene for begin, scene in reversed(self.scenes) if begin <= frame)
 
-    def centres(self, frames: int) -> list[tuple[float, float]]:
+    def centres(self, pixel_frames: int) -> list[tuple[float, float]]:
         """Where the thing is in each pixel frame, (x, y) in pixels on the torus."""
         x, y = middle(self.scenes[0][1].start)
         found = []
-        for frame in range(frames):
+        for frame in range(pixel_frames):
             if frame:
                 dx, dy = STEP[self.scene(frame).motion]
                 x, y = (x + SPEED * dx) % SIZE, (y + SPEED * dy) % SIZE
@@ -111,10 +110,10 @@ def coverage(weights: Tensor, centres: Tensor) -> tuple[Tensor, Tensor, Tensor, 
     return torch.sigmoid(-distance * (3 / EDGE)), distance, dx, dy
 
 
-def render(films: Sequence[Film], frames: int) -> tuple[Tensor, Tensor]:
-    """The pixels [B F 3 H W], -1..1, of the first `frames` of each film, and how much the thing covers [B F H W]."""
-    colours, shapes, skies = (_faded(films, frames, kind) for kind in (_colour, _shape, _sky))
-    centres = torch.tensor([film.centres(frames) for film in films])
+def render(films: Sequence[Film], pixel_frames: int) -> tuple[Tensor, Tensor]:
+    """The pixels [B F 3 H W], -1..1, with which each film begins, and how much the thing covers [B F H W]."""
+    colours, shapes, skies = (_faded(films, pixel_frames, kind) for kind in (_colour, _shape, _sky))
+    centres = torch.tensor([film.centres(pixel_frames) for film in films])
     alpha, distance, dx, dy = coverage(shapes, centres)
 
     x, y = grid()
@@ -147,21 +146,15 @@ def _sky(scene: Scene, sky: Sky) -> tuple[float, ...]:
     return *valley, *(a + sky.tint * (b - a) for a, b in zip(one, other, strict=True))
 
 
-def _faded(films: Sequence[Film], frames: int, kind) -> Tensor:
-    """An attribute of every frame [B, F, values], each scene fading in over the first frames of its own."""
+def _faded(films: Sequence[Film], pixel_frames: int, kind) -> Tensor:
+    """An attribute of every pixel frame [B, F, values]; each scene fades in as it begins."""
     rows = []
     for film in films:
         values = torch.tensor([kind(scene, film.sky) for _, scene in film.scenes])
-        row = values[:1].expand(frames, -1)
+        row = values[:1].expand(pixel_frames, -1)
         for (begin, _), value in zip(film.scenes[1:], values[1:], strict=True):
-            ramp = ((torch.arange(frames) - begin + 1) / FADE).clamp(0, 1)
+            ramp = ((torch.arange(pixel_frames) - begin + 1) / FADE).clamp(0, 1)
             ramp = (ramp * ramp * (3 - 2 * ramp)).unsqueeze(1)
             row = row + ramp * (value - row)
         rows.append(row)
     return torch.stack(rows)
-
-
-def mask_of_crop(alpha: Tensor) -> Tensor:
-    """The thing and the pixel around it [..., H, W], 0..1: where a decoder's errors are seen first."""
-    flat = alpha.reshape(-1, 1, *alpha.shape[-2:])
-    return nnf.max_pool2d(flat, 3, stride=1, padding=1).reshape(alpha.shape)

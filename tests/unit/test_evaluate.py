@@ -129,3 +129,18 @@ def test_the_command_prints_the_report_and_writes_it_where_asked(world, tmp_path
 def test_the_command_takes_a_video_or_the_miniature(arguments):
     with pytest.raises(SystemExit):
         main(["evaluate", *arguments])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["evaluate", "film.mp4", "--seeds", "4"], "--seeds belongs to --miniature"),
+        (["evaluate", "--miniature", "--clip", "clip"], "--script and --clip belong to a video"),
+        (["render", "demo.txt", "--miniature", "--pipeline", "wan"], "--pipeline belongs to real weights"),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_refused(arguments, sentence, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo.txt").write_text("1s | a red ring moves left at night")
+    assert main(arguments) == 1
+    assert sentence in caplog.text

@@ -9,19 +9,20 @@ import logging
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from ...config import RolloutConfig, pixel_frames
 from ...errors import LongLiveError
 from ...model.causal import CausalWan
-from ...model.vae import LATENT_CHANNELS, WanVAE, decode, encode
+from ...model.vae import WanVAE, decode, encode
 from ...model.vae_file import load_vae
-from ...sampler import Sampler
-from ...session import Prompt, Session
-from ...text import HashedWords
-from ..files import DIT, VAE
-from ..world import SIZE, render
+from ...timeline import Boundary
+from ..files import DIT, VAE, Miniature
+from ..stage import Stage, Take
+from ..text import MiniatureText
+from ..world import render
 from . import export
 from .bank import Pattern, film_of, opened
 from .dit import PLAN, DitRecipe, DitTraining
@@ -32,6 +33,7 @@ from .vae import VaeRecipe, VaeTraining, decoded, encoded, psnr
 log = logging.getLogger(__name__)
 
 HELD_OUT: Pattern = (5, 11)  # latents at which the films of a test switch; no film that is learnt from does
+RecipeT = TypeVar("RecipeT", VaeRecipe, DitRecipe)
 MEASURED = 64  # films that the latents' statistics are taken from
 
 
@@ -84,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def scaled(recipe, scale: float):
+def scaled(recipe: RecipeT, scale: float) -> RecipeT:
     """The recipe with another number of steps."""
     return replace(recipe, steps=max(1, round(recipe.steps * scale)))
 
@@ -130,21 +132,14 @@ def look_at_vae(vae: WanVAE, folder: Path) -> None:
 
 def look_at_dit(model: CausalWan, vae: WanVAE, folder: Path) -> None:
     """A picture of stories as the network tells them from their prompts alone."""
-    words, rows = HashedWords(), []
+    rows = []
     for number in range(4):
-        video = Session.start(
-            model="",
-            config=RolloutConfig(),
-            height=SIZE,
-            width=SIZE,
-            seed=number,
-            dtype=model.dtype,
-            channels=LATENT_CHANNELS,
-        )
-        with Sampler(model) as sampler:
-            for _, scene in film_of((6, 12), number).scenes:
-                video = sampler.extended(video.switched_to(Prompt.of(words(str(scene)))), 2)
-        rows.append(decode(vae, video.latents())[0])
+        with Stage(Miniature(model, vae, MiniatureText()), done=lambda: None) as stage:
+            first, *later = (scene for _, scene in film_of((6, 12), number).scenes)
+            take = stage.longer(Take(stage.begun(first, number, RolloutConfig())), 6)
+            for scene in later:
+                take = stage.switched(take, scene, Boundary.RECACHE, 6)
+        rows.append(take.pixels_FCHW)
     save_strip(rows, folder / "dit.png", every=5)
 
 

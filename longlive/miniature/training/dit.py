@@ -34,10 +34,14 @@ from .teacher import ROWS, Lesson, Sight, flow, lesson, sight_of
 from .trainer import joined, part, rate
 
 GEOMETRY = Geometry(dim=256, ffn_dim=1024, num_heads=2, num_layers=4, freq_dim=256, text_dim=WIDTH)
-BLOCK = 3
+BLOCK = RolloutConfig().block
 FRAMES = 24  # latent frames of a film
 FEWER_FRAMES = 15  # of a cheaper lesson; the window rolls once
 BLOCKS_AFTER = 4  # a switch, that are learnt
+WHOLE = 0.2  # the share of the other lessons that are whole films
+LONGEST_GAP = 80  # blocks between the sink and the rest, in half of the lessons with absolute positions
+SHAKEN, SHAKE = 0.7, 0.12  # the share of real pasts that get noise, and the most they get
+OF_SAMPLER = 0.75  # the share of noise levels that are the sampler's own
 SHARES: dict[Pattern, float] = {  # of the steps
     (): 0.50, (3,): 0.06, (6,): 0.06, (9,): 0.06, (12,): 0.08, (15,): 0.08, (3, 12): 0.03, (6, 12): 0.03,
     (6, 15): 0.05, (9, 18): 0.05,
@@ -63,7 +67,7 @@ class DitRecipe:
     steps: int = 2600
     batch: int = 8  # films of a step
     openings: int = 24  # films of a step of which only the first block is learnt: it is all that prompts alone give
-    openings_from: int = 833  # step
+    openings_from: float = 0.32  # the share of the steps after which they are
     rate: float = 1.5e-3
     warmup: int = 100
     decay: float = 0.5  # the last share of the steps in which the rate falls to zero
@@ -73,7 +77,7 @@ class DitRecipe:
     own_held: int = 24  # batches of rollouts that are kept
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Owned:
     """A batch of films as the network rolled them out."""
 
@@ -118,13 +122,13 @@ class DitTraining:
                 pattern = ()
             chosen = draw.sample(range(len(self.bank[pattern].films)), recipe.batch)
             context = None
-        films, latents = self.bank[pattern].films, self.bank[pattern].latents
-        truth = latents[chosen].float()
-        plan, sight = drawn_lesson(draw, config, pattern)
-        past = truth if context is None else context
-        figures = self.learn(plan, sight, [films[i] for i in chosen], truth, past, noise, is_own)
+        shelf = self.bank[pattern]
+        truth = shelf.latents[chosen].float()
+        past = shaken(truth, noise) if context is None else context
+        figures = self.learn(*drawn_lesson(draw, config, pattern), [shelf.films[i] for i in chosen], truth, past, noise)
+        figures["own"] = float(is_own)
 
-        if n >= recipe.openings_from:
+        if progress >= recipe.openings_from:
             figures["first"] = self.learn_openings(draw, noise)
 
         self.optimizer.step(rate(recipe, n))
@@ -135,9 +139,9 @@ class DitTraining:
         """First blocks of many films; their loss."""
         shelf = self.bank[OPENINGS]
         chosen = draw.sample(range(len(shelf.films)), min(self.recipe.openings, len(shelf.films)))
-        plan, sight = planned(RolloutConfig(), (), (0,), Boundary.RECACHE, 0)
+        first = planned(RolloutConfig(), (), (0,), Boundary.RECACHE, 0)
         truth = shelf.latents[chosen].float()
-        return self.learn(plan, sight, [shelf.films[i] for i in chosen], truth, truth, noise, True)["loss"]
+        return self.learn(*first, [shelf.films[i] for i in chosen], truth, truth, noise)["loss"]
 
     def learn(
         self,
@@ -147,15 +151,10 @@ class DitTraining:
         truth: Tensor,
         context: Tensor,
         noise: torch.Generator,
-        is_own: bool,
     ) -> dict[str, float]:
-        """The loss of a lesson, and its gradients."""
+        """The figures of a lesson, and its gradients; `truth` and `context` [B, F, C, H, W] are whole films."""
         clean, noisy = ([group.frame for group in groups] for groups in (plan.clean, plan.noisy))
         batch = len(films)
-        past = context[:, clean]
-        if not is_own and torch.rand((), generator=noise) < 0.7:
-            level = 0.12 * torch.rand(batch, 1, 1, 1, 1, generator=noise)
-            past = past + level * torch.randn(past.shape, generator=noise)
         sigma = self.sigmas(batch, len(noisy) // BLOCK, noise)
         target = truth[:, noisy]
         draw = torch.randn(target.shape, generator=noise)
@@ -163,32 +162,32 @@ class DitTraining:
         timesteps = torch.cat([torch.zeros(batch, len(clean)), 1000 * sigma], dim=1)
         rows = torch.stack([prompt_rows(film)[: plan.segments * ROWS] for film in films])
         with half_precision():
-            found = flow(self.wan, plan, sight, torch.cat([past, x_t], dim=1), timesteps, rows)
+            found = flow(self.wan, plan, sight, torch.cat([context[:, clean], x_t], dim=1), timesteps, rows)
         error = (found.float() - (draw - target)).square().mean((2, 3, 4))
         loss = error.mean()
         loss.backward()
         clean_error = (error.detach() * sigma.square()).mean()
-        return {"loss": loss.item(), "x0": clean_error.item(), "own": float(is_own)}
+        return {"loss": loss.item(), "x0": clean_error.item()}
 
     def sigmas(self, batch: int, blocks: int, noise: torch.Generator) -> Tensor:
         """A noise level for every frame [B, frames]: mostly those of the sampler, the same within a block."""
         of_sampler = self.schedule.sigma(self.schedule.warped(RolloutConfig().steps))
         sampled = of_sampler[torch.randint(len(of_sampler), (batch, blocks), generator=noise)]
         anything = self.schedule.sigmas[torch.randint(1000, (batch, blocks), generator=noise)]
-        chosen = torch.where(torch.rand(batch, blocks, generator=noise) < 0.75, sampled, anything)
+        chosen = torch.where(torch.rand(batch, blocks, generator=noise) < OF_SAMPLER, sampled, anything)
         return chosen.repeat_interleave(BLOCK, 1)
 
     @torch.no_grad()
     def roll_out(self, draw: random.Random) -> Owned:
         """A batch of films as the network makes them from their real first blocks."""
         pattern = draw.choices(PATTERNS, [*SHARES.values()])[0]
-        films, latents = self.bank[pattern].films, self.bank[pattern].latents
-        chosen = draw.sample(range(len(films)), self.recipe.batch)
-        rows = torch.stack([prompt_rows(films[i]) for i in chosen])
+        shelf = self.bank[pattern]
+        chosen = draw.sample(range(len(shelf.films)), self.recipe.batch)
+        rows = torch.stack([prompt_rows(shelf.films[i]) for i in chosen])
         config = RolloutConfig(positions=draw.choice(list(Positions)))
         noise = counted_noise(draw.getrandbits(60), (len(chosen), BLOCK, LATENT_CHANNELS, *CELLS), torch.float32)
         rollout = Rollout(self.wan, config, (len(chosen), LATENT_CHANNELS, *CELLS))
-        made = latents[chosen][:, :BLOCK].float()
+        made = shelf.latents[chosen][:, :BLOCK].float()
         renew = draw.random() < 0.5
         with half_precision():
             texts = [self.wan.read(rows[:, i : i + ROWS]) for i in range(0, rows.shape[1], ROWS)]
@@ -220,6 +219,14 @@ class DitTraining:
         self.num_steps = num_steps
 
 
+def shaken(past: Tensor, noise: torch.Generator) -> Tensor:
+    """A real past [B, F, C, H, W], mostly with noise: what the network makes is never quite real."""
+    if torch.rand((), generator=noise) >= SHAKEN:
+        return past
+    level = SHAKE * torch.rand(len(past), 1, 1, 1, 1, generator=noise)
+    return past + level * torch.randn(past.shape, generator=noise)
+
+
 @contextlib.contextmanager
 def half_precision() -> Iterator[None]:
     """Matrix products in bf16. PyTorch warns that RMS norms then take the slower of two ways."""
@@ -239,11 +246,11 @@ def drawn_lesson(draw: random.Random, config: RolloutConfig, pattern: Pattern) -
     if pattern:
         starts = range(pattern[-1], frames_of(pattern), BLOCK)
     else:
-        starts = range(0, FRAMES if config.window > 12 or draw.random() < 0.2 else FEWER_FRAMES, BLOCK)
+        starts = range(0, FRAMES if config.window > 12 or draw.random() < WHOLE else FEWER_FRAMES, BLOCK)
     boundary = draw.choice((Boundary.RECACHE, Boundary.RENEW))
     gap = 0
     if config.positions is Positions.ABSOLUTE and config.sink and draw.random() < 0.5:
-        gap = BLOCK * draw.randrange(80)
+        gap = BLOCK * draw.randrange(LONGEST_GAP)
     return planned(config, pattern, tuple(starts), boundary, gap)
 
 

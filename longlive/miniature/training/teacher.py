@@ -53,6 +53,17 @@ class Lesson:
         return self.clean + self.noisy
 
 
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What a lesson's tokens see, as tensors."""
+
+    own_T1P22: Tensor  # rotations of the tokens
+    seen_S1P22: Tensor  # and of the keys
+    key_S: Tensor  # the token of each key
+    scores_TS: Tensor
+    text_scores_TL: Tensor
+
+
 def lesson(config: RolloutConfig, switches: Switches, starts: Sequence[int], layers: int, *, gap: int = 0) -> Lesson:
     """The passes that the denoising of the blocks at `starts` depends on in a network of `layers`.
 
@@ -129,7 +140,7 @@ def _in_order(
 
 
 def flow(
-    wan: CausalWan, plan: Lesson, sight: "Sight", latents_BGCHW: Tensor, timesteps_BG: Tensor, rows_BLD: Tensor
+    wan: CausalWan, plan: Lesson, sight: Sight, latents_BGCHW: Tensor, timesteps_BG: Tensor, rows_BLD: Tensor
 ) -> Tensor:
     """The flow [B, G, C, H, W] of a lesson's noisy groups.
 
@@ -149,17 +160,6 @@ def flow(
         is_last = i == len(tree.blocks) - 1
         u_BTD = layer(wan, block, u_BTD, modulation_BG6D, sight, *text[i], num_clean * tokens if is_last else 0)
     return wan.flow(u_BTD, e_BGD[:, num_clean:], grid)
-
-
-@dataclass(frozen=True, slots=True)
-class Sight:
-    """What a lesson's tokens see, as tensors."""
-
-    own_T1P22: Tensor  # rotations of the tokens
-    seen_S1P22: Tensor  # and of the keys
-    key_S: Tensor  # the token of each key
-    scores_TS: Tensor
-    text_scores_TL: Tensor
 
 
 def layer(

@@ -1,8 +1,8 @@
 """Training of the miniature's VAE on films of the world (Wan2.1's structure, arXiv 2503.20314 §4.1).
 
 PyTorch's own initial weights do not train at this depth: the zeros before a film and a gain of 1/sqrt(3) a convolution
-leave no signal. So every convolution begins in its newest frame alone, with Kaiming gain. Half of the training sees
-crops around the thing, at a quarter of the cost of whole frames; the rest whole frames.
+leave no signal. So every convolution begins in its newest frame alone, with Kaiming gain. Most of the training
+sees crops around the thing, at a quarter of the cost of whole pictures; its end (`VaeRecipe.whole`) sees those.
 
 Dimension key: B films, C channels, T pixel frames, H rows, W columns.
 """
@@ -12,11 +12,12 @@ import random
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from ...model.vae import Past, WanVAE
 from ..films import numbered, random_film
-from ..world import SIZE, mask_of_crop, render
+from ..world import SIZE, render
 from .optimizer import Optimizer, lay_channels_last
 from .trainer import joined, part, rate
 
@@ -29,7 +30,7 @@ class VaeRecipe:
 
     seed: int = 0
     steps: int = 2300
-    whole: float = 0.3  # the last share of the steps sees whole frames
+    whole: float = 0.3  # the last share of the steps sees whole pictures
     crop: int = 32  # pixels, before that
     batch: int = 8  # films of a step; a quarter of them when whole
     pixel_frames: int = 9
@@ -132,6 +133,12 @@ def begun(vae: WanVAE, generator: torch.Generator) -> WanVAE:
         for conv in (vae.conv1, vae.conv2):
             nn.init.eye_(conv.weight[:, :, 0, 0, 0])
     return vae
+
+
+def mask_of_crop(alpha: Tensor) -> Tensor:
+    """The thing and the pixel around it [..., H, W], 0..1: where a decoder's errors are seen first."""
+    flat = alpha.reshape(-1, 1, *alpha.shape[-2:])
+    return nnf.max_pool2d(flat, 3, stride=1, padding=1).reshape(alpha.shape)
 
 
 def encoded(vae: WanVAE, pixels_BCTHW: Tensor) -> Tensor:
