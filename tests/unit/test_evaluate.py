@@ -136,7 +136,10 @@ def test_the_command_takes_a_video_or_the_miniature(arguments):
     [
         (["evaluate", "film.mp4", "--seeds", "4"], "--seeds belongs to --miniature"),
         (["evaluate", "--miniature", "--clip", "clip"], "--script and --clip belong to a video"),
-        (["render", "demo.txt", "--miniature", "--pipeline", "wan"], "--pipeline belongs to real weights"),
+        (
+            ["render", "demo.txt", "--miniature", "--pipeline", "wan", "-o", "demo.mp4"],
+            "--pipeline belongs to real weights",
+        ),
     ],
 )
 def test_an_option_that_would_be_ignored_is_refused(arguments, sentence, tmp_path, monkeypatch, caplog):
