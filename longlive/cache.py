@@ -4,7 +4,9 @@ Where a frame lies and what is attended, `window.py` says.
 Dimension key: B batch, T tokens of one call, S tokens attended, N heads, H channels per head.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +14,23 @@ from torch import Tensor
 from .config import Positions, RolloutConfig
 from .model.rope import Rotation
 from .window import Placement, Window
+
+
+class LayerCache(Protocol):
+    """What a layer's self-attention asks of a memory."""
+
+    def write(self, place: Placement, k_BTNH: Tensor, v_BTNH: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+        """Take a call's un-rotated keys and its values; return all keys, rotated, and values it may attend."""
+        ...
+
+
+class FrameMemory(Protocol):
+    """What a network's forward asks of a memory: the sampler's (`Memory`), or one that a graph may hold (`tune/`)."""
+
+    @property
+    def window(self) -> Window: ...
+    @property
+    def layers(self) -> Sequence[LayerCache]: ...
 
 
 class RollingKVCache:

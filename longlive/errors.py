@@ -10,7 +10,9 @@ LongLiveError
 ├── PositionError      the table of absolute positions has ended
 ├── StoreError         a session that cannot be written
 ├── VideoError         a video file that cannot be written
-└── EvaluationError    what cannot be measured, or a report that cannot be written
+├── EvaluationError    what cannot be measured, or a report that cannot be written
+├── DataError          prompts or prompt pairs that cannot be tuned on
+└── TuningError        a tuning that cannot begin, go on or be resumed
 """
 
 
@@ -63,3 +65,11 @@ class VideoError(LongLiveError):
 
 class EvaluationError(LongLiveError):
     """A video cannot be measured, or its report not be written."""
+
+
+class DataError(LongLiveError):
+    """Prompts or prompt pairs cannot be tuned on."""
+
+
+class TuningError(LongLiveError):
+    """A tuning cannot begin, go on or be resumed."""

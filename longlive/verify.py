@@ -5,13 +5,11 @@ computes every recorded result under its recorded name; a run is reproduced if n
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from .cache import UnboundedKVCache
@@ -23,50 +21,10 @@ from .model.checkpoint import model_of
 from .model.lora import Lora
 from .model.vae import Past, StreamingDecoder, WanVAE, cut, decode, encode
 from .model.weights import Weights, normalised, read
+from .recorded import Run, statistic, traced
 from .rollout import Pass, PassKind, Rollout
 from .schedule import Schedule, add_noise, clean_from_flow, flow_from_clean
-
-RECORDED = ("out.", "trace.", "merged", "freqs.", "shift")  # beginnings of the names of results
-EDGE = 8  # first and last values a statistic holds
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """A recorded run: its tensors, its metadata, its place."""
-
-    path: Path
-    tensors: Mapping[str, Tensor]
-    meta: Mapping[str, str]
-
-    @classmethod
-    def open(cls, path: Path) -> "Run":
-        """Read a run. Raises CheckpointError for a file that is none."""
-        try:
-            with safe_open(path, "pt") as file:
-                meta = file.metadata() or {}
-            run = cls(path, load_file(path), meta)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{path} cannot be read as a recorded run: {error}") from error
-        if meta.get("kind") not in REPLAYS:
-            raise CheckpointError(
-                f"{path} is not a run that can be replayed: its kind is {meta.get('kind')!r}, "
-                f"expected one of {', '.join(REPLAYS)}"
-            )
-        return run
-
-    @property
-    def results(self) -> dict[str, Tensor]:
-        return {name: tensor for name, tensor in self.tensors.items() if name.startswith(RECORDED)}
-
-    def group(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors whose names begin with `prefix`, without it."""
-        return {name.removeprefix(prefix): x for name, x in self.tensors.items() if name.startswith(prefix)}
-
-    def number(self, name: str) -> int:
-        return int(self.meta[name])
-
-    def values(self, name: str) -> list:
-        return json.loads(self.meta[name])
+from .tune.recorded import matching, scores, streaming
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +39,13 @@ class Verdict:
 def verify(path: Path) -> Verdict:
     """Replay the run at `path` and compare. Raises CheckpointError for a file that is no run it can replay."""
     run = Run.open(path)
+    kind = run.meta.get("kind")
+    if kind not in REPLAYS:
+        raise CheckpointError(
+            f"{path} is not a run that can be replayed: its kind is {kind!r}, expected one of {', '.join(REPLAYS)}"
+        )
     try:
-        with torch.no_grad():
-            replayed = REPLAYS[run.meta["kind"]](run)
+        replayed = replay(run)
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is an incomplete run ({error!r}); record it anew") from error
     largest, where, failures = 0.0, "nothing", []
@@ -91,13 +53,20 @@ def verify(path: Path) -> Verdict:
         if name not in replayed:
             failures.append(f"{name} is not reproduced")
             continue
-        difference, allowed = distance(run.meta["kind"], name, replayed[name], recorded)
+        difference, allowed = distance(kind, name, replayed[name], recorded)
         if not difference <= allowed:  # a NaN fails too
             failures.append(f"{name} differs by {difference:.2g}, allowed is {allowed:.2g}")
         absolute = apart(replayed[name], recorded)
         if absolute > largest or absolute != absolute:
             largest, where = absolute, name
     return Verdict(largest, where, tuple(failures))
+
+
+def replay(run: Run) -> dict[str, Tensor]:
+    """Every result of a run, made anew, by its recorded name."""
+    kind = run.meta["kind"]
+    with torch.set_grad_enabled(kind in LEARNING):
+        return REPLAYS[kind](run)
 
 
 def distance(kind: str, name: str, ours: Tensor, recorded: Tensor) -> tuple[float, float]:
@@ -110,6 +79,8 @@ def distance(kind: str, name: str, ours: Tensor, recorded: Tensor) -> tuple[floa
     difference = (a - b).abs()
     if name == "out.flow_from_x0":
         difference = difference / b.abs().clamp_min(1.0)
+    if name.startswith("grad.") or name.endswith(".dx"):
+        return float(difference.max()), GRADIENT * float(b.abs().max())
     return float(difference.max()), _tolerance(kind, name, recorded.dtype)
 
 
@@ -127,7 +98,7 @@ def _ordinal(x: Tensor) -> Tensor:
 def _tolerance(kind: str, name: str, dtype: torch.dtype) -> float:
     if not dtype.is_floating_point:
         return 0.0
-    if dtype is torch.float64:  # rotary tables, the sinusoid
+    if dtype is torch.float64 and not name.endswith(".loss"):  # rotary tables, the sinusoid
         return 1e-12
     if name.endswith((".timesteps", ".warped")):
         return 1e-4
@@ -238,12 +209,7 @@ class _Pipeline:
 
     def results(self) -> dict[str, Tensor]:
         found = {"out.latents": torch.cat(self.latents, 1)}
-        integer = {"kind", "segment", "num_frames", "current_start", "gend", "lend", "flag"}
-        for name, rows in self.rows.items():
-            if isinstance(rows[0], Tensor):
-                found[f"trace.{name}"] = torch.stack(rows)
-            else:
-                found[f"trace.{name}"] = torch.tensor(rows, dtype=torch.int64 if name in integer else torch.float32)
+        found |= {f"trace.{name}": column for name, column in traced(self.rows).items()}
         frames = sum(latents.shape[1] for latents in self.latents)
         for layer, cache in enumerate(self.rollout.memory.layers):
             for name, full, part in zip(
@@ -289,14 +255,6 @@ def _config(run: Run) -> RolloutConfig:
 
 def _last_number(name: str) -> int:
     return int(last) if (last := name.rsplit(".", 1)[-1]).isdigit() else 0
-
-
-def statistic(x: Tensor | None) -> Tensor:
-    """Mean, mean of absolute values, the first and the last eight values: 18 numbers, float32."""
-    assert x is not None
-    flat = x.reshape(-1)
-    means = torch.stack([flat.double().mean(), flat.double().abs().mean()]).float()
-    return torch.cat([means, flat[:EDGE].float(), flat[-EDGE:].float()])
 
 
 def rotations(run: Run) -> dict[str, Tensor]:
@@ -367,4 +325,9 @@ REPLAYS: dict[str, Callable[[Run], dict[str, Tensor]]] = {
     "rope": rotations,
     "scheduler": schedules,
     "vae": vae,
+    "bidir": scores,
+    "dmd_loss": matching,
+    "streaming_training": streaming,
 }
+LEARNING = ("dmd_loss", "streaming_training")  # kinds that record gradients
+GRADIENT = 1e-4  # of the largest value of a gradient

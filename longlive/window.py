@@ -3,6 +3,7 @@
 Integers only, counted in frames. `cache.py` holds the tensors and obeys.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -55,7 +56,7 @@ class Window:
 
     def block(self, start: int, frames: int) -> Placement:
         """A block: it replaces the oldest frames of the ring, and itself when it is passed again."""
-        return self._place(start, frames, [self.slot(start + frame) for frame in range(frames)])
+        return self.place(start, frames, [self.slot(start + frame) for frame in range(frames)])
 
     def recache(self, end: int, *, renew: bool, whole: bool = False) -> Placement:
         """The newest frames of a video of `end`, to be remembered under a new prompt (§3.1).
@@ -65,14 +66,15 @@ class Window:
         are never stored); `whole` passes them all the same, as the reference does.
         """
         if end <= self.size:
-            return self._place(0, end, list(range(end)))
+            return self.place(0, end, list(range(end)))
         ring = [self.slot(frame) for frame in range(end - self.recent, end)]
         if renew:
-            return self._place(end - self.size, self.size, [*range(self.sink), *ring])
+            return self.place(end - self.size, self.size, [*range(self.sink), *ring])
         unstored = self.sink if whole else 0
-        return self._place(end - self.recent - unstored, self.recent + unstored, [None] * unstored + ring)
+        return self.place(end - self.recent - unstored, self.recent + unstored, [None] * unstored + ring)
 
-    def _place(self, start: int, frames: int, slots: list[int | None]) -> Placement:
+    def place(self, start: int, frames: int, slots: Sequence[int | None]) -> Placement:
+        """A call whose frames are written to `slots`; those of None are only queries."""
         runs: list[Run] = []
         for frame, slot in enumerate(slots):
             if slot is None:

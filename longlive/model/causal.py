@@ -12,7 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..cache import Memory, RollingKVCache, TextMemory
+from ..cache import FrameMemory, LayerCache, TextMemory
 from ..errors import ConditioningError
 from ..precision import widest
 from ..window import Placement
@@ -85,7 +85,7 @@ class CausalWan:
         latents_BFCHW: Tensor,
         timesteps_BF: Tensor,
         text: TextMemory,
-        memory: Memory,
+        memory: FrameMemory,
         place: Placement,
         *,
         with_flow: bool = True,
@@ -125,7 +125,7 @@ class CausalWan:
         block: BlockTree,
         u_BTD: Tensor,
         modulation_BF6D: Tensor,
-        cache: RollingKVCache,
+        cache: LayerCache,
         text: tuple[Tensor, Tensor],
         place: Placement,
         rotation: Rotation,

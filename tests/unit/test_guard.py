@@ -25,7 +25,7 @@ LAYERS = (  # of the library, from the ground up; a module imports from the rows
     "miniature.training.optimizer miniature.training.trainer miniature.training.export miniature.training.strip",
     "miniature.training.teacher miniature.training.vae miniature.training.bank miniature.training.dit",
     "miniature.training.__main__",
-    "tune",
+    "tune.data tune.memory tune.student tune.dmd tune.stream recorded tune.recorded",
     "verify demo",
     "__main__",
 )

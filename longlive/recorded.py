@@ -1,0 +1,72 @@
+"""A recorded run of the reference, as a file, and its statistics (`tests/reference/README.md` is the format)."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from .errors import CheckpointError
+
+RECORDED = ("out.", "trace.", "merged", "freqs.", "shift")  # beginnings of the names of results
+EDGE = 8  # first and last values a statistic holds
+INTEGERS = ("kind", "segment", "num_frames", "current_start", "gend", "lend", "flag")  # columns of a trace
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A recorded run: its tensors, its metadata, its place."""
+
+    path: Path
+    tensors: Mapping[str, Tensor]
+    meta: Mapping[str, str]
+
+    @classmethod
+    def open(cls, path: Path) -> "Run":
+        """Read a run. Raises CheckpointError for a file that is none."""
+        try:
+            with safe_open(path, "pt") as file:
+                meta = file.metadata() or {}
+            return cls(path, load_file(path), meta)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{path} cannot be read as a recorded run: {error}") from error
+
+    @property
+    def results(self) -> dict[str, Tensor]:
+        found = {name: tensor for name, tensor in self.tensors.items() if name.startswith(RECORDED)}
+        if "grads" in self.meta:  # in a file of their own
+            found |= {f"grad.{name}": x for name, x in Run.open(self.path.parent / self.meta["grads"]).tensors.items()}
+        return found
+
+    def group(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose names begin with `prefix`, without it."""
+        return {name.removeprefix(prefix): x for name, x in self.tensors.items() if name.startswith(prefix)}
+
+    def number(self, name: str) -> int:
+        return int(self.meta[name])
+
+    def values(self, name: str) -> list:
+        return json.loads(self.meta[name])
+
+
+def statistic(x: Tensor | None) -> Tensor:
+    """Mean, mean of absolute values, the first and the last eight values: 18 numbers, float32."""
+    assert x is not None
+    flat = x.reshape(-1)
+    means = torch.stack([flat.double().mean(), flat.double().abs().mean()]).float()
+    return torch.cat([means, flat[:EDGE].float(), flat[-EDGE:].float()])
+
+
+def traced(rows: Mapping[str, list]) -> dict[str, Tensor]:
+    """The columns of a trace as tensors, from the values of its rows."""
+    found = {}
+    for name, values in rows.items():
+        if isinstance(values[0], Tensor):
+            found[name] = torch.stack(values)
+        else:
+            found[name] = torch.tensor(values, dtype=torch.int64 if name in INTEGERS else torch.float32)
+    return found

@@ -1,0 +1,149 @@
+"""Streaming: videos that grow chunk by chunk over one memory, each chunk a clip to be judged (LongLive §3.2, Alg. 1).
+
+A clip is the new frames after a few frames that the videos had before. Its first frame is made anew from the picture
+there, as the first frame of any video is made from one picture (VAE re-anchoring, reference v1.0); only new frames
+count. A memory is computed by the weights of its time and is not computed again.
+
+Dimension key: B videos, F frames, C channels, H rows and W columns of cells, L rows and D width of a prompt embedding.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..model.vae import WanVAE, decode, encode
+from ..timeline import Boundary
+from ..window import Placement
+from .dmd import Judged
+from .memory import Memory
+from .student import Draws, Student
+
+Anchor = Callable[[Tensor], Tensor]
+"""From latents [B, F, C, H, W] to those [B, 1, C, H, W] of their last picture by itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamConfig:
+    """How videos are streamed. The defaults are the paper's second stage; `length` 21 is its first."""
+
+    clip: int = 21  # frames that are judged at once
+    overlap: int = 3  # of them, that a video had before
+    length: int = 240  # frames after which a video begins anew
+    boundary: Boundary = Boundary.RECACHE  # at a switch; `renew` renews the sink
+    anchored_on: int = 19  # latest frames that are decoded to find the first picture of a clip
+    reference_behaviour: bool = False  # at a switch recache a clip, not a window, and leave the sink zero (a bug)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "boundary", Boundary(self.boundary))
+        if not 0 < self.overlap < self.clip:
+            raise ConfigError(f"overlap is {self.overlap}; it must be 1 to {self.clip - 1} frames of a clip")
+        if self.length < self.clip:
+            raise ConfigError(f"length is {self.length}; a video has at least a clip, {self.clip} frames")
+        if self.boundary not in (Boundary.RECACHE, Boundary.RENEW):
+            raise ConfigError(f"boundary is {self.boundary}; tuning knows recache and renew")
+        if self.anchored_on < 1:
+            raise ConfigError(f"anchored_on is {self.anchored_on}; at least 1 frame must be decoded")
+
+    @property
+    def switches(self) -> tuple[int, ...]:
+        """The frames a prompt may change at: those where a chunk begins."""
+        return tuple(range(self.clip, self.length - self.clip + self.overlap + 1, self.clip - self.overlap))
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    """A batch of videos in the making, as a value. All have the same length and change prompts at the same frame."""
+
+    pairs: tuple[int, ...]  # their numbers among the prompt pairs
+    switch: int | None  # frame
+    memory: Memory
+    length: int = 0
+    previous: Tensor | None = None  # the latest frames, a clip
+
+    @property
+    def is_switched(self) -> bool:
+        """Whether the next frame is under the second prompt."""
+        return self.switch is not None and self.length >= self.switch
+
+
+class Stream:
+    """Makes sequences longer. Both prompts of a sequence are given as embeddings [B, L, D]."""
+
+    def __init__(self, student: Student, anchor: Anchor, config: StreamConfig) -> None:
+        self.student, self.anchor, self.config = student, anchor, config
+        block = student.config.block
+        if config.clip % block or config.overlap % block:
+            raise ConfigError(
+                f"clip {config.clip} and overlap {config.overlap} are no whole blocks; use multiples of {block}"
+            )
+
+    def begun(self, pairs: tuple[int, ...], switch: int | None) -> Sequence:
+        """Videos of no frames yet."""
+        return Sequence(pairs, switch, Memory.empty(self.student.wan.geometry.num_layers))
+
+    def is_over(self, sequence: Sequence) -> bool:
+        """Whether no further chunk fits."""
+        return sequence.length + self._new_frames(sequence) > self.config.length
+
+    def _new_frames(self, sequence: Sequence) -> int:
+        return self.config.clip - (self.config.overlap if sequence.length else 0)
+
+    def chunk(
+        self, sequence: Sequence, embedding_BLD: Tensor, draws: Draws, rollout: nn.Module | None = None
+    ) -> tuple[Judged, Sequence]:
+        """The next clip and the sequence after it, under the prompt that `is_switched` tells.
+
+        `rollout` is what stands for the student where something wraps it.
+        """
+        memory, start, previous = sequence.memory, sequence.length, sequence.previous
+        if start and start == sequence.switch and previous is not None:
+            memory = self._recached(memory, start, previous, embedding_BLD)
+        blocks = self._new_frames(sequence) // self.student.config.block
+        new, memory = (rollout or self.student)(memory, start, blocks, embedding_BLD, draws)
+        clip, is_new = self._clip(previous, new)
+        video = new.detach() if previous is None else torch.cat([previous, new.detach()], dim=1)
+        after = replace(
+            sequence, memory=memory, length=start + new.shape[1], previous=video[:, video.shape[1] - self.config.clip :]
+        )
+        return Judged(clip, is_new, embedding_BLD), after
+
+    def _clip(self, previous: Tensor | None, new: Tensor) -> tuple[Tensor, Tensor]:
+        """What is judged, and which of its frames are new."""
+        is_new = torch.ones(self.config.clip, dtype=torch.bool, device=new.device)
+        if previous is None:
+            return new, is_new
+        is_new[: self.config.overlap] = False
+        before = previous.shape[1] - self.config.overlap + 1  # frames up to the picture that the clip begins with
+        with torch.no_grad():
+            first = self.anchor(previous[:, max(0, before - self.config.anchored_on) : before])
+        return torch.cat([first.to(new), previous[:, before:], new], dim=1), is_new
+
+    def _recached(self, memory: Memory, start: int, previous: Tensor, embedding_BLD: Tensor) -> Memory:
+        window = self.student.window
+        if self.config.reference_behaviour:
+            place = self._reference_place(start, previous.shape[1])
+            memory = memory.forgotten(window.sink)
+        else:
+            place = window.recache(start, renew=self.config.boundary is Boundary.RENEW)
+        return self.student.recached(memory, place, previous[:, previous.shape[1] - place.frames :], embedding_BLD)
+
+    def _reference_place(self, start: int, frames: int) -> Placement:
+        """Where the reference's trainer recaches a whole clip: the sink only while the clip reaches back to it."""
+        window = self.student.window
+        slots: list[int | None] = [None] * (frames - window.recent)
+        slots += [window.slot(frame) for frame in range(start - window.recent, start)]
+        if start == frames:
+            slots[: window.sink] = range(window.sink)
+        return window.place(start - frames, frames, slots)
+
+
+def anchor_of(vae: WanVAE) -> Anchor:
+    """By our own VAE: decode, take the last picture, encode it."""
+
+    def anchored(latents_BFCHW: Tensor) -> Tensor:
+        return encode(vae, decode(vae, latents_BFCHW)[:, -1:])
+
+    return anchored
