@@ -1,7 +1,8 @@
-"""Noise that is counted, not drawn: a block's noise depends on the seed, the block and the step, and on nothing else.
+"""Noise that is counted, not drawn: it depends on a seed and a place, and on nothing else.
 
-The key of a Philox counter generator (Salmon et al., SC 2011) is the seed, its counter the block and the step. No
-global random state is read or changed, so a block is the same whatever was made before it, in whichever process.
+The key of a Philox counter generator (Salmon et al., SC 2011) is the seed, its counter the place: of a video, block and
+step. No global random state is read or changed, so a block is the same whatever was made before it, in whichever
+process.
 """
 
 from collections.abc import Callable
@@ -16,11 +17,12 @@ Noise = Callable[[int, int], Tensor]
 SEED_MASK = 2**64 - 1
 
 
+def normal(seed: int, place: tuple[int, int, int], shape: tuple[int, ...]) -> Tensor:
+    """The standard normal noise of a place, made on the CPU in float32."""
+    generator = np.random.Generator(np.random.Philox(key=seed & SEED_MASK, counter=[0, *place]))
+    return torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))
+
+
 def counted_noise(seed: int, shape: tuple[int, ...], dtype: torch.dtype) -> Noise:
-    """The noise of every block and step of `seed`, made on the CPU in float32 and rounded to `dtype`."""
-
-    def at(block: int, step: int) -> Tensor:
-        generator = np.random.Generator(np.random.Philox(key=seed & SEED_MASK, counter=[0, 0, step, block]))
-        return torch.from_numpy(generator.standard_normal(shape, dtype=np.float32)).to(dtype)
-
-    return at
+    """The noise of every block and step of `seed`, rounded to `dtype`."""
+    return lambda block, step: normal(seed, (0, step, block), shape).to(dtype)

@@ -16,6 +16,7 @@ from .world import SIZE
 WEIGHTS = Path(__file__).parent / "weights"
 DIT = WEIGHTS / "longlive_miniature.safetensors"
 VAE = WEIGHTS / "longlive_miniature_vae.safetensors"
+TEACHER = WEIGHTS / "longlive_miniature_teacher.safetensors"
 
 
 @dataclass(frozen=True, slots=True)

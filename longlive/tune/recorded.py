@@ -16,7 +16,7 @@ from ..rollout import Pass, PassKind
 from ..schedule import Schedule
 from .dmd import Judged, Noising, Score, critic_loss, student_loss
 from .memory import Call, Frame
-from .stream import Stream, StreamConfig, anchor_of
+from .stream import Codec, Stream, StreamConfig
 from .student import Student
 
 
@@ -155,7 +155,7 @@ class _Streaming:
         self.teacher, self.critic = (score_of(run, run.meta["score_weights"], f"{n}_score.") for n in ("real", "fake"))
         vae = WanVAE.of_weights(Run.open(run.path.parent / run.meta["vae_weights"]).group(run.meta["vae_prefix"]))
         stream = StreamConfig(length=run.number("max_length"), reference_behaviour=True)
-        self.stream = Stream(student, anchor_of(vae), stream)
+        self.stream = Stream(student, Codec.of_vae(vae), stream)
         self.sequence = self.stream.begun((0,), run.number("switch_frame"))
         self.found: dict[str, Tensor] = {}
 

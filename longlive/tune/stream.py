@@ -14,15 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..model.vae import WanVAE, decode, encode
+from ..model.vae import StreamingDecoder, StreamingEncoder, VideoDecoder, VideoEncoder, WanVAE
 from ..timeline import Boundary
 from ..window import Placement
 from .dmd import Judged
 from .memory import Memory
 from .student import Draws, Student
 
-Anchor = Callable[[Tensor], Tensor]
-"""From latents [B, F, C, H, W] to those [B, 1, C, H, W] of their last picture by itself."""
+AT_ONCE = 15  # latents of one decoding pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,15 +68,38 @@ class Sequence:
         return self.switch is not None and self.length >= self.switch
 
 
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """A VAE, ours or the host's: what decodes one batch of videos, and what encodes one."""
+
+    decoder: Callable[[], VideoDecoder]
+    encoder: Callable[[], VideoEncoder]
+
+    @classmethod
+    def of_vae(cls, vae: WanVAE) -> "Codec":
+        return cls(lambda: StreamingDecoder(vae, at_once=AT_ONCE), lambda: StreamingEncoder(vae))
+
+    def anchored(self, latents_BFCHW: Tensor) -> Tensor:
+        """The last picture of latents, as the latents [B, 1, C, H, W] of a video that begins with it."""
+        decoder, encoder = self.decoder(), self.encoder()
+        pixels = torch.cat([decoder.push(latents_BFCHW), decoder.flush()], dim=1)
+        return torch.cat([encoder.push(pixels[:, -1:]), encoder.flush()], dim=1)
+
+
 class Stream:
     """Makes sequences longer. Both prompts of a sequence are given as embeddings [B, L, D]."""
 
-    def __init__(self, student: Student, anchor: Anchor, config: StreamConfig) -> None:
-        self.student, self.anchor, self.config = student, anchor, config
+    def __init__(self, student: Student, codec: Codec, config: StreamConfig) -> None:
+        self.student, self.codec, self.config = student, codec, config
         block = student.config.block
         if config.clip % block or config.overlap % block:
             raise ConfigError(
                 f"clip {config.clip} and overlap {config.overlap} are no whole blocks; use multiples of {block}"
+            )
+        if student.config.window > config.clip:
+            raise ConfigError(
+                f"the window of {student.config.window} frames is longer than a clip of {config.clip}, which is all "
+                f"that a recache finds; use a window of at most {config.clip}"
             )
 
     def begun(self, pairs: tuple[int, ...], switch: int | None) -> Sequence:
@@ -118,7 +140,7 @@ class Stream:
         is_new[: self.config.overlap] = False
         before = previous.shape[1] - self.config.overlap + 1  # frames up to the picture that the clip begins with
         with torch.no_grad():
-            first = self.anchor(previous[:, max(0, before - self.config.anchored_on) : before])
+            first = self.codec.anchored(previous[:, max(0, before - self.config.anchored_on) : before])
         return torch.cat([first.to(new), previous[:, before:], new], dim=1), is_new
 
     def _recached(self, memory: Memory, start: int, previous: Tensor, embedding_BLD: Tensor) -> Memory:
@@ -138,12 +160,3 @@ class Stream:
         if start == frames:
             slots[: window.sink] = range(window.sink)
         return window.place(start - frames, frames, slots)
-
-
-def anchor_of(vae: WanVAE) -> Anchor:
-    """By our own VAE: decode, take the last picture, encode it."""
-
-    def anchored(latents_BFCHW: Tensor) -> Tensor:
-        return encode(vae, decode(vae, latents_BFCHW)[:, -1:])
-
-    return anchored

@@ -23,7 +23,7 @@ LAYERS = (  # of the library, from the ground up; a module imports from the rows
     "miniature.grammar miniature.world miniature.films miniature.measure miniature.text miniature.files",
     "miniature.stage miniature.claims evaluate",
     "miniature.training.optimizer miniature.training.trainer miniature.training.export miniature.training.strip",
-    "miniature.training.teacher miniature.training.vae miniature.training.bank miniature.training.dit",
+    "miniature.training.forcing miniature.training.vae miniature.training.bank miniature.training.dit",
     "miniature.training.__main__",
     "tune.data tune.memory tune.student tune.dmd tune.stream recorded tune.recorded",
     "verify demo",

@@ -19,7 +19,7 @@ from ...model.causal import CausalWan
 from ...model.vae import WanVAE, decode, encode
 from ...model.vae_file import load_vae
 from ...timeline import Boundary
-from ..files import DIT, VAE, Miniature
+from ..files import DIT, TEACHER, VAE, Miniature
 from ..stage import Stage, Take
 from ..text import MiniatureText
 from ..world import render
@@ -27,13 +27,14 @@ from . import export
 from .bank import Pattern, film_of, opened
 from .dit import PLAN, DitRecipe, DitTraining
 from .strip import save_strip
+from .teacher import TeacherRecipe, TeacherTraining, clips_of
 from .trainer import RECIPE, made_with, train
 from .vae import VaeRecipe, VaeTraining, decoded, encoded, psnr
 
 log = logging.getLogger(__name__)
 
 HELD_OUT: Pattern = (5, 11)  # latents at which the films of a test switch; no film that is learnt from does
-RecipeT = TypeVar("RecipeT", VaeRecipe, DitRecipe)
+RecipeT = TypeVar("RecipeT", VaeRecipe, DitRecipe, TeacherRecipe)
 MEASURED = 64  # films that the latents' statistics are taken from
 
 
@@ -53,12 +54,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def make(folder: Path, scale: float) -> None:
-    """Make both files in `folder`, whatever of them is not there yet."""
-    vae_file, dit_file = folder / VAE.name, folder / DIT.name
+    """Make the files in `folder`, whatever of them is not there yet."""
+    vae_file, dit_file, teacher_file = (folder / file.name for file in (VAE, DIT, TEACHER))
 
-    vae_recipe, dit_recipe = scaled(VaeRecipe(), scale), scaled(DitRecipe(), scale)
-    made_with(vae_file, vae_recipe)
-    made_with(dit_file, dit_recipe)
+    vae_recipe, dit_recipe, teacher_recipe = (
+        scaled(VaeRecipe(), scale),
+        scaled(DitRecipe(), scale),
+        scaled(TeacherRecipe(), scale),
+    )
+    for file, recipe in ((vae_file, vae_recipe), (dit_file, dit_recipe), (teacher_file, teacher_recipe)):
+        made_with(file, recipe)
 
     if not vae_file.exists():
         of_vae = VaeTraining(vae_recipe)
@@ -73,6 +78,11 @@ def make(folder: Path, scale: float) -> None:
         of_dit = DitTraining(dit_recipe, bank)
         train(of_dit, folder, "dit", look=lambda: look_at_dit(of_dit.wan, vae, folder))
         export.save(of_dit.model, dit_file, about(of_dit.recipe))
+    if not teacher_file.exists():
+        clips = clips_of(folder / "clips.safetensors", vae, scale)
+        of_teacher = TeacherTraining(teacher_recipe, clips, dit_file)
+        train(of_teacher, folder, "teacher")
+        export.save(of_teacher.model, teacher_file, about(of_teacher.recipe))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -96,7 +106,7 @@ def scaled_plan(scale: float) -> dict[Pattern, tuple[int, int]]:
     return {pattern: (max(fewest, round(count * min(1.0, scale))), frames) for pattern, (count, frames) in PLAN.items()}
 
 
-def about(recipe: VaeRecipe | DitRecipe) -> dict[str, str]:
+def about(recipe: VaeRecipe | DitRecipe | TeacherRecipe) -> dict[str, str]:
     return {"format": "pt", RECIPE: str(recipe)}
 
 

@@ -21,6 +21,7 @@ from ...model.causal import CausalWan
 from ...model.vae import LATENT_CHANNELS
 from ...model.wan import Geometry, WanModel
 from ...noise import counted_noise
+from ...resume import joined, part
 from ...rollout import Rollout
 from ...schedule import Schedule
 from ...text import WIDTH, HashedWords
@@ -29,9 +30,9 @@ from ..films import numbered
 from ..grammar import Scene
 from ..world import Film
 from .bank import Bank, Pattern
+from .forcing import ROWS, Lesson, Sight, flow, lesson, sight_of
 from .optimizer import Optimizer, lay_channels_last
-from .teacher import ROWS, Lesson, Sight, flow, lesson, sight_of
-from .trainer import joined, part, rate
+from .trainer import rate
 
 GEOMETRY = Geometry(dim=256, ffn_dim=1024, num_heads=2, num_layers=4, freq_dim=256, text_dim=WIDTH)
 BLOCK = RolloutConfig().block

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ConfigError
+from ...resume import joined, part, restore, state_of
 
 MAX_NORM = 1.0  # of the gradients of a step
 
@@ -42,21 +43,11 @@ class Optimizer:
 
     def state(self) -> dict[str, Tensor]:
         """All it remembers, by name."""
-        return {
-            f"{name}.{index}.{key}": value
-            for name, optimizer in self._named()
-            for index, values in optimizer.state_dict()["state"].items()
-            for key, value in values.items()
-        }
+        return joined({name: state_of(optimizer) for name, optimizer in self._named()})
 
     def restore(self, state: dict[str, Tensor]) -> None:
         for name, optimizer in self._named():
-            entries: dict[int, dict[str, Tensor]] = {}
-            for path, value in state.items():
-                kind, index, key = path.split(".")
-                if kind == name:
-                    entries.setdefault(int(index), {})[key] = value
-            optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
+            restore(optimizer, part(state, name))
 
     def _named(self) -> tuple[tuple[str, torch.optim.Optimizer], ...]:
         return ("muon", self.muon), ("adamw", self.adamw)

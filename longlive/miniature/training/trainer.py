@@ -4,7 +4,6 @@ Nothing in a training is drawn from a running generator: step n of a seed sees t
 whichever process, so a resumed training gives the weights of an uninterrupted one, bit for bit on a CPU.
 """
 
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import Protocol
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ...curve import Curve
 from ...errors import CheckpointError
 from ...store import PART, write_atomically
 
@@ -68,13 +68,13 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     for part_written in folder.glob(f".*{PART}"):  # by a training that was killed there
         part_written.unlink()
-    path, curve = folder / f"{name}.state.safetensors", folder / f"{name}.jsonl"
+    path, curve = folder / f"{name}.state.safetensors", Curve(folder / f"{name}.jsonl")
     made_with(path, training.recipe)
     if path.exists():
         with safe_open(path, "pt") as file:
             training.restore({key: file.get_tensor(key) for key in file.keys()}, int(file.metadata()["steps"]))
         log.info("%s: resumed at step %d", name, training.num_steps)
-    cut(curve, training.num_steps)
+    curve.cut(training.num_steps)
     begun = saved = time.monotonic()
     figures: dict[str, list[float]] = {}
     while not training.done:
@@ -82,10 +82,8 @@ def train(
             figures.setdefault(key, []).append(value)
         if training.num_steps % LOG_EVERY == 0:
             means = {key: round(sum(values) / len(values), 4) for key, values in figures.items()}
-            line = {"step": training.num_steps, **means}
-            log.info("%s: %s, %.0f s", name, line, time.monotonic() - begun)
-            with curve.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            log.info("%s: step %d, %s, %.0f s", name, training.num_steps, means, time.monotonic() - begun)
+            curve.add(training.num_steps, means)
             figures.clear()
         if training.done or time.monotonic() - saved > save_every:
             state = {key: value.contiguous() for key, value in training.state().items()}
@@ -114,20 +112,3 @@ def rate(recipe: Recipe, step: int) -> float:
     """The learning rate of a step: a short rise, a plateau, and a line down to zero."""
     left = (recipe.steps - step) / (recipe.decay * recipe.steps)
     return recipe.rate * min(1.0, (step + 1) / recipe.warmup, left)
-
-
-def cut(curve: Path, num_steps: int) -> None:
-    """Drop the lines of steps that will be made again."""
-    lines = curve.read_text(encoding="utf-8").splitlines() if curve.exists() else []
-    kept = [f"{line}\n" for line in lines if json.loads(line)["step"] <= num_steps]
-    curve.write_text("".join(kept), encoding="utf-8")
-
-
-def joined(parts: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
-    """One state of several, each under its name."""
-    return {f"{name}.{key}": value for name, tensors in parts.items() for key, value in tensors.items()}
-
-
-def part(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    """What `joined` took under `name`."""
-    return {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}

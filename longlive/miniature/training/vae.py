@@ -16,10 +16,11 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from ...model.vae import Past, WanVAE
+from ...resume import joined, part
 from ..films import numbered, random_film
 from ..world import SIZE, render
 from .optimizer import Optimizer, lay_channels_last
-from .trainer import joined, part, rate
+from .trainer import rate
 
 WIDTH = 16  # of the first level; Wan2.1's is 96
 

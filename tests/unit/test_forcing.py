@@ -7,7 +7,7 @@ import tiny
 import torch
 
 from longlive.config import Positions, RolloutConfig
-from longlive.miniature.training.teacher import ROWS, Lesson, flow, lesson, sight_of
+from longlive.miniature.training.forcing import ROWS, Lesson, flow, lesson, sight_of
 from longlive.rollout import Rollout
 from longlive.timeline import Boundary
 

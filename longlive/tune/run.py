@@ -1,0 +1,129 @@
+"""Runs a tuning to its end, however often it is stopped: checkpoints, curves, samples, and the adapter it makes."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..config import PIXELS_PER_CELL
+from ..curve import Curve
+from ..errors import LongLiveError
+from ..model.causal import CausalWan
+from ..sampler import Sampler
+from ..session import Prompt, Session
+from ..store import write_atomically
+from ..video import VideoWriter
+from .adapter import export, learning, lora_of
+from .checkpoints import Checkpoints
+from .tuning import Tuning, stacked
+
+log = logging.getLogger(__name__)
+
+SAMPLE_BLOCKS = 10  # under either prompt
+CURVE = "curve.jsonl"
+ADAPTER = "adapter.safetensors"
+WEIGHTS = "weights.safetensors"  # where all weights are tuned
+
+
+def run(
+    tuning: Tuning, folder: Path, *, watch: Callable[[int, dict[str, float]], object] = lambda step, figures: None
+) -> Path:
+    """Tune to the last step, going on from whatever `folder` holds; the file that comes out.
+
+    `watch` is called after every step with its number and figures; whatever it raises ends the tuning with a
+    checkpoint. Raises TuningError.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoints, curve, is_main = Checkpoints(tuning, folder), Curve(folder / CURVE), tuning.accelerator.is_main_process
+    options = tuning.config.run
+    if checkpoints.resume():
+        log.info("resumed at step %d", tuning.num_steps)
+    if is_main:
+        curve.cut(tuning.num_steps)
+    saved = tuning.num_steps
+    while tuning.num_steps < options.steps:
+        begun = time.monotonic()
+        figures = tuning.step()
+        figures["seconds"] = round(time.monotonic() - begun, 3)
+        tuning.accelerator.log(figures, step=tuning.num_steps)
+        if is_main:
+            curve.add(tuning.num_steps, figures)
+        try:
+            watch(tuning.num_steps, figures)
+        except BaseException:
+            checkpoints.save()
+            raise
+        if tuning.num_steps % options.save_every == 0 or tuning.num_steps == options.steps:
+            checkpoints.save()
+            saved = tuning.num_steps
+            if is_main:
+                exported(tuning, folder)
+        if is_main and options.sample_every and tuning.num_steps % options.sample_every == 0:
+            write_sample(tuning, folder / f"sample-{tuning.num_steps:06d}.mp4")
+    log.info("%d steps are done; the newest checkpoint is that of step %d", tuning.num_steps, saved)
+    return exported(tuning, folder) if is_main else folder / ADAPTER
+
+
+def exported(tuning: Tuning, folder: Path) -> Path:
+    """Write what has been learnt so far: an adapter, or all weights."""
+    about = {"longlive_tuned_steps": str(tuning.num_steps)}
+    if tuning.config.learn.rank:
+        export(lora_of(tuning.learnt(), tuning.config.learn.alpha), folder / ADAPTER, about)
+        return folder / ADAPTER
+    weights = {name: weight.to(torch.bfloat16).contiguous() for name, weight in tuning.learnt().items()}
+    write_atomically(folder / WEIGHTS, weights, {"format": "pt", **about})
+    return folder / WEIGHTS
+
+
+@contextmanager
+def averaged(tuning: Tuning) -> Iterator[None]:
+    """The student with the averaged weights, where there are any."""
+    weights = {name: weight for name, weight in learning(tuning.parts.student).items() if name in tuning.average}
+    kept = {name: weight.detach().clone() for name, weight in weights.items()}
+    with torch.no_grad():
+        for name, weight in weights.items():
+            weight.copy_(tuning.average[name])
+        try:
+            yield
+        finally:
+            for name, weight in weights.items():
+                weight.copy_(kept[name])
+
+
+@torch.no_grad()
+def sample_of(tuning: Tuning, *, seed: int = 0) -> Iterator[Tensor]:
+    """The pixels [B F 3 H W] of a video by the student as it is: the first pair, a switch in the middle."""
+    pair, (channels, rows, columns) = tuning.parts.pairs[0], tuning.parts.shape_CHW
+    model = CausalWan.of_tree(tuning.parts.student)
+    first, second = (Prompt.of(stacked([half])) for half in (pair.first, pair.second))
+    video = Session.start(
+        first,
+        model="tuning",
+        config=tuning.config.rollout,
+        height=rows * PIXELS_PER_CELL,
+        width=columns * PIXELS_PER_CELL,
+        seed=seed,
+        dtype=model.dtype,
+        channels=channels,
+    )
+    decoder = tuning.parts.codec.decoder()
+    with averaged(tuning), tuning.accelerator.autocast(), Sampler(model) as sampler:
+        for prompt in (first, second):
+            for longer in sampler.extend(video.switched_to(prompt), SAMPLE_BLOCKS):
+                video = longer
+                yield decoder.push(video.blocks[-1])
+    yield decoder.flush()
+
+
+def write_sample(tuning: Tuning, path: Path) -> None:
+    """Write a video by the student as it is. One that fails is no reason to end a tuning: it is logged."""
+    try:
+        with VideoWriter(path) as writer:
+            for pixels in sample_of(tuning):
+                writer.write(pixels)
+    except LongLiveError as error:
+        log.warning("no sample video: %s", error)
