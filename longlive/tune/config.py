@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..config import RolloutConfig
 from ..errors import ConfigError, TuningError
-from .stream import StreamConfig
+from ..timeline import Boundary
 
 NEWEST = 3  # checkpoints that are kept
 
@@ -53,6 +53,34 @@ class DataConfig:
     negative: str = ""  # the prompt the teacher is guided away from
     width: int = 832  # pixels of the videos
     height: int = 480
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamConfig:
+    """How videos are streamed. The defaults are the paper's second stage; `length` 21 is its first."""
+
+    clip: int = 21  # frames that are judged at once
+    overlap: int = 3  # of them, that a video had before
+    length: int = 240  # frames after which a video begins anew
+    boundary: Boundary = Boundary.RECACHE  # at a switch; `renew` renews the sink
+    anchored_on: int = 19  # latest frames that are decoded to find the first picture of a clip
+    reference_behaviour: bool = False  # at a switch recache a clip, not a window, and leave the sink zero (a bug)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "boundary", Boundary(self.boundary))
+        if not 0 < self.overlap < self.clip:
+            raise ConfigError(f"overlap is {self.overlap}; it must be 1 to {self.clip - 1} frames of a clip")
+        if self.length < self.clip:
+            raise ConfigError(f"length is {self.length}; a video has at least a clip, {self.clip} frames")
+        if self.boundary not in (Boundary.RECACHE, Boundary.RENEW):
+            raise ConfigError(f"boundary is {self.boundary}; tuning knows recache and renew")
+        if self.anchored_on < 1:
+            raise ConfigError(f"anchored_on is {self.anchored_on}; at least 1 frame must be decoded")
+
+    @property
+    def switches(self) -> tuple[int, ...]:
+        """The frames a prompt may change at: those where a chunk begins."""
+        return tuple(range(self.clip, self.length - self.clip + self.overlap + 1, self.clip - self.overlap))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

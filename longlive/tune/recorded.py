@@ -14,9 +14,10 @@ from ..model.weights import read
 from ..recorded import Run, statistic, traced
 from ..rollout import Pass, PassKind
 from ..schedule import Schedule
+from .config import StreamConfig
 from .dmd import Judged, Noising, Score, critic_loss, student_loss
 from .memory import Call, Frame
-from .stream import Codec, Stream, StreamConfig
+from .stream import Codec, Stream
 from .student import Student
 
 

@@ -19,13 +19,15 @@ LAYERS = (  # of the library, from the ground up; a module imports from the rows
     "model.wan model.weights model.kinds model.lora model.checkpoint model.causal model.vae model.vae_file",
     "digest replay rollout",
     "session store text video clip report",
-    "session_file sampler",
+    "session_file sampler resume curve recorded",
+    "tune.data tune.config tune.memory tune.student tune.dmd tune.stream tune.recorded",
+    "tune.adapter tune.tuning tune.checkpoints tune.run",
     "miniature.grammar miniature.world miniature.films miniature.measure miniature.text miniature.files",
     "miniature.stage miniature.claims evaluate",
     "miniature.training.optimizer miniature.training.trainer miniature.training.export miniature.training.strip",
     "miniature.training.forcing miniature.training.vae miniature.training.bank miniature.training.dit",
-    "miniature.training.__main__",
-    "tune.data tune.memory tune.student tune.dmd tune.stream recorded tune.recorded",
+    "miniature.training.teacher",
+    "miniature.training.__main__ tune.load",
     "verify demo",
     "__main__",
 )
@@ -192,7 +194,7 @@ def test_the_library_imports_without_a_host(imported):
     assert not imported & set(HOST)
 
 
-@pytest.mark.parametrize("name", ["config", "errors", "timeline", "window", "replay"])
+@pytest.mark.parametrize("name", ["config", "errors", "timeline", "window", "replay", "tune.data", "tune.config"])
 def test_integers_are_decided_without_torch(name):
     """Also not by way of what they import."""
     seen, waiting = set(), [name]
