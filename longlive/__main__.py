@@ -33,6 +33,7 @@ from .session import Prompt, Session
 from .store import Store
 from .text import UMT5
 from .timeline import Segment, parse, report
+from .tune.commands import add_commands
 from .verify import verify
 from .video import VideoWriter
 
@@ -105,6 +106,8 @@ def parser() -> argparse.ArgumentParser:
     measure.add_argument("--clip", type=Path, help="the folder of a CLIP model, for a score of each prompt")
     measure.add_argument("--seeds", type=int, help=f"videos of the miniature for each number; {SEEDS} if left out")
     measure.add_argument("-o", "--output", type=Path, help="the folder for report.md, report.json and plots")
+
+    add_commands(commands)
 
     info = commands.add_parser("info", help="say what a checkpoint, LoRA or session holds")
     info.set_defaults(run=run_info)

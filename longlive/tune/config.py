@@ -169,7 +169,7 @@ def read_config(path: Path) -> TuneConfig:
         with path.open("rb") as file:
             found = tomllib.load(file)
     except FileNotFoundError as error:
-        raise TuningError(f"there is no configuration at {path}; begin with one of configs/*.toml") from error
+        raise TuningError(f"there is no configuration at {path}; begin with one of longlive/tune/configs") from error
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise TuningError(f"{path} cannot be read as TOML: {error}; mend that line") from error
     refuse_unknown(path, "section", found, SECTIONS)
@@ -183,7 +183,7 @@ def read_config(path: Path) -> TuneConfig:
         try:
             made[name] = SECTIONS[name](**values)
         except (TypeError, ValueError) as error:
-            raise TuningError(f"{path}: [{name}] has a wrong value ({error}); see configs/*.toml") from error
+            raise TuningError(f"{path}: [{name}] has a wrong value ({error}); see longlive/tune/configs") from error
     if "model" not in made:
         raise TuningError(f"{path} has no [model]; name the weights there, or set miniature = true")
     return TuneConfig(**made)

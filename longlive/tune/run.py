@@ -5,13 +5,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..config import PIXELS_PER_CELL
 from ..curve import Curve
-from ..errors import LongLiveError
+from ..errors import LongLiveError, TuningError
 from ..model.causal import CausalWan
 from ..sampler import Sampler
 from ..session import Prompt, Session
@@ -19,7 +20,11 @@ from ..store import write_atomically
 from ..video import VideoWriter
 from .adapter import export, learning, lora_of
 from .checkpoints import Checkpoints
+from .config import Precision, TuneConfig
 from .tuning import Tuning, stacked
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +82,29 @@ def exported(tuning: Tuning, folder: Path) -> Path:
     weights = {name: weight.to(torch.bfloat16).contiguous() for name, weight in tuning.learnt().items()}
     write_atomically(folder / WEIGHTS, weights, {"format": "pt", **about})
     return folder / WEIGHTS
+
+
+def accelerator_of(config: TuneConfig, folder: Path) -> "Accelerator":
+    """What spreads a tuning over GPUs and machines. Raises TuningError where `accelerate` is missing."""
+    try:
+        from accelerate import Accelerator
+    except ImportError as error:
+        raise TuningError(
+            f"tuning needs accelerate, which does not load ({error}); pip install peft accelerate"
+        ) from error
+    precision = "bf16" if config.learn.precision is Precision.HALF else "no"
+    logged = config.run.tensorboard
+    try:
+        accelerator = Accelerator(
+            mixed_precision=precision,
+            log_with="tensorboard" if logged else None,
+            project_dir=folder if logged else None,
+        )
+        if logged:
+            accelerator.init_trackers("tensorboard")
+    except (ImportError, ValueError) as error:
+        raise TuningError(f"{error}; pip install tensorboard, or set tensorboard = false") from error
+    return accelerator
 
 
 @contextmanager

@@ -27,7 +27,7 @@ LAYERS = (  # of the library, from the ground up; a module imports from the rows
     "miniature.training.optimizer miniature.training.trainer miniature.training.export miniature.training.strip",
     "miniature.training.forcing miniature.training.vae miniature.training.bank miniature.training.dit",
     "miniature.training.teacher",
-    "miniature.training.__main__ tune.load",
+    "miniature.training.__main__ tune.load tune.commands",
     "verify demo",
     "__main__",
 )
