@@ -2,10 +2,11 @@
 
 import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
+import comfy.lora
 import comfy.model_management
 import comfy.utils
 import folder_paths
@@ -15,15 +16,17 @@ from comfy.ldm.modules.attention import optimized_attention
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..longlive.errors import CheckpointError, ConditioningError, SessionError
+from ..longlive.errors import CheckpointError, ConditioningError, SessionError, TuningError
 from ..longlive.model.attention import Attend
 from ..longlive.model.causal import CausalWan
-from ..longlive.model.wan import Geometry
+from ..longlive.model.checkpoint import COMPUTE_DTYPES, dtype_name, model_of
+from ..longlive.model.wan import Geometry, WanModel, WanTree
+from ..longlive.model.weights import Weights
 from ..longlive.rollout import Pass, PassKind
 from ..longlive.sampler import TEXTS_HELD, Sampler, memory_bytes, text_bytes
 from ..longlive.session import Prompt, Session
 from ..longlive.store import Store
-from .identity import kernels, opaque
+from .identity import PREFIX, kernels, opaque, unrecognisable, weights_as_loaded
 
 log = logging.getLogger(__name__)
 
@@ -52,19 +55,7 @@ def causal_model(patcher: ModelPatcher) -> CausalWan:
 
     Raises CheckpointError where the MODEL is not a Wan2.1 text-to-video network.
     """
-    tree = patcher.model.diffusion_model
-    found = getattr(tree, "in_dim", None)
-    is_text_to_video = getattr(tree, "model_type", None) == "t2v" and getattr(tree, "img_emb", None) is None
-    if not (hasattr(tree, "time_projection") and hasattr(tree, "head") and is_text_to_video):
-        raise CheckpointError(
-            f"the MODEL is {type(patcher.model).__name__} ({getattr(tree, 'model_type', 'no Wan')}), expected a Wan2.1 "
-            f"text-to-video network; load longlive_base with LongLive Model Loader"
-        )
-    if found != WAN21_CHANNELS or tree.out_dim != WAN21_CHANNELS:
-        raise CheckpointError(
-            f"the MODEL takes {found} latent channels and makes {tree.out_dim}, Wan2.1 text-to-video has "
-            f"{WAN21_CHANNELS}; load longlive_base with LongLive Model Loader"
-        )
+    tree = wan_tree(patcher)
     device, dtype = patcher.load_device, patcher.model.get_dtype_inference()
     return CausalWan(
         tree=tree,
@@ -75,6 +66,55 @@ def causal_model(patcher: ModelPatcher) -> CausalWan:
         dtype=dtype,
         entry_dtype=torch.float32,  # as ComfyUI's own forward has it, whatever the weight is kept in
     )
+
+
+def wan_tree(
+    patcher: ModelPatcher, what: str = "the MODEL", cure: str = "load longlive_base with LongLive Model Loader"
+) -> WanTree:
+    """The network of a MODEL. Raises CheckpointError where it is not a Wan2.1 text-to-video network."""
+    tree = patcher.model.diffusion_model
+    found = getattr(tree, "in_dim", None)
+    is_text_to_video = getattr(tree, "model_type", None) == "t2v" and getattr(tree, "img_emb", None) is None
+    if not (hasattr(tree, "time_projection") and hasattr(tree, "head") and is_text_to_video):
+        raise CheckpointError(
+            f"{what} is {type(patcher.model).__name__} ({getattr(tree, 'model_type', 'no Wan')}), expected a Wan2.1 "
+            f"text-to-video network; {cure}"
+        )
+    if found != WAN21_CHANNELS or tree.out_dim != WAN21_CHANNELS:
+        raise CheckpointError(
+            f"{what} takes {found} latent channels and makes {tree.out_dim}, Wan2.1 text-to-video has "
+            f"{WAN21_CHANNELS}; {cure}"
+        )
+    return tree
+
+
+def copied(patcher: ModelPatcher, dtype: torch.dtype, *, what: str, cure: str) -> WanModel:
+    """A network of our own with the weights of a MODEL, the LoRAs on them included; the MODEL is only read.
+
+    Raises CheckpointError for another kind of network, and for weights that are quantised or change unseen.
+    """
+    geometry = Geometry.of_tree(wan_tree(patcher, what, cure))
+    if unknown := unrecognisable(patcher):
+        raise CheckpointError(f"{what} carries {' and '.join(unknown)}, which cannot be copied; connect it without")
+    loaded = dict(weights_as_loaded(patcher))
+    if quantised := sorted({dtype_name(weight.dtype) for weight in loaded.values()} - {*map(dtype_name, COMPUTE_DTYPES)}):
+        raise CheckpointError(
+            f"{what} is quantised (its weights are {', '.join(quantised)}), and only whole weights can be tuned with; "
+            f"load a file of bf16, fp16 or fp32 with weight_dtype default"
+        )
+    weights = {name: patched(patcher, name, weight).to(dtype) for name, weight in loaded.items()}
+    found = Weights(
+        path=Path(what), tensors=weights, layout="bare", parts=(), prefix="", metadata={}, config={}
+    )
+    tree, _ = model_of(found, dtype=dtype, num_heads=geometry.num_heads, text_len=geometry.text_len)
+    return tree
+
+
+@torch.no_grad()
+def patched(patcher: ModelPatcher, name: str, weight: Tensor) -> Tensor:
+    """A weight with what LoRAs add to it, in fp32; the very `weight` where they add nothing."""
+    patches = patcher.patches.get(f"{PREFIX}{name}")
+    return comfy.lora.calculate_weight(patches, weight.to(torch.float32, copy=True), name) if patches else weight
 
 
 def host_attention(patcher: ModelPatcher) -> Attend:
@@ -169,6 +209,15 @@ class Progress:
         self.bar.update_absolute(self.bar.current + self.steps)
 
 
+def counted(blocks: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Blocks in order, while ComfyUI shows how many are done and may interrupt."""
+    bar = comfy.utils.ProgressBar(len(blocks))
+    for block in blocks:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        yield block
+        bar.update(1)
+
+
 def to_host(latents_BFCHW: Tensor) -> Tensor:
     """ComfyUI's order of axes, [B, C, F, H, W]."""
     return latents_BFCHW.transpose(1, 2)
@@ -181,6 +230,13 @@ def to_latent(patcher: ModelPatcher, latents_BFCHW: Tensor) -> dict[str, Tensor]
 
 def prompt_of(conditioning: list, patcher: ModelPatcher) -> Prompt:
     """The one prompt embedding of a CONDITIONING. Raises ConditioningError for several, or one of another width."""
+    prompt = any_prompt_of(conditioning)
+    check_width(prompt.embedding, patcher)
+    return prompt
+
+
+def any_prompt_of(conditioning: list) -> Prompt:
+    """The same, for whatever model. Raises ConditioningError for several."""
     if len(conditioning) != 1:
         raise ConditioningError(
             f"the CONDITIONING holds {len(conditioning)} prompts, a segment has one; "
@@ -190,14 +246,17 @@ def prompt_of(conditioning: list, patcher: ModelPatcher) -> Prompt:
     unused = sorted(name for name, value in settings.items() if value is not None and name not in HARMLESS)
     if unused:
         log.warning("the CONDITIONING carries %s, which a session cannot honour; ignored", ", ".join(unused))
-    prompt = Prompt.of(embedding)
-    width, expected = prompt.embedding.shape[-1], patcher.model.diffusion_model.text_dim
+    return Prompt.of(embedding)
+
+
+def check_width(embedding: Tensor, patcher: ModelPatcher) -> None:
+    """Refuse an embedding that a MODEL cannot read. Raises ConditioningError."""
+    width, expected = embedding.shape[-1], patcher.model.diffusion_model.text_dim
     if width != expected:
         raise ConditioningError(
             f"the CONDITIONING is {width} wide, this model reads {expected}; "
             f"encode the prompt with the umT5-xxl text encoder (CLIP loader, type wan)"
         )
-    return prompt
 
 
 def block_store() -> Store:
@@ -212,10 +271,59 @@ def block_store() -> Store:
 
 def session_path(name: str) -> Path:
     """Where the session `name` lies, in ComfyUI's output folder. Raises SessionError for a name that leaves it."""
-    folder = (Path(folder_paths.get_output_directory()) / "longlive").resolve()
-    path = (folder / f"{name.strip()}.safetensors").resolve() if name.isprintable() else folder
-    if not name.strip() or folder not in path.parents or path.name.startswith("."):
+    folder = output_folder()
+    path = inside(folder, name, ".safetensors")
+    if path is None:
         raise SessionError(
             f"{name!r} is no name for a session, which is kept in {folder}; use a plain name such as my_film"
         )
     return path
+
+
+def tuning_folder(name: str) -> Path:
+    """Where the tuning `name` is kept, in ComfyUI's output folder. Raises TuningError for a name that leaves it."""
+    folder = output_folder() / "tuning"
+    path = inside(folder, name)
+    if path is None:
+        raise TuningError(f"{name!r} is no name for a tuning, which is kept in {folder}; use a plain name: my_style")
+    return path
+
+
+def lora_path(name: str) -> Path:
+    """Where the adapter `name` belongs, in the first of ComfyUI's folders for LoRAs."""
+    folder = Path(folder_paths.get_folder_paths("loras")[0]).resolve()
+    path = inside(folder, name, ".safetensors")
+    if path is None:
+        raise TuningError(f"{name!r} is no name for an adapter in {folder}; use a plain name such as my_style")
+    return path
+
+
+def output_folder() -> Path:
+    return (Path(folder_paths.get_output_directory()) / "longlive").resolve()
+
+
+def inside(folder: Path, name: str, suffix: str = "") -> Path | None:
+    """The path of a name a user chose; None for one that leaves the folder, is hidden, or is no name."""
+    path = (folder / f"{name.strip()}{suffix}").resolve() if name.isprintable() else folder
+    return path if name.strip() and folder in path.parents and not path.name.startswith(".") else None
+
+
+@contextmanager
+def given_back() -> Iterator[None]:
+    """Room for something large that is not ComfyUI's: its models leave before, and nothing stays afterwards.
+
+    An error keeps the frames it passed, and these what they held: they are emptied.
+    """
+    comfy.model_management.unload_all_models()
+    comfy.model_management.soft_empty_cache()
+    try:
+        yield
+    except BaseException as error:
+        passed: BaseException | None = error
+        while passed:
+            traceback.clear_frames(passed.__traceback__)
+            passed = passed.__cause__ or passed.__context__
+        raise
+    finally:
+        gc.collect()
+        comfy.model_management.soft_empty_cache()

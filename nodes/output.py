@@ -51,7 +51,7 @@ class Decode(io.ComfyNode):
         path = Path(folder) / f"{name}_{counter:05}_.mp4"
         decoder = streaming_decoder(vae)
         with VideoWriter(path, metadata=cls.workflow()) as writer:
-            last_frame = render(video.blocks, decoder, writer)
+            last_frame = render(host.counted(video.blocks), decoder, writer)
         assert last_frame is not None
         result = ui.SavedResult(path.name, subfolder, io.FolderType.output)
         return io.NodeOutput(
