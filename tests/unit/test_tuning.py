@@ -1,0 +1,333 @@
+"""Streaming long tuning: what is learnt from, what is remembered, and that nothing is lost on the way."""
+
+import gc
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+import tuned
+from safetensors.torch import load_file
+
+from longlive.config import Positions, RolloutConfig
+from longlive.errors import ConfigError, TuningError
+from longlive.model.lora import Lora
+from longlive.rollout import Rollout
+from longlive.timeline import Boundary
+from longlive.tune import checkpoints
+from longlive.tune.adapter import learning
+from longlive.tune.config import StreamConfig
+from longlive.tune.dmd import Noising
+from longlive.tune.memory import Memory
+from longlive.tune.run import ADAPTER, exported, run
+from longlive.tune.stream import Stream
+from longlive.tune.student import Student
+from longlive.tune.tuning import ChunkDraws
+
+PROGRAM = Path(__file__).with_name("tuned.py")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@dataclass
+class Exits:
+    """Draws that exit at the last step, from a block of others on."""
+
+    draws: ChunkDraws
+    first: int = 0
+    exit_step: int = 3
+
+    def noise(self, block: int, step: int) -> torch.Tensor:
+        return self.draws.noise(self.first + block, step)
+
+    def context(self, block: int) -> torch.Tensor:
+        return self.draws.context(self.first + block)
+
+
+@pytest.mark.parametrize("positions", list(Positions))
+@pytest.mark.parametrize("boundary", [Boundary.RECACHE, Boundary.RENEW])
+def test_law_a_student_rolls_out_what_a_sampler_does(positions, boundary):
+    """Without a graph and without the trace of noise, through a rolled window and a switch."""
+    config = RolloutConfig(window=9, sink=3, positions=positions)
+    model = tiny.model()
+    student = Student(model.tree, config)
+    student.context_sigma = torch.tensor(0.0)
+    texts = [tiny.prompt(number).embedding for number in (0, 1)]
+    draws = ChunkDraws(0, 0, (0,), (3, 16, 2, 4), 4)
+
+    rollout, made = Rollout(model, config, (1, 16, 2, 4)), []
+    for block in range(7):
+        text = model.read(texts[block >= 5])
+        if block == 5:
+            rollout.recache(15, torch.cat(made, 1), text, renew=boundary is Boundary.RENEW)
+        made.append(rollout.denoise(3 * block, text, draws.noise, block))
+        rollout.commit(3 * block, made[-1], text)
+
+    with torch.no_grad():
+        first, memory = student(Memory.empty(3), 0, 5, texts[0], Exits(draws))
+        place = student.window.recache(15, renew=boundary is Boundary.RENEW)
+        memory = student.recached(memory, place, first[:, 15 - place.frames :], texts[1])
+        second, _ = student(memory, 15, 2, texts[1], Exits(draws, 5))
+    torch.testing.assert_close(torch.cat([first, second], 1), torch.cat(made, 1), atol=2e-5, rtol=0)
+
+
+def test_checkpointing_gives_the_same_gradients():
+    gradients = []
+    for checkpointing in (False, True):
+        config = tuned.with_learn(checkpointing=checkpointing, kv_gradients=True)
+        one = tuned.tuning(config)
+        recorder = tuned.Recorder(one)
+        one.step(), one.step(), one.step()
+        gradients.append(recorder.found)
+    plain, checkpointed = gradients
+    assert plain.keys() == checkpointed.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(checkpointed[name], gradient, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_remembered_keys_carry_gradients_only_where_asked():
+    found = []
+    for kv_gradients in (False, True):
+        student = Student(tuned.trees()[0].requires_grad_(True), tuned.CONFIG.rollout, kv_gradients=kv_gradients)
+        clip, _ = student(Memory.empty(3), 0, 2, tiny.prompt(0).embedding, ChunkDraws(0, 0, (0,), (3, 16, 2, 4), 4))
+        clip[:, 3:].square().mean().backward()
+        weight = student.tree.blocks[0].self_attn.k.weight
+        assert weight.grad is not None
+        found.append(weight.grad)
+    assert (found[0] - found[1]).abs().max() > 1e-3 * found[0].abs().max()
+
+
+def test_law_a_tuning_killed_at_random_steps_is_the_uninterrupted_one_bit_for_bit(tmp_path):
+    whole = tuned.tuning()
+    run(whole, tmp_path / "whole")
+    draw, folder = random.Random(0), tmp_path / "killed"
+    for step in sorted(draw.sample(range(1, tuned.CONFIG.run.steps), 3)):
+        process = subprocess.Popen([sys.executable, str(PROGRAM), str(folder), "6", "none"])
+        while not list((folder / "checkpoints").glob(f"{step:06d}")) and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    resumed = tuned.tuning()
+    run(resumed, folder)
+    ours, theirs = resumed.state(), whole.state()
+    assert ours.keys() == theirs.keys()
+    assert not [name for name in theirs if not torch.equal(ours[name], theirs[name])]
+    assert (folder / ADAPTER).read_bytes() == (tmp_path / "whole" / ADAPTER).read_bytes()
+    assert len(list((folder / "checkpoints").iterdir())) == tuned.CONFIG.run.keep
+
+
+def test_law_two_processes_learn_what_one_does_with_the_double_batch(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    common |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(PROGRAM), str(tmp_path / "two"), "4", str(tmp_path / "two.safetensors"), "1"]
+    processes = [subprocess.Popen(command, env=common | {"RANK": rank, "LOCAL_RANK": rank}) for rank in ("0", "1")]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+
+    one = tuned.tuning(replace(tuned.with_learn(batch=2), run=replace(tuned.CONFIG.run, steps=4)))
+    recorder = tuned.Recorder(one)
+    run(one, tmp_path / "one", watch=recorder.watch)
+    two = load_file(tmp_path / "two.safetensors")
+    assert two.keys() == recorder.found.keys()
+    for name, of_one in recorder.found.items():
+        allowed = 1e-5 if of_one.ndim == 0 else 1e-4 * of_one.abs().max().item()
+        assert (two[name] - of_one).abs().max().item() <= allowed, name
+
+
+def test_memory_does_not_grow_from_the_second_chunk_to_the_twelfth():
+    config = replace(tuned.with_learn(average=0), stream=replace(tuned.CONFIG.stream, length=9 + 6 * 14))
+    one = tuned.tuning(config)
+    sizes = {}
+    while one.num_chunks < 13:
+        one.step()
+        gc.collect()
+        sizes[one.num_chunks] = sum(x.nbytes for x in gc.get_objects() if type(x) in (torch.Tensor, torch.nn.Parameter))
+    assert one.sequences[0] is not None
+    assert one.sequences[0].length > 70
+    second, last = min(size for size in sizes if size >= 2), max(sizes)
+    assert last >= 12
+    assert sizes[last] <= 1.01 * sizes[second]
+
+
+def test_what_comes_out_is_the_adapter_that_was_learnt(tmp_path):
+    one = tuned.tuning()
+    one.step(), one.step(), one.step()
+    one.average = {}
+    exported(one, tmp_path)
+    tree = one.parts.student
+    for file in (ADAPTER, "adapter.pt"):
+        lora = Lora.read(tmp_path / file)
+        assert len(lora.pairs) == 10 * tiny.GEOMETRY.num_layers
+        for module, pair in lora.pairs.items():
+            linear = tree.get_submodule(module)
+            expected = linear.base_layer.weight + linear.get_delta_weight("default")
+            torch.testing.assert_close(pair.added_to(linear.base_layer.weight), expected, atol=1e-4, rtol=1e-2)
+    assert any(pair.up.abs().max() > 0 for pair in lora.pairs.values())
+
+
+def test_all_weights_may_be_tuned(tmp_path):
+    one = tuned.tuning(tuned.with_learn(rank=0))
+    before = {name: weight.detach().clone() for name, weight in one.parts.student.named_parameters()}
+    one.step(), one.step(), one.step()
+    changed = [name for name, weight in before.items() if not torch.equal(weight, one.learnt()[name])]
+    assert set(changed) == set(before)
+    assert load_file(exported(one, tmp_path)).keys() == before.keys()
+
+
+def test_the_teacher_never_learns_and_the_base_stays():
+    one = tuned.tuning()
+    frozen = {
+        name: weight.detach().clone()
+        for tree in (one.parts.teacher, one.parts.student)
+        for name, weight in tree.named_parameters()
+        if not weight.requires_grad
+    }
+    one.step()
+    found = dict(one.parts.teacher.named_parameters()) | dict(one.parts.student.named_parameters())
+    assert len(learning(one.parts.student)) == 2 * 10 * tiny.GEOMETRY.num_layers
+    assert all(torch.equal(found[name], weight) for name, weight in frozen.items())
+
+
+def test_several_batches_of_a_step_have_videos_of_their_own():
+    one = tuned.tuning(tuned.with_learn(accumulation=2))
+    one.step()
+    first, second = one.sequences
+    assert first is not None
+    assert second is not None
+    assert first.pairs != second.pairs
+    assert first.length == second.length
+
+
+def test_a_video_switches_where_a_chunk_begins_and_begins_anew_at_its_end():
+    assert StreamConfig(length=60).switches == (21, 39)
+    assert StreamConfig(length=21).switches == ()
+    assert StreamConfig(length=240).switches[-1] == 219
+    one = tuned.tuning()
+    lengths = []
+    while one.num_begun < 2:
+        one.step()
+        assert one.sequences[0] is not None
+        lengths.append(one.sequences[0].length)
+    assert max(lengths) <= tuned.CONFIG.stream.length
+
+
+def test_a_clip_that_is_no_whole_blocks_or_shorter_than_the_window_is_refused():
+    student = Student(tuned.trees()[0], RolloutConfig())
+    codec = tuned.parts().codec
+    with pytest.raises(ConfigError, match="clip 20 and overlap 3 are no whole blocks; use multiples of 3"):
+        Stream(student, codec, StreamConfig(clip=20))
+    with pytest.raises(ConfigError, match="window of 12 frames is longer than a clip of 9"):
+        Stream(student, codec, StreamConfig(clip=9))
+
+
+def test_a_loss_that_is_no_number_stops_the_tuning_and_keeps_the_checkpoint(tmp_path):
+    one = tuned.tuning()
+    with pytest.raises(KeyboardInterrupt):
+        run(one, tmp_path, watch=stop_at(2))
+    weight = one.parts.critic.get_parameter("patch_embedding.weight")
+    weight.data.fill_(torch.nan)
+    with pytest.raises(TuningError, match=r"the critic's loss is nan at step 3; the last checkpoint is good"):
+        run(one, tmp_path)
+    assert all(torch.isfinite(value).all() for value in one.learnt().values())
+    resumed = tuned.tuning()
+    assert checkpoints.Checkpoints(resumed, tmp_path).resume()
+    assert resumed.num_steps == 2
+
+
+def stop_at(step: int):
+    def watch(now: int, _) -> None:
+        if now == step:
+            raise KeyboardInterrupt
+
+    return watch
+
+
+def test_a_checkpoint_of_another_configuration_is_refused_with_what_differs(tmp_path):
+    run(tuned.tuning(replace(tuned.CONFIG, run=replace(tuned.CONFIG.run, steps=1))), tmp_path)
+    message = r"learn\.rank was 4 and is 2; set that back, or tune in another folder"
+    with pytest.raises(TuningError, match=message):
+        run(tuned.tuning(tuned.with_learn(rank=2)), tmp_path)
+
+
+def test_a_longer_run_is_no_other_configuration(tmp_path):
+    run(tuned.tuning(replace(tuned.CONFIG, run=replace(tuned.CONFIG.run, steps=1))), tmp_path)
+    longer = tuned.tuning(replace(tuned.CONFIG, run=replace(tuned.CONFIG.run, steps=2, keep=1)))
+    run(longer, tmp_path)
+    assert longer.num_steps == 2
+
+
+def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
+    one = tuned.tuning()
+    with pytest.raises(KeyboardInterrupt):
+        run(one, tmp_path, watch=stop_at(1))
+    before = sorted(tmp_path.rglob("*"))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "write_atomically", full)
+    with pytest.raises(TuningError, match=r"No space left on device; free some space; .*000001 is good"):
+        run(one, tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    run(tuned.tuning(replace(tuned.CONFIG, run=replace(tuned.CONFIG.run, steps=1))), tmp_path)
+    (tmp_path / "checkpoints" / "000001" / "process0.safetensors").write_bytes(b"torn")
+    with pytest.raises(TuningError, match=r"000001 is damaged .*; delete that folder to go on from the one before"):
+        run(tuned.tuning(), tmp_path)
+
+
+def test_out_of_memory_says_what_to_lower_in_which_order(monkeypatch):
+    one = tuned.tuning()
+
+    def burst(*_, **__):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(one, "_student_loss", burst)
+    with pytest.raises(TuningError, match="at step 1; in this order: set checkpointing = true, lower batch"):
+        one.step()
+
+
+def test_networks_that_do_not_belong_together_are_refused():
+    other = tiny.model(replace(tiny.GEOMETRY, in_dim=48, out_dim=48)).tree
+    with pytest.raises(TuningError, match="the teacher works in another latent space"):
+        tuned.parts(teacher=other)
+    wider = tiny.model(replace(tiny.GEOMETRY, text_dim=12)).tree
+    with pytest.raises(TuningError, match="read prompts of different widths"):
+        tuned.parts(teacher=wider)
+    with pytest.raises(TuningError, match="rank is 64, but the narrowest Linear of this network is 24 wide"):
+        tuned.tuning(tuned.with_learn(rank=64))
+
+
+def test_every_video_has_noise_of_its_own_and_always_the_same():
+    one, two = (ChunkDraws(3, 5, videos, (3, 16, 2, 4), 4) for videos in ((0, 1), (1, 2)))
+    assert torch.equal(one.noise(2, 1)[1], two.noise(2, 1)[0])
+    assert not torch.equal(one.noise(2, 1)[0], one.noise(2, 1)[1])
+    everything = [one.noise(block, step) for block in range(3) for step in range(4)]
+    everything += [one.context(block) for block in range(3)]
+    assert len({x.sum().item() for x in everything}) == len(everything)
+    assert {ChunkDraws(0, chunk, (0,), (3, 16, 2, 4), 4).exit_step for chunk in range(40)} == {0, 1, 2, 3}
+
+
+def test_a_clip_is_noised_within_the_levels_of_the_method():
+    levels = Noising.of(torch.arange(1000), torch.zeros(1)).timesteps_B
+    assert levels.min() == 20
+    assert levels.max() == 980
+    assert (levels.diff() >= 0).all()
