@@ -19,7 +19,7 @@ from .demo import ENLARGED, STORY
 from .digest import digest
 from .errors import CheckpointError, ConfigError, LongLiveError, ScriptError, SessionError
 from .evaluate import evaluate
-from .miniature import claims
+from .miniature import claims, tuned
 from .miniature.files import DIT, VAE, check_size, load_miniature, present
 from .miniature.text import MiniatureText
 from .miniature.world import SIZE
@@ -105,6 +105,7 @@ def parser() -> argparse.ArgumentParser:
     measure.add_argument("--script", type=Path, help="what the video was made along")
     measure.add_argument("--clip", type=Path, help="the folder of a CLIP model, for a score of each prompt")
     measure.add_argument("--seeds", type=int, help=f"videos of the miniature for each number; {SEEDS} if left out")
+    measure.add_argument("--lora", type=Path, help="an adapter for the miniature: measure before and after")
     measure.add_argument("-o", "--output", type=Path, help="the folder for report.md, report.json and plots")
 
     add_commands(commands)
@@ -319,10 +320,14 @@ def enlarged(pixels_BFCHW: Tensor, times: int) -> Tensor:
 def run_evaluate(options: argparse.Namespace) -> int:
     if options.miniature and (options.script or options.clip):
         raise ConfigError("--script and --clip belong to a video; leave them out with --miniature")
-    if options.video and options.seeds is not None:
-        raise ConfigError("--seeds belongs to --miniature; a video is measured as it is")
+    if options.video and (options.seeds is not None or options.lora):
+        raise ConfigError("--seeds and --lora belong to --miniature; a video is measured as it is")
     if options.miniature:
-        found = claims.report(load_miniature(), SEEDS if options.seeds is None else options.seeds)
+        seeds = SEEDS if options.seeds is None else options.seeds
+        if options.lora:
+            found = tuned.report(load_miniature(), load_miniature(lora=options.lora), seeds)
+        else:
+            found = claims.report(load_miniature(), seeds)
     else:
         segments = parse(written(options.script)) if options.script else ()
         found = evaluate(options.video, segments, Clip.of_folder(options.clip) if options.clip else None)

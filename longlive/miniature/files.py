@@ -28,10 +28,12 @@ class Miniature:
     text: MiniatureText
 
 
-def load_miniature(*, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Miniature:
-    """Load the miniature. Raises CheckpointError for a missing or damaged file."""
+def load_miniature(
+    *, lora: Path | None = None, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Miniature:
+    """Load the miniature, with an adapter where one is given. Raises CheckpointError for a missing or damaged file."""
     present(DIT, VAE)
-    tree, _ = load_model(DIT, dtype=dtype, device=device)
+    tree, _ = load_model(DIT, lora=lora, dtype=dtype, device=device)
     return Miniature(CausalWan.of_tree(tree), load_vae(VAE, device=device, dtype=dtype), MiniatureText())
 
 

@@ -25,7 +25,7 @@ WORKFLOWS = sorted((REPOSITORY / "workflows").glob("*.json"))
 NOTES = {"MarkdownNote", "Note"}  # drawn by the interface, unknown to the host
 ACTIVE = 0  # the mode of a node that is neither muted nor bypassed
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
-SEEDS = {"seed", "noise_seed"}  # to which the interface adds a widget of its own
+SEEDS = {"seed", "noise_seed"}  # to which the interface adds a widget of its own, unless told not to
 NO_LORA = "none"
 
 
@@ -127,7 +127,7 @@ def widget_values(item: Mapping, info: Mapping) -> dict[str, object]:
             type, options = (*info["input"][kind][name], {})[:2]
             if (isinstance(type, list) or type in WIDGETS) and not options.get("forceInput"):
                 found[name] = next(values)
-                if options.get("control_after_generate") or name in SEEDS:
+                if options.get("control_after_generate", name in SEEDS):
                     next(values)
     assert not list(values), f"{item['type']} has more widget values than widgets"
     return found

@@ -35,10 +35,13 @@ STEPS = len(RolloutConfig().steps)
 CHUNK_BLOCKS = 7  # of 5 seconds
 IN_NO_WORKFLOW = {"LongLiveSessionToLatent"}  # a door to other nodes; every latent these tests compare went through it
 CLASSIC = ("--cache-classic", "--preview-method", "none")
-ONE, CHAIN, TIMELINE, ENDINGS, CONTINUED = WORKFLOWS
+ONE, CHAIN, TIMELINE, ENDINGS, CONTINUED, TUNED = WORKFLOWS
 FOX, OWL, SLEEP = "a red fox in the snow", "a red fox meets an owl in the snow", "the red fox in the snow sleeps"
 
 each_workflow = pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
+each_short_workflow = pytest.mark.parametrize(  # the tuning takes minutes; test_tuner.py cuts it short
+    "workflow", [path for path in WORKFLOWS if path != TUNED], ids=lambda path: path.stem
+)
 
 
 def store(host: ComfyUI) -> Path:
@@ -147,7 +150,7 @@ def test_workflow_is_a_template_with_a_thumbnail(host, workflow):
     assert thumbnail.startswith(b"\xff\xd8")
 
 
-@each_workflow
+@each_short_workflow
 def test_workflow_ends_in_a_playable_video(made, workflow):
     result = made(workflow)
 
@@ -162,7 +165,7 @@ def test_workflow_ends_in_a_playable_video(made, workflow):
             assert sum(1 for _ in file.decode(stream)) == pixel_frames(result.latents[id].shape[2])
 
 
-@each_workflow
+@each_short_workflow
 def test_workflow_makes_what_longlive_makes_alone(made, workflow):
     result = made(workflow)
 
@@ -170,7 +173,7 @@ def test_workflow_makes_what_longlive_makes_alone(made, workflow):
         torch.testing.assert_close(result.latents[id], directly(workflow, session), rtol=0, atol=TOLERANCE)
 
 
-@each_workflow
+@each_short_workflow
 def test_every_denoising_step_shows_a_preview(made, workflow):
     history = made(workflow).history
 

@@ -23,7 +23,7 @@ LAYERS = (  # of the library, from the ground up; a module imports from the rows
     "tune.data tune.config tune.memory tune.student tune.dmd tune.stream tune.recorded",
     "tune.adapter tune.tuning tune.checkpoints tune.run",
     "miniature.grammar miniature.world miniature.films miniature.measure miniature.text miniature.files",
-    "miniature.stage miniature.claims evaluate",
+    "miniature.stage miniature.claims miniature.tuned evaluate",
     "miniature.training.optimizer miniature.training.trainer miniature.training.export miniature.training.strip",
     "miniature.training.forcing miniature.training.vae miniature.training.bank miniature.training.dit",
     "miniature.training.teacher",

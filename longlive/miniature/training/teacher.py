@@ -46,7 +46,7 @@ class TeacherRecipe:
     """How the teacher is trained."""
 
     seed: int = 0
-    steps: int = 1500
+    steps: int = 1000
     batch: int = 8  # clips of a step
     unprompted: float = 0.15  # the share of clips shown without their prompt
     rate: float = 1.2e-3

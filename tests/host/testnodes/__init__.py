@@ -14,6 +14,8 @@ from longlive.text import HashedWords
 
 CATEGORY = "LongLive/test"
 CACHE_CLASSES = {"RollingKVCache", "TextMemory"}  # by name: the pack may be imported under more than one
+TUNING_CLASSES = {"Accelerator", "AdamW", "Student", "Tuning"}
+OWN_TREE = "longlive.model.wan"  # the end of the module whose networks are not the host's
 
 
 class HashedCLIP:
@@ -172,13 +174,16 @@ class TestProbe(io.ComfyNode):
 
 
 def alive() -> dict[str, int]:
-    """Count the K/V caches and tensors nobody has let go of."""
+    """Count the K/V caches, parts of a tuning and tensors nobody has let go of."""
     gc.collect()
     objects = gc.get_objects()
-    kinds = {kind for kind in set(map(type, objects)) if CACHE_CLASSES & {base.__name__ for base in kind.__mro__}}
+    types = set(map(type, objects))
+    kinds = {kind for kind in types if CACHE_CLASSES & {base.__name__ for base in kind.__mro__}}
+    tuned = {kind for kind in types if kind.__name__ in TUNING_CLASSES or kind.__module__.endswith(OWN_TREE)}
     tensors = [item for item in objects if issubclass(type(item), torch.Tensor)]
     return {
         "caches": sum(type(item) in kinds for item in objects),
+        "of_tunings": sum(type(item) in tuned for item in objects),
         "tensors": len(tensors),
         "tensor_bytes": sum(tensor.nbytes for tensor in tensors),
         "gpu_tensors": sum(tensor.is_cuda for tensor in tensors),
