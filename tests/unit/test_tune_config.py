@@ -1,0 +1,99 @@
+"""The configuration of a tuning: what the shipped files say, and what is refused with its cure."""
+
+from pathlib import Path
+
+import pytest
+
+from longlive.__main__ import main
+from longlive.errors import ConfigError, TuningError
+from longlive.tune import config as module
+from longlive.tune.config import LearnConfig, ModelConfig, StreamConfig, TuneConfig, read_config
+
+CONFIGS = Path(module.__file__).with_name("configs")
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "tune.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_the_shipped_configurations_are_the_papers():
+    assert {path.stem for path in CONFIGS.glob("*.toml")} == {"miniature", "stage1", "stage2"}
+    first, second = (read_config(CONFIGS / f"{name}.toml") for name in ("stage1", "stage2"))
+    assert (first.stream.length, first.learn.rank, first.learn.rate, first.learn.critic_rate) == (21, 0, 2e-6, 4e-7)
+    assert (first.learn.average, first.learn.average_from, first.run.steps) == (0.99, 200, 700)
+    assert (second.stream.length, second.learn.rank, second.learn.rate) == (240, 256, 1e-5)
+    for paper in (first, second):
+        assert (paper.rollout.window, paper.rollout.sink, paper.learn.ratio, paper.learn.guidance) == (12, 3, 5, 3.0)
+        assert (paper.stream.clip, paper.stream.overlap, paper.learn.largest_norm) == (21, 3, 10.0)
+        assert (paper.learn.betas, paper.learn.weight_decay) == ((0.0, 0.999), 0.01)
+    assert read_config(CONFIGS / "miniature.toml").model.miniature
+
+
+def test_paths_are_those_beside_the_file(tmp_path):
+    text = '[model]\nweights = "a.pt"\nteacher = "b"\npipeline = "c"\n[data]\nprompts = "p.txt"'
+    config = read_config(written(tmp_path, text))
+    assert config.model.weights == str(tmp_path / "a.pt")
+    assert config.data.prompts == str(tmp_path / "p.txt")
+    assert config.model.lora == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("[modle]\nminiature = true", "'modle' is no section; did you mean model?"),
+        ("[model]\nminiature = true\n[learn]\nrnk = 4", r"'rnk' is no setting of \[learn\]; did you mean rank?"),
+        ("[learn]\nrank = 4", r"has no \[model\]; name the weights there, or set miniature = true"),
+        ("model = 3", r"model stands outside of its section; write \[model\] above its settings"),
+        ("[model]\nminiature = ", "cannot be read as TOML"),
+        ("[model]\nminiature = true\n[learn]\nprecision = 'fp8'", r"\[learn\] has a wrong value \('fp8' is not"),
+    ],
+)
+def test_a_file_that_cannot_be_meant_is_refused_in_a_sentence(text, sentence, tmp_path):
+    with pytest.raises(TuningError, match=sentence):
+        read_config(written(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: ModelConfig(), "model has no weights and no teacher and no pipeline; name the files"),
+        (lambda: ModelConfig(miniature=True, weights="a"), "model is the miniature and names files too"),
+        (lambda: StreamConfig(overlap=21), "overlap is 21; it must be 1 to 20 frames of a clip"),
+        (lambda: StreamConfig(length=20), "length is 20; a video has at least a clip, 21 frames"),
+        (lambda: StreamConfig(boundary="keep"), "boundary is keep; tuning knows recache and renew"),
+        (lambda: LearnConfig(ratio=0), "ratio is 0; use at least 1"),
+        (lambda: LearnConfig(rate=0.0), "rate is 0.0; use a number above 0"),
+        (lambda: LearnConfig(average=1.0), "average is 1.0; use 0 for none, or a number below 1"),
+        (lambda: LearnConfig(rank=-1), "rank is -1; use 0 or more"),
+    ],
+)
+def test_a_number_out_of_range_is_refused(make, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        make()
+
+
+def test_what_does_not_change_the_weights_does_not_bind_a_resume():
+    one = TuneConfig(model=ModelConfig(miniature=True))
+    facts = one.determining()
+    assert facts["learn.rank"] == 256
+    assert facts["run.seed"] == 0
+    assert not {"run.steps", "run.keep", "run.save_every"} & set(facts)
+
+
+def test_the_command_names_what_is_wrong(tmp_path, caplog):
+    assert main(["tune", str(tmp_path / "nowhere.toml")]) == 1
+    assert "there is no configuration at" in caplog.text
+    assert main(["pairs", "request", str(tmp_path / "none.txt"), "-o", str(tmp_path / "out.jsonl")]) == 1
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_pairs_go_out_to_a_language_model_and_come_back(tmp_path, caplog):
+    prompts, requests = tmp_path / "prompts.txt", tmp_path / "requests.jsonl"
+    prompts.write_text("a red fox runs through deep snow\n", encoding="utf-8")
+    assert main(["pairs", "request", str(prompts), "-o", str(requests)]) == 0
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text('{"id": 1, "answer": "a red fox jumps over a log in deep snow"}\n', encoding="utf-8")
+    assert main(["pairs", "read", str(requests), str(answers), "-o", str(tmp_path / "pairs.jsonl")]) == 0
+    assert "a red fox jumps" in (tmp_path / "pairs.jsonl").read_text()
