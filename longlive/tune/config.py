@@ -64,7 +64,7 @@ class StreamConfig:
     length: int = 240  # frames after which a video begins anew
     boundary: Boundary = Boundary.RECACHE  # at a switch; `renew` renews the sink
     anchored_on: int = 19  # latest frames that are decoded to find the first picture of a clip
-    reference_behaviour: bool = False  # at a switch recache a clip, not a window, and leave the sink zero (a bug)
+    reference_behaviour: bool = False  # at a switch recache a clip and leave the sink zero; lose links as it does
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "boundary", Boundary(self.boundary))

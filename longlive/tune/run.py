@@ -49,7 +49,6 @@ def run(
         log.info("resumed at step %d", tuning.num_steps)
     if is_main:
         curve.cut(tuning.num_steps)
-    saved = tuning.num_steps
     while tuning.num_steps < options.steps:
         begun = time.monotonic()
         figures = tuning.step()
@@ -64,12 +63,10 @@ def run(
             raise
         if tuning.num_steps % options.save_every == 0 or tuning.num_steps == options.steps:
             checkpoints.save()
-            saved = tuning.num_steps
             if is_main:
                 exported(tuning, folder)
         if is_main and options.sample_every and tuning.num_steps % options.sample_every == 0:
             write_sample(tuning, folder / f"sample-{tuning.num_steps:06d}.mp4")
-    log.info("%d steps are done; the newest checkpoint is that of step %d", tuning.num_steps, saved)
     return exported(tuning, folder) if is_main else folder / ADAPTER
 
 

@@ -114,8 +114,13 @@ class Tuning:
             tree.to(device)
         parts.teacher.requires_grad_(False).to("cpu" if config.run.offload else device)
 
+        as_reference = config.stream.reference_behaviour
         self.student = Student(
-            parts.student, config.rollout, kv_gradients=learn.kv_gradients, checkpointing=learn.checkpointing
+            parts.student,
+            config.rollout,
+            kv_gradients=learn.kv_gradients or as_reference,
+            checkpointing=learn.checkpointing,
+            reference_frames=config.rollout.window + config.stream.clip if as_reference else None,
         )
         self.critic = Score(parts.critic, checkpointing=learn.checkpointing)
         self.teacher = Score(parts.teacher)
