@@ -8,6 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from longlive.miniature.files import Miniature
+from longlive.miniature.text import MiniatureText
+from longlive.model.causal import CausalWan
+from longlive.model.vae import WanVAE
+from longlive.model.wan import Geometry, WanModel
+
 RECORDED_VAE = Path(__file__).parents[1] / "reference" / "vae.safetensors"
 
 
@@ -43,3 +49,16 @@ def pipeline(tmp_path_factory) -> Path:
     weights = {name.removeprefix("sd."): x for name, x in load_file(RECORDED_VAE).items() if name.startswith("sd.")}
     save_file(weights, folder / "vae" / "diffusion_pytorch_model.safetensors")
     return folder
+
+
+@pytest.fixture(scope="session")
+def miniature() -> Miniature:
+    """A random network and a random VAE, as small as they come."""
+    geometry = Geometry(dim=24, ffn_dim=32, num_heads=2, num_layers=2, freq_dim=8, text_dim=4096)
+    torch.manual_seed(0)
+    tree, vae = WanModel(geometry), WanVAE(2)
+    for module in (tree, vae):
+        for weight in module.parameters():
+            weight.data = 0.1 * torch.randn(weight.shape)
+        module.requires_grad_(False)
+    return Miniature(CausalWan.of_tree(tree), vae, MiniatureText())

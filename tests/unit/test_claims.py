@@ -10,31 +10,13 @@ from longlive.config import Positions, RolloutConfig, pixel_frames
 from longlive.errors import ConfigError
 from longlive.miniature import claims
 from longlive.miniature.claims import SEGMENT, SEGMENTS, Endurance, Story, Variety, glances_at, scenes_of, targets, ways
-from longlive.miniature.files import Miniature
 from longlive.miniature.films import numbered, random_sky
 from longlive.miniature.grammar import ATTRIBUTES
 from longlive.miniature.stage import Stage, Take
-from longlive.miniature.text import MiniatureText
 from longlive.miniature.world import Film, render
-from longlive.model.causal import CausalWan
-from longlive.model.vae import Past, WanVAE, decode
-from longlive.model.wan import Geometry, WanModel
+from longlive.model.vae import Past, decode
 from longlive.report import Estimate
 from longlive.timeline import Boundary
-
-GEOMETRY = Geometry(dim=24, ffn_dim=32, num_heads=2, num_layers=2, freq_dim=8, text_dim=4096)
-
-
-@pytest.fixture(scope="module")
-def miniature() -> Miniature:
-    """A random network and a random VAE, as small as they come."""
-    torch.manual_seed(0)
-    tree, vae = WanModel(GEOMETRY), WanVAE(2)
-    for module in (tree, vae):
-        for weight in module.parameters():
-            weight.data = 0.1 * torch.randn(weight.shape)
-        module.requires_grad_(False)
-    return Miniature(CausalWan.of_tree(tree), vae, MiniatureText())
 
 
 def rendered(seed: int, begins: dict[int, int], latents: int) -> torch.Tensor:
