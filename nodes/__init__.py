@@ -2,9 +2,9 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import files, load, miniature, options, output, sample, session
+from . import files, load, miniature, options, output, sample, session, tune
 
-MODULES = (load, miniature, session, options, sample, output, files)
+MODULES = (load, miniature, session, options, sample, output, files, tune)
 
 
 class LongLiveExtension(ComfyExtension):

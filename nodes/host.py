@@ -1,7 +1,9 @@
 """The one adapter to ComfyUI: its model as a causal model, its memory, previews, progress, interrupt and folders."""
 
 import functools
+import gc
 import logging
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -88,7 +90,23 @@ def wan_tree(
     return tree
 
 
-def copied(patcher: ModelPatcher, dtype: torch.dtype, *, what: str, cure: str) -> WanModel:
+def check_whole(patcher: ModelPatcher, what: str, cure: str) -> None:
+    """Refuse a MODEL whose weights cannot be copied: another kind of network, quantised, or changed unseen.
+
+    Raises CheckpointError.
+    """
+    wan_tree(patcher, what, cure)
+    if unknown := unrecognisable(patcher):
+        raise CheckpointError(f"{what} carries {' and '.join(unknown)}, which cannot be copied; connect it without")
+    dtypes = {weight.dtype for _, weight in weights_as_loaded(patcher)}
+    if quantised := ", ".join(sorted(map(dtype_name, dtypes - {*COMPUTE_DTYPES}))):
+        raise CheckpointError(
+            f"{what} is quantised (its weights are {quantised}), and only whole weights can be tuned with; "
+            f"load a file of bf16, fp16 or fp32 with weight_dtype default"
+        )
+
+
+def copied(patcher: ModelPatcher, dtype: torch.dtype, what: str, cure: str) -> WanModel:
     """A network of our own with the weights of a MODEL, the LoRAs on them included; the MODEL is only read.
 
     Raises CheckpointError for another kind of network, and for weights that are quantised or change unseen.
@@ -97,15 +115,15 @@ def copied(patcher: ModelPatcher, dtype: torch.dtype, *, what: str, cure: str) -
     if unknown := unrecognisable(patcher):
         raise CheckpointError(f"{what} carries {' and '.join(unknown)}, which cannot be copied; connect it without")
     loaded = dict(weights_as_loaded(patcher))
-    if quantised := sorted({dtype_name(weight.dtype) for weight in loaded.values()} - {*map(dtype_name, COMPUTE_DTYPES)}):
+    if quantised := sorted(
+        {dtype_name(weight.dtype) for weight in loaded.values()} - {*map(dtype_name, COMPUTE_DTYPES)}
+    ):
         raise CheckpointError(
             f"{what} is quantised (its weights are {', '.join(quantised)}), and only whole weights can be tuned with; "
             f"load a file of bf16, fp16 or fp32 with weight_dtype default"
         )
     weights = {name: patched(patcher, name, weight).to(dtype) for name, weight in loaded.items()}
-    found = Weights(
-        path=Path(what), tensors=weights, layout="bare", parts=(), prefix="", metadata={}, config={}
-    )
+    found = Weights(path=Path(what), tensors=weights, layout="bare", parts=(), prefix="", metadata={}, config={})
     tree, _ = model_of(found, dtype=dtype, num_heads=geometry.num_heads, text_len=geometry.text_len)
     return tree
 
@@ -291,11 +309,15 @@ def tuning_folder(name: str) -> Path:
 
 def lora_path(name: str) -> Path:
     """Where the adapter `name` belongs, in the first of ComfyUI's folders for LoRAs."""
-    folder = Path(folder_paths.get_folder_paths("loras")[0]).resolve()
+    folder = loras_folder()
     path = inside(folder, name, ".safetensors")
     if path is None:
-        raise TuningError(f"{name!r} is no name for an adapter in {folder}; use a plain name such as my_style")
+        raise TuningError(f"{name!r} is no name for a LoRA in {folder}; use a plain name such as my_style")
     return path
+
+
+def loras_folder() -> Path:
+    return Path(folder_paths.get_folder_paths("loras")[0]).resolve()
 
 
 def output_folder() -> Path:

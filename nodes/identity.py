@@ -33,7 +33,7 @@ def model_digest(patcher: ModelPatcher) -> str:
     """
     network = patcher.model.diffusion_model
     if network not in _digests:
-        _digests[network] = digest_of_tensors(dict(_weights(patcher, network)))
+        _digests[network] = digest_of_tensors(dict(weights_as_loaded(patcher)))
     if unrecognisable(patcher):
         return hashlib.sha256(f"{_digests[network]} {patcher.patches_uuid}".encode()).hexdigest()
     return f"{_digests[network]} {_patches(patcher)}" if patcher.patches else _digests[network]
@@ -88,8 +88,9 @@ def _patches(patcher: ModelPatcher) -> str | None:
     return _patch_identities[patcher.patches_uuid]
 
 
-def _weights(patcher: ModelPatcher, network: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The weights as they were loaded, also while a LoRA lies patched on them, also where a loader hides them."""
+def weights_as_loaded(patcher: ModelPatcher) -> Iterator[tuple[str, Tensor]]:
+    """The weights by name as they were loaded, also while a LoRA lies on them, also where a loader hides them."""
+    network = patcher.model.diffusion_model
     originals: dict[str, Tensor] = {}
     for key, saved in patcher.backup.items():
         pieces = saved.weight.state_dict(key) if hasattr(saved.weight, "state_dict") else {key: saved.weight}

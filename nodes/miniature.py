@@ -1,13 +1,17 @@
 """The node that loads the trained miniature, which lies in the pack itself: something that runs with no download."""
 
+from typing import ClassVar
+
 import comfy.sd
 import comfy.utils
+from comfy.latent_formats import Wan21
 from comfy_api.latest import io
 from comfy_execution.utils import get_executing_context
 
-from ..longlive.miniature.files import DIT, VAE, check_size, load_miniature
+from ..longlive.miniature.files import DIT, TEACHER, VAE, check_size, load_miniature, present
 from ..longlive.miniature.grammar import complaints, parse
 from ..longlive.miniature.text import MiniatureText
+from ..longlive.model.checkpoint import load_model
 from .host import SIZE_CHECK
 
 
@@ -30,16 +34,41 @@ class Miniature(io.ComfyNode):
                     tooltip="For CLIP Text Encode and LongLive Timeline: a red ring moves left at night.",
                 ),
                 io.Vae.Output(display_name="vae", tooltip="The VAE that belongs to it, for LongLive Decode."),
+                io.Model.Output(
+                    display_name="teacher",
+                    tooltip="Its teacher, for LongLive Tuner: it sees a whole clip at once.",
+                ),
             ],
         )
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
+        present(TEACHER)
         load_miniature()  # refuses files that are missing, damaged or something else, in sentences of ours
-        model = comfy.sd.load_diffusion_model(str(DIT))
-        model.set_attachments(SIZE_CHECK, check_size)
+        load_model(TEACHER)
+        model, teacher = (comfy.sd.load_diffusion_model(str(path)) for path in (DIT, TEACHER))
+        for patcher in (model, teacher):
+            patcher.set_attachments(SIZE_CHECK, check_size)
+        model.model.latent_format = Latents()
         vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(VAE)))
-        return io.NodeOutput(model, MiniatureCLIP(), vae)
+        return io.NodeOutput(model, MiniatureCLIP(), vae, teacher)
+
+
+class Latents(Wan21):
+    """Wan's latents by their statistics, but with pictures of their own: previews are a linear map from latents.
+
+    Found by least squares on films of the world, each latent beside the mean of its 8 x 8 pixels.
+    """
+
+    # fmt: off
+    latent_rgb_factors: ClassVar = [
+        [0.025, 0.018, 0.01], [0.178, 0.09, 0.097], [-0.151, -0.118, -0.144], [-0.008, -0.057, -0.056],
+        [0.168, 0.073, 0.005], [0.008, -0.067, -0.027], [-0.123, -0.127, -0.199], [-0.056, 0.047, 0.036],
+        [0.024, 0.048, -0.075], [-0.028, -0.12, -0.12], [0.028, -0.092, -0.015], [0.048, 0.067, 0.006],
+        [-0.021, -0.114, -0.063], [-0.133, -0.129, -0.125], [0.039, 0.094, 0.008], [-0.127, -0.119, -0.053],
+    ]
+    # fmt: on
+    latent_rgb_factors_bias: ClassVar = [-0.051, -0.099, 0.05]
 
 
 class MiniatureCLIP:
@@ -56,8 +85,9 @@ class MiniatureCLIP:
 
     def encode_from_tokens_scheduled(self, tokens: str, **_) -> list[list]:
         """A CONDITIONING of the embedding [1, 512, 4096]; tokens are the prompt itself."""
-        for note in complaints(tokens) or [f"understood: {parse(tokens)}"]:
-            self.notes.add(note)
+        if tokens.strip():  # none at all is what a teacher is guided away from
+            for note in complaints(tokens) or [f"understood: {parse(tokens)}"]:
+                self.notes.add(note)
         return [[self.embedded(tokens), {"pooled_output": None}]]
 
 

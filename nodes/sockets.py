@@ -7,9 +7,12 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..longlive.session import Session
+from ..longlive.tune.data import PromptPair
+from ..longlive.tune.tuning import EmbeddedPair
 
 SessionSocket = io.Custom("LONGLIVE_SESSION")
 OptionsSocket = io.Custom("LONGLIVE_OPTIONS")
+PairsSocket = io.Custom("LONGLIVE_PAIRS")
 
 
 @dataclass(frozen=True)
@@ -29,3 +32,16 @@ class LiveSession:
     def _comfy_cache_tensors(self) -> list[Tensor]:
         """ComfyUI's hook to weigh what its cache holds."""
         return [*self.session.blocks, *(switch.prompt.embedding for switch in self.session.switches)]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Prompt pairs, as texts and as embeddings, and the prompt that a teacher is guided away from."""
+
+    texts: tuple[PromptPair, ...]
+    embedded: tuple[EmbeddedPair, ...]
+    negative: str
+    unprompted: Tensor  # embedding [L, D]
+
+    def _comfy_cache_tensors(self) -> list[Tensor]:
+        return [self.unprompted, *(half for pair in self.embedded for half in (pair.first, pair.second))]

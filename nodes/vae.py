@@ -29,6 +29,7 @@ from ..longlive.model.vae import (
     WanVAE,
     cut,
 )
+from ..longlive.tune.stream import Codec
 from .host import on_device
 
 log = logging.getLogger(__name__)
@@ -40,24 +41,27 @@ TOLERANCE = 0.02  # relative; bfloat16 stays below, a wrong cut far above
 VIDEO_FRAMES = 5  # the host's estimate of memory takes fewer for an image
 
 
-def streaming_decoder(vae: comfy.sd.VAE) -> VideoDecoder:
-    """A decoder of model-space latents over a ComfyUI VAE. Raises CheckpointError for any VAE but Wan2.1's."""
+def streaming_decoder(vae: comfy.sd.VAE, *, interruptible: bool = True) -> VideoDecoder:
+    """A decoder of model-space latents over a ComfyUI VAE. Raises CheckpointError for any VAE but Wan2.1's.
+
+    After `flush` it takes the next video, of any batch and size. Interruptible means between two passes.
+    """
     refuse_other_vaes(vae)
     latents_BFCHW = torch.randn(TRIAL_LATENTS, generator=torch.Generator().manual_seed(0))
     with ready(vae, vae.memory_used_decode, latents_BFCHW):
         whole_BFCHW = as_pixels(vae.first_stage_model.decode(to_vae_space(vae, latents_BFCHW)))
-    hosts = [HostDecoder(vae, at_once) for at_once in (1, 2)]
+    hosts = [HostDecoder(vae, at_once, interruptible=interruptible) for at_once in (1, 2)]
     cure = "update LongLive, or decode with LongLive Session to Latent and VAE Decode"
     return faithful(hosts, lambda: StreamingDecoder(our_own(vae)), latents_BFCHW, whole_BFCHW, cure=cure)
 
 
-def streaming_encoder(vae: comfy.sd.VAE) -> VideoEncoder:
-    """An encoder into model-space latents over a ComfyUI VAE. Raises CheckpointError for any VAE but Wan2.1's."""
+def streaming_encoder(vae: comfy.sd.VAE, *, interruptible: bool = True) -> VideoEncoder:
+    """An encoder into model-space latents over a ComfyUI VAE, otherwise like the decoder."""
     refuse_other_vaes(vae)
     pixels_BFCHW = torch.randn(TRIAL_PIXELS, generator=torch.Generator().manual_seed(0)).clamp_(-1, 1)
     with ready(vae, vae.memory_used_encode, pixels_BFCHW):
         whole_BFCHW = as_latents(vae.first_stage_model.encode(to_network(vae, pixels_BFCHW)))
-    hosts = [HostEncoder(vae, in_pairs=in_pairs) for in_pairs in (False, True)]
+    hosts = [HostEncoder(vae, in_pairs=in_pairs, interruptible=interruptible) for in_pairs in (False, True)]
     return faithful(hosts, lambda: StreamingEncoder(our_own(vae)), pixels_BFCHW, whole_BFCHW, cure="update LongLive")
 
 
@@ -76,6 +80,39 @@ def faithful(
     return stream
 
 
+def tuning_codec(vae: comfy.sd.VAE) -> Codec:
+    """Both for a tuning, which an interrupt must meet between two steps, never within one."""
+    decoder, encoder = streaming_decoder(vae, interruptible=False), streaming_encoder(vae, interruptible=False)
+    return Codec(lambda: GraphSafeDecoder(decoder), lambda: GraphSafeEncoder(encoder))
+
+
+class GraphSafe:
+    """A stream in inference mode, as everything of the host's; what it gives may stand beside tensors with a graph."""
+
+    def __init__(self, stream: VideoDecoder | VideoEncoder) -> None:
+        self.stream = stream
+
+    def flush(self) -> Tensor:
+        with torch.inference_mode():
+            made_BFCHW = self.stream.flush()
+        return made_BFCHW.clone()
+
+    def _pushed(self, video_BFCHW: Tensor) -> Tensor:
+        with torch.inference_mode():
+            made_BFCHW = self.stream.push(video_BFCHW)
+        return made_BFCHW.clone()
+
+
+class GraphSafeDecoder(GraphSafe):
+    def push(self, latents_BFCHW: Tensor) -> Tensor:
+        return self._pushed(latents_BFCHW)
+
+
+class GraphSafeEncoder(GraphSafe):
+    def push(self, pixels_BFCHW: Tensor) -> Tensor:
+        return self._pushed(pixels_BFCHW)
+
+
 def our_own(vae: comfy.sd.VAE) -> WanVAE:
     return WanVAE.of_weights(vae.get_sd(), device=vae.device, dtype=vae.vae_dtype)
 
@@ -89,8 +126,18 @@ class HostStream:
     out_channels: int
     _pass: Callable[..., Tensor]  # one piece through this half; `last` marks the end of the video
 
-    def __init__(self, vae: comfy.sd.VAE, half: nn.Module, memory_used: Callable, at_once: int, together: int) -> None:
+    def __init__(
+        self,
+        vae: comfy.sd.VAE,
+        half: nn.Module,
+        memory_used: Callable,
+        at_once: int,
+        together: int,
+        *,
+        interruptible: bool = True,
+    ) -> None:
         self.vae, self.half, self.memory_used, self.at_once, self.together = vae, half, memory_used, at_once, together
+        self.interruptible = interruptible
         self.nothing_BFCHW = torch.empty(1, 0, self.out_channels, 0, 0)
         self._forget()
 
@@ -122,7 +169,8 @@ class HostStream:
         made = []
         with ready(self.vae, self.memory_used, video_BFCHW):
             for piece in pieces:
-                comfy.model_management.throw_exception_if_processing_interrupted()
+                if self.interruptible:
+                    comfy.model_management.throw_exception_if_processing_interrupted()
                 made.append(self._pass(piece, last=last and piece is pieces[-1]))
         self.begun = True
         return torch.cat(made, dim=1)
@@ -133,8 +181,9 @@ class HostDecoder(HostStream):
 
     out_channels = 3
 
-    def __init__(self, vae: comfy.sd.VAE, at_once: int) -> None:
-        super().__init__(vae, vae.first_stage_model.decoder, vae.memory_used_decode, at_once, together=at_once)
+    def __init__(self, vae: comfy.sd.VAE, at_once: int, *, interruptible: bool = True) -> None:
+        decoder, memory_used = vae.first_stage_model.decoder, vae.memory_used_decode
+        super().__init__(vae, decoder, memory_used, at_once, together=at_once, interruptible=interruptible)
 
     def push(self, latents_BFCHW: Tensor) -> Tensor:
         return self._take(latents_BFCHW, *(PIXELS_PER_CELL * n for n in latents_BFCHW.shape[-2:]))
@@ -154,9 +203,10 @@ class HostEncoder(HostStream):
 
     out_channels = LATENT_CHANNELS
 
-    def __init__(self, vae: comfy.sd.VAE, *, in_pairs: bool) -> None:
+    def __init__(self, vae: comfy.sd.VAE, *, in_pairs: bool, interruptible: bool = True) -> None:
         at_once, together = (2, 2 * PIXEL_FRAMES_PER_FRAME) if in_pairs else (PIXEL_FRAMES_PER_FRAME,) * 2
-        super().__init__(vae, vae.first_stage_model.encoder, vae.memory_used_encode, at_once, together)
+        encoder, memory_used = vae.first_stage_model.encoder, vae.memory_used_encode
+        super().__init__(vae, encoder, memory_used, at_once, together, interruptible=interruptible)
         self.in_pairs = in_pairs
 
     def push(self, pixels_BFCHW: Tensor) -> Tensor:

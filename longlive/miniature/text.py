@@ -17,6 +17,6 @@ class MiniatureText(HashedWords):
     """
 
     def __call__(self, prompt: str) -> Tensor:
-        for complaint in complaints(prompt):
+        for complaint in complaints(prompt) if prompt.strip() else ():  # none is what a teacher is guided away from
             log.warning("%s", complaint)
         return super().__call__(" ".join(word for word in words_of(prompt) if word in VOCABULARY))

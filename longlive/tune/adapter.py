@@ -81,7 +81,7 @@ def lora_of(weights: dict[str, Tensor], alpha: float) -> Lora:
 def export(lora: Lora, path: Path, about: dict[str, str]) -> None:
     """Write an adapter in bf16, for our loader and ComfyUI's, and beside it, as `.pt`, in the reference's form."""
     halved = {name: weight.to(torch.bfloat16).contiguous() for name, weight in lora.comfy_keys().items()}
-    write_atomically(path, halved, {"format": "pt", **about})
+    write_atomically(path, halved, about)
     reference = {}
     for module, pair in lora.pairs.items():
         reference[f"{MODULE_PREFIX}{module}.lora_A.weight"] = pair.down.to(torch.bfloat16)

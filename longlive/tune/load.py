@@ -19,7 +19,7 @@ from ..model.vae_file import load_vae
 from ..model.wan import WanModel
 from ..session import Prompt
 from ..store import write_atomically
-from ..text import UMT5, TextEncoder
+from ..text import UMT5, HashedWords, TextEncoder
 from .config import Precision, TuneConfig
 from .data import PromptPair, read_pairs
 from .stream import Codec
@@ -46,7 +46,7 @@ def _miniature(config: TuneConfig) -> Parts:
         teacher=teacher,
         codec=Codec.of_vae(miniature.vae),
         pairs=embedded(pairs, miniature.text),
-        unprompted=embedding_of(miniature.text, config.data.negative),
+        unprompted=embedding_of(HashedWords(), config.data.negative),
         shape_CHW=shape_of(SIZE, SIZE),
     )
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SAMPLE_BLOCKS = 10  # under either prompt
+SAMPLE_BLOCKS = 6  # under either prompt
 CURVE = "curve.jsonl"
 ADAPTER = "adapter.safetensors"
 WEIGHTS = "weights.safetensors"  # where all weights are tuned
@@ -77,7 +77,7 @@ def exported(tuning: Tuning, folder: Path) -> Path:
         export(lora_of(tuning.learnt(), tuning.config.learn.alpha), folder / ADAPTER, about)
         return folder / ADAPTER
     weights = {name: weight.to(torch.bfloat16).contiguous() for name, weight in tuning.learnt().items()}
-    write_atomically(folder / WEIGHTS, weights, {"format": "pt", **about})
+    write_atomically(folder / WEIGHTS, weights, about)
     return folder / WEIGHTS
 
 

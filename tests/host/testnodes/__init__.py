@@ -179,7 +179,7 @@ def alive() -> dict[str, int]:
     objects = gc.get_objects()
     types = set(map(type, objects))
     kinds = {kind for kind in types if CACHE_CLASSES & {base.__name__ for base in kind.__mro__}}
-    tuned = {kind for kind in types if kind.__name__ in TUNING_CLASSES or kind.__module__.endswith(OWN_TREE)}
+    tuned = {kind for kind in types if kind.__name__ in TUNING_CLASSES or str(kind.__module__).endswith(OWN_TREE)}
     tensors = [item for item in objects if issubclass(type(item), torch.Tensor)]
     return {
         "caches": sum(type(item) in kinds for item in objects),

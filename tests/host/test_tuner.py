@@ -1,0 +1,179 @@
+"""A tuning in the real ComfyUI: stopped and gone on with, the same adapter, for its loaders, and nothing stays."""
+
+import json
+
+import graphs
+import model_files
+import pytest
+import torch
+from comfy import ComfyUI, HostError, Interrupted
+from graphs import WORKFLOWS, example, node, saved
+from hosts import NEWEST
+from inside import inside
+from safetensors.torch import load_file, save_file
+from test_refusals import sentence
+
+STEPS = 3
+WORKFLOW = WORKFLOWS[-1]
+SHORTER = {"steps": STEPS, "batch": 1, "length": 39}
+TUNER, PAIRS, MINIATURE = "4", "3", "2"
+
+
+def tuning(name: str, **inputs) -> dict:
+    """The tuner of the example workflow and what it needs, for a few steps."""
+    graph = {id: item for id, item in example(WORKFLOW).items() if id in {MINIATURE, PAIRS, TUNER}}
+    values = graph[TUNER]["inputs"] | SHORTER | inputs | {"name": name}
+    return graph | {TUNER: graph[TUNER] | {"inputs": values}}
+
+
+def stopped_at(host: ComfyUI, graph: dict, step: int) -> None:
+    """Interrupt a tuning as soon as it tells of a step."""
+    prompt_id = host.queue(graph)
+
+    def is_there(event) -> bool:
+        ours = event.data.get("prompt_id") == prompt_id and event.data.get("node") == TUNER
+        return ours and event.type == "progress" and event.data["value"] >= step
+
+    host.wait_for(is_there)
+    host.interrupt()
+    with pytest.raises(Interrupted, match="LongLiveTuner"):
+        host.wait(prompt_id)
+
+
+def steps_of(host: ComfyUI, name: str) -> list[int]:
+    folder = host.output / "longlive" / "tuning" / name / "checkpoints"
+    return sorted(int(path.name) for path in folder.iterdir())
+
+
+def of_tunings(host: ComfyUI) -> int:
+    return json.loads(host.run({"probe": node("TestProbe")}).text("probe"))["of_tunings"]
+
+
+def video(model: list, name: str) -> dict:
+    """Two blocks by a model."""
+    session = {"model": model, "width": 64, "height": 64, "seed": 1, "conditioning": ["text", 0]}
+    graph = {
+        MINIATURE: node("LongLiveMiniature"),
+        "text": node("CLIPTextEncode", clip=[MINIATURE, 1], text="a red ring moves left at night"),
+        "session": node("LongLiveSession", **session),
+        "chunk": graphs.chunk("session", 2),
+    }
+    return saved(graph, "chunk", name)
+
+
+def adapted(loader: str, name: str, **inputs) -> dict:
+    """The same by a model with an adapter on it."""
+    lora = node(loader, model=[MINIATURE, 0], strength_model=1.0, **inputs)
+    return video(["lora", 0], name) | {"lora": lora}
+
+
+@pytest.fixture(scope="module")
+def resumed(newest: ComfyUI) -> dict[str, int]:
+    """A tuning that was interrupted and then came to its end, and a video with it; what was alive after either."""
+    stopped_at(newest, tuning("resumed"), 1)
+    assert max(steps_of(newest, "resumed")) < STEPS
+    interrupted = of_tunings(newest)
+    history = newest.run(tuning("resumed") | adapted("LoraModelLoader", "by_wire", lora=[TUNER, 1], bypass=False))
+    assert [file["filename"] for file in history.outputs[TUNER]["images"]] == [f"sample-{STEPS:06d}.mp4"]
+    assert any(event.type == "preview" and event.data["node_id"] == TUNER for event in history.events)
+    return {"interrupted": interrupted, "ended": of_tunings(newest)}
+
+
+def test_nothing_of_a_tuning_stays_in_memory(resumed):
+    assert resumed == {"interrupted": 0, "ended": 0}
+
+
+def test_a_tuning_that_was_interrupted_gives_the_same_adapter(newest, resumed):
+    stopped_at(newest, tuning("whole"), STEPS)  # in its sample, which comes after the last step
+    whole = load_file(newest.output / "longlive" / "tuning" / "whole" / "adapter.safetensors")
+    stopped = load_file(newest.models / "loras" / "resumed.safetensors")
+
+    assert steps_of(newest, "whole") == [STEPS]
+    assert whole.keys() == stopped.keys()
+    assert all(torch.equal(whole[name], stopped[name]) for name in whole)  # the order in a header is left to chance
+    assert not list(newest.base.rglob("*.part"))
+
+
+def test_the_loaders_of_the_host_take_the_adapter(newest, resumed):
+    newest.run(video([MINIATURE, 0], "plain"))
+    newest.run(adapted("LoraLoaderModelOnly", "by_name", lora_name="resumed.safetensors"))
+    plain, by_name, by_wire = (
+        load_file(newest.output / f"{name}.safetensors")["samples"] for name in ("plain", "by_name", "by_wire")
+    )
+
+    assert "lora key not loaded" not in newest.log
+    assert not torch.equal(plain, by_name)
+    assert torch.equal(by_name, by_wire)
+
+
+def test_what_is_tuned_is_what_the_host_loaded():
+    told = inside(NEWEST, "tuner", "check_copies", "check_accelerator", "check_codec")
+
+    assert told == [None, None, None]
+
+
+def test_a_tuning_is_not_continued_with_other_settings(newest, resumed):
+    told = sentence(newest, tuning("resumed", rate=2e-4))
+
+    assert "was made with another configuration: learn.rate was 0.0001 and is 0.0002; set that back, or" in told
+
+
+@pytest.mark.parametrize(
+    ("inputs", "told"),
+    [
+        ({"teacher": ["quantised", 0]}, "the teacher is quantised (its weights are float8_e4m3fn), and only whole"),
+        ({"teacher": ["wide", 0]}, "the teacher takes 48 latent channels and makes 48, Wan2.1 text-to-video has 16; "),
+        ({"name": "../x"}, "'../x' is no name for a LoRA in "),
+        ({"name": "longlive_tiny_lora"}, "longlive_tiny_lora.safetensors is a LoRA that no tuning of LongLive made"),
+        ({"width": 128}, "the miniature makes 64 x 64 pixels and nothing else, not 128 x 64; set width and height to"),
+        ({"rank": 512}, "rank is 512, but the narrowest Linear of this network is 256 wide; use at most 256"),
+    ],
+    ids=str,
+)
+def test_a_tuning_that_cannot_begin(newest, inputs, told):
+    wide = model_files.dit_weights() | {
+        "patch_embedding.weight": torch.zeros(256, 48, 1, 2, 2),
+        "head.head.weight": torch.zeros(192, 256),
+        "head.head.bias": torch.zeros(192),
+    }
+    save_file(wide, newest.models / "diffusion_models" / "wide.safetensors")
+    graph = tuning(**{"name": "refused"} | inputs) | {
+        "quantised": node("UNETLoader", unet_name=model_files.DIT.name, weight_dtype="fp8_e4m3fn"),
+        "wide": node("UNETLoader", unet_name="wide.safetensors", weight_dtype="default"),
+    }
+
+    assert told in sentence(newest, graph)
+    assert of_tunings(newest) == 0
+
+
+@pytest.mark.parametrize(
+    ("pairs", "told"),
+    [
+        ("# nothing\n\n", "the text has no prompts; write for example: "),
+        ("a red ring ->", "line 1 has an empty prompt; write a prompt there or remove the line"),
+    ],
+)
+def test_pairs_that_are_none(newest, pairs, told):
+    graph = tuning("none")
+    graph[PAIRS] = graph[PAIRS] | {"inputs": graph[PAIRS]["inputs"] | {"pairs": pairs}}
+
+    with pytest.raises(HostError) as refusal:
+        newest.run(graph)
+    assert told in str(refusal.value)
+
+
+def test_pairs_of_a_file_are_read_again_when_it_changes(newest):
+    path = newest.base / "input" / "pairs.txt"
+    graph = {MINIATURE: tuning("x")[MINIATURE]}
+    inputs = {"clip": [MINIATURE, 1], "pairs": "", "file": path.name, "negative": ""}
+    graph |= {PAIRS: node("LongLivePromptPairs", **inputs), "end": node("TestProbe", value=[PAIRS, 0])}
+    seen = []
+    for text in ("a red ring moves left at night -> a red ring moves up at night\n", "a blue ring moves up by day\n"):
+        path.write_text(text)
+        seen.append(newest.run(graph).text(PAIRS))
+
+    assert seen == [
+        "1 pairs of pairs.txt; the text above is not used\n"
+        "a red ring moves left at night -> a red ring moves up at night",
+        "1 pairs of pairs.txt; the text above is not used\na blue ring moves up by day",
+    ]
