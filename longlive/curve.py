@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from .store import PART
+
 
 class Curve:
     """A file of lines {"step": n, name: value, …}."""
@@ -12,7 +14,7 @@ class Curve:
 
     def read(self) -> list[dict[str, float]]:
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
-        return [json.loads(line) for line in lines]
+        return [json.loads(line) for line in lines if line.endswith("}")]  # the last may be torn
 
     def add(self, step: int, figures: dict[str, float]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
@@ -21,4 +23,6 @@ class Curve:
     def cut(self, num_steps: int) -> None:
         """Drop the lines of steps that will be made again."""
         kept = [f"{json.dumps(line)}\n" for line in self.read() if line["step"] <= num_steps]
-        self.path.write_text("".join(kept), encoding="utf-8")
+        part = self.path.with_suffix(PART)
+        part.write_text("".join(kept), encoding="utf-8")
+        part.replace(self.path)

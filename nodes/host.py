@@ -111,18 +111,9 @@ def copied(patcher: ModelPatcher, dtype: torch.dtype, what: str, cure: str) -> W
 
     Raises CheckpointError for another kind of network, and for weights that are quantised or change unseen.
     """
+    check_whole(patcher, what, cure)
     geometry = Geometry.of_tree(wan_tree(patcher, what, cure))
-    if unknown := unrecognisable(patcher):
-        raise CheckpointError(f"{what} carries {' and '.join(unknown)}, which cannot be copied; connect it without")
-    loaded = dict(weights_as_loaded(patcher))
-    if quantised := sorted(
-        {dtype_name(weight.dtype) for weight in loaded.values()} - {*map(dtype_name, COMPUTE_DTYPES)}
-    ):
-        raise CheckpointError(
-            f"{what} is quantised (its weights are {', '.join(quantised)}), and only whole weights can be tuned with; "
-            f"load a file of bf16, fp16 or fp32 with weight_dtype default"
-        )
-    weights = {name: patched(patcher, name, weight).to(dtype) for name, weight in loaded.items()}
+    weights = {name: patched(patcher, name, weight).to(dtype) for name, weight in weights_as_loaded(patcher)}
     found = Weights(path=Path(what), tensors=weights, layout="bare", parts=(), prefix="", metadata={}, config={})
     tree, _ = model_of(found, dtype=dtype, num_heads=geometry.num_heads, text_len=geometry.text_len)
     return tree

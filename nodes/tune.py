@@ -37,7 +37,7 @@ from ..longlive.tune.config import (
 )
 from ..longlive.tune.data import JSONL, PromptPair, parsed_pairs, read_pairs
 from ..longlive.tune.load import shape_of
-from ..longlive.tune.run import CURVE, run, sample_of
+from ..longlive.tune.run import ADAPTER, CURVE, TUNED, accelerator_of, run, sample_of
 from ..longlive.tune.tuning import EmbeddedPair, Parts, Tuning
 from ..longlive.video import VideoWriter
 from . import chart, host
@@ -48,7 +48,6 @@ from .vae import refuse_other_vaes, tuning_codec
 log = logging.getLogger(__name__)
 
 CATEGORY = "LongLive/tuning"
-STAMP = "longlive_tuned_steps"  # in the metadata of an adapter that a tuning made
 SHORT = 12  # hex digits, enough to tell apart what one person has
 CURVE_EVERY = 5  # steps between two pictures of the curve
 PREVIEW_SIZE = 720
@@ -115,6 +114,8 @@ class PromptPairs(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, file: str | None = "", **_) -> str:
         """A file that was changed is read anew."""
+        if not (file or "").strip():
+            return ""
         try:
             stat = file_of(file or "").stat()
         except OSError:
@@ -392,12 +393,12 @@ class Job:
 
     @property
     def adapter(self) -> Path:
-        return self.folder / "adapter.safetensors"
+        return self.folder / ADAPTER
 
     def run(self) -> None:
         """Tune, or go on tuning, and make the sample. Interrupted between two steps it keeps its work."""
         device = self.student.load_device
-        with host.on_device(device), accelerator(device, self.config.learn.precision) as found:
+        with host.on_device(device), accelerator(self.config, self.folder, device) as found:
             tuning = Tuning(self._parts(), self.config, found)
             run(tuning, self.folder, watch=Watch(self))
             with VideoWriter(self.sample) as writer:
@@ -447,10 +448,9 @@ class Watch:
 
 
 @contextmanager
-def accelerator(device: torch.device, precision: Precision) -> Iterator:
+def accelerator(config: TuneConfig, folder: Path, device: torch.device) -> Iterator:
     """One of our own. There is one a process: what other packs made of it is put aside, and is there again after."""
     try:
-        from accelerate import Accelerator
         from accelerate.state import AcceleratorState, GradientState, PartialState
     except ImportError as error:
         raise TuningError(
@@ -461,7 +461,7 @@ def accelerator(device: torch.device, precision: Precision) -> Iterator:
     for state in states:
         state.clear()
     try:
-        yield Accelerator(cpu=device.type == "cpu", mixed_precision="bf16" if precision is Precision.HALF else "no")
+        yield accelerator_of(config, folder, on_cpu=device.type == "cpu")
     finally:
         for state, kept in zip(states, before, strict=True):
             state.clear()
@@ -481,7 +481,7 @@ def refuse_to_replace(path: Path) -> None:
         return
     try:
         with safe_open(path, "pt") as file:
-            made_here = STAMP in (file.metadata() or {})
+            made_here = TUNED in (file.metadata() or {})
     except (OSError, SafetensorError):
         made_here = False
     if not made_here:

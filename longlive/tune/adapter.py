@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import TuningError
-from ..model.lora import Lora, Pair
+from ..model.lora import ALPHA, Lora, Pair
 from ..model.wan import WanModel
 from ..store import write_atomically
 
@@ -36,7 +36,7 @@ def adapt(tree: WanModel, rank: int, alpha: float, *, seed: int) -> None:
         )
     tree.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # peft draws from the global generator
+        torch.default_generator.manual_seed(seed)  # peft draws from the global generator
         peft().inject_adapter_in_model(config_of(rank, alpha), tree)
     for parameter in tree.parameters():
         if parameter.requires_grad:
@@ -80,12 +80,19 @@ def lora_of(weights: dict[str, Tensor], alpha: float) -> Lora:
 
 def export(lora: Lora, path: Path, about: dict[str, str]) -> None:
     """Write an adapter in bf16, for our loader and ComfyUI's, and beside it, as `.pt`, in the reference's form."""
-    halved = {name: weight.to(torch.bfloat16).contiguous() for name, weight in lora.comfy_keys().items()}
+    halved = {
+        name: weight if name.endswith(ALPHA) else weight.to(torch.bfloat16).contiguous()
+        for name, weight in lora.comfy_keys().items()
+    }
     write_atomically(path, halved, about)
     reference = {}
     for module, pair in lora.pairs.items():
         reference[f"{MODULE_PREFIX}{module}.lora_A.weight"] = pair.down.to(torch.bfloat16)
-        reference[f"{MODULE_PREFIX}{module}.lora_B.weight"] = pair.up.to(torch.bfloat16)
+        scaled = pair.up * (pair.alpha / pair.rank)  # that form states no alpha: its scale is 1
+        reference[f"{MODULE_PREFIX}{module}.lora_B.weight"] = scaled.to(torch.bfloat16)
     part = path.with_suffix(".pt.part")
-    torch.save({"generator_lora": reference}, part)
-    part.replace(path.with_suffix(".pt"))
+    try:
+        torch.save({"generator_lora": reference}, part)
+        part.replace(path.with_suffix(".pt"))
+    finally:
+        part.unlink(missing_ok=True)

@@ -29,7 +29,7 @@ class Checkpoints:
 
     def all(self) -> list[Path]:
         """From the oldest to the newest."""
-        return sorted(path for path in self.folder.glob("*") if path.name.isdigit())
+        return sorted((path for path in self.folder.glob("*") if path.name.isdigit()), key=lambda path: int(path.name))
 
     def save(self) -> None:
         """Write a checkpoint of the steps made. Raises TuningError where the disk refuses; older ones stay."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from ..errors import DataError
@@ -49,7 +50,7 @@ def run_tune(options: argparse.Namespace) -> int:
     config = read_config(options.config)
     folder = options.folder or Path(options.config.stem)
     accelerator = accelerator_of(config, folder)
-    tuning = Tuning(load_parts(config, folder / "embeddings", accelerator.device), config, accelerator)
+    tuning = Tuning(load_parts(config, folder / "embeddings", accelerator), config, accelerator)
     with (
         asked_to_stop() as is_asked,
         tqdm(total=config.run.steps, unit="step", disable=None if accelerator.is_main_process else True) as bar,
@@ -58,13 +59,14 @@ def run_tune(options: argparse.Namespace) -> int:
         def watch(step: int, figures: dict[str, float]) -> None:
             bar.update(step - bar.n)
             bar.set_postfix({name: f"{figures[name]:.3g}" for name in ("student", "critic") if name in figures})
-            if is_asked():
+            asked = torch.tensor(float(is_asked()), device=accelerator.device)
+            if accelerator.reduce(asked, "sum"):  # all processes stop at the same step
                 raise KeyboardInterrupt
 
         try:
             made = run(tuning, folder, watch=watch)
         except KeyboardInterrupt:
-            log.warning("interrupted after step %d: the same command goes on from there", tuning.num_steps)
+            log.warning("interrupted: the same command goes on from the last checkpoint")
             return INTERRUPTED
     log.info("%s", made)
     return 0

@@ -11,11 +11,12 @@ from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
 
-from ..config import RolloutConfig
+from ..config import PIXELS_PER_CELL, RolloutConfig
 from ..errors import ConfigError, TuningError
 from ..timeline import Boundary
 
 NEWEST = 3  # checkpoints that are kept
+SIZE_STEP = 2 * PIXELS_PER_CELL  # a token is 2 x 2 cells
 
 
 class Precision(StrEnum):
@@ -51,8 +52,13 @@ class DataConfig:
     prompts: str = ""  # text, one a line, or JSONL of pairs; the miniature makes its own where left out
     switched: str = ""  # text: the second prompt of each line
     negative: str = ""  # the prompt the teacher is guided away from
-    width: int = 832  # pixels of the videos
+    width: int = 832  # pixels of the videos; the miniature's are 64 x 64
     height: int = 480
+
+    def __post_init__(self) -> None:
+        for name in ("width", "height"):
+            if getattr(self, name) <= 0 or getattr(self, name) % SIZE_STEP:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be a positive multiple of {SIZE_STEP}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +128,7 @@ class LearnConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
-    """How long, and what is kept. None of it changes what is learnt."""
+    """How long, and what is kept. Of it only the seed changes what is learnt."""
 
     steps: int = 3000
     seed: int = 0
@@ -131,6 +137,11 @@ class RunConfig:
     keep: int = NEWEST  # newest checkpoints
     offload: bool = True  # the teacher waits on the CPU
     tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("save_every", 1), ("keep", 1), ("sample_every", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} is {getattr(self, name)}; use at least {least}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +159,7 @@ class TuneConfig:
         """What decides how the weights come out, as plain JSON values by dotted name."""
         sections = {name: asdict(getattr(self, name)) for name in ("model", "data", "stream", "learn")}
         sections |= {"rollout": self.rollout.as_dict(), "run": {"seed": self.run.seed}}
+        del sections["learn"]["checkpointing"]  # it moves memory, not numbers
         flat = {f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()}
         return json.loads(json.dumps(flat))
 

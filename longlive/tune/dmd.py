@@ -23,7 +23,6 @@ from .student import CheckpointedWan
 SCORE_SHIFT = 8.0
 SHIFT = 5.0  # of the table that noise is added by
 EARLIEST, LATEST = 20.0, 980.0  # timesteps a clip is noised to
-GUIDANCE = 3.0  # of the teacher: x_0 + 3 (x_0 - x_0 unprompted), a weight of 4 as others count
 
 
 class Score(nn.Module):
@@ -94,7 +93,7 @@ def student_loss(
     unprompted_BLD: Tensor,
     noising: Noising,
     *,
-    guidance: float = GUIDANCE,
+    guidance: float,
 ) -> tuple[Tensor, Tensor]:
     """Half the mean square to where the score networks point, float64, and how far that is [scalar].
 

@@ -1,11 +1,14 @@
 """The parts of a tuning: networks, VAE and embedded prompts, from files or from the miniature."""
 
+import contextlib
 import hashlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -25,14 +28,17 @@ from .data import PromptPair, read_pairs
 from .stream import Codec
 from .tuning import EmbeddedPair, Parts
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 log = logging.getLogger(__name__)
 
 OWN_PAIRS = 512  # of the miniature's grammar
 
 
-def load_parts(config: TuneConfig, cache: Path, device: torch.device) -> Parts:
+def load_parts(config: TuneConfig, cache: Path, accelerator: "Accelerator") -> Parts:
     """Load what a configuration names; prompt embeddings are kept in `cache`. Raises what the loaders raise."""
-    return _miniature(config) if config.model.miniature else _files(config, cache, device)
+    return _miniature(config) if config.model.miniature else _files(config, cache, accelerator)
 
 
 def _miniature(config: TuneConfig) -> Parts:
@@ -45,19 +51,23 @@ def _miniature(config: TuneConfig) -> Parts:
         critic=critic,
         teacher=teacher,
         codec=Codec.of_vae(miniature.vae),
-        pairs=embedded(pairs, miniature.text),
+        pairs=EmbeddedPairs(pairs, miniature.text),
         unprompted=embedding_of(HashedWords(), config.data.negative),
         shape_CHW=shape_of(SIZE, SIZE),
     )
 
 
-def _files(config: TuneConfig, cache: Path, device: torch.device) -> Parts:
+def _files(config: TuneConfig, cache: Path, accelerator: "Accelerator") -> Parts:
     model, data = config.model, config.data
-    pipeline = Path(model.pipeline)
+    pipeline, device = Path(model.pipeline), accelerator.device
     dtype = torch.bfloat16 if config.learn.precision is Precision.HALF else torch.float32
     pairs = read_pairs(Path(data.prompts), Path(data.switched) if data.switched else None)
-    encoder = Remembered(cache, model.pipeline, lambda: UMT5.of_pipeline(pipeline, device=device, dtype=dtype))
-    embeddings, unprompted = embedded(pairs, encoder), embedding_of(encoder, data.negative)
+    name = f"{model.pipeline} {dtype}"
+    encoder = Remembered(cache, name, lambda: UMT5.of_pipeline(pipeline, device=device, dtype=dtype))
+    prompts = [*dict.fromkeys([data.negative, *(half for pair in pairs for half in (pair.first, pair.second))])]
+    for prompt in prompts[accelerator.process_index :: accelerator.num_processes]:
+        encoder(prompt)
+    accelerator.wait_for_everyone()
     encoder.close()  # 11 GB that nothing needs any more
     student, critic, teacher = (
         _network(Path(path), dtype, lora)
@@ -68,8 +78,8 @@ def _files(config: TuneConfig, cache: Path, device: torch.device) -> Parts:
         critic=critic,
         teacher=teacher,
         codec=Codec.of_vae(load_vae(pipeline / "vae", device=device, dtype=dtype)),
-        pairs=embeddings,
-        unprompted=unprompted,
+        pairs=EmbeddedPairs(pairs, encoder),
+        unprompted=embedding_of(encoder, data.negative),
         shape_CHW=shape_of(data.height, data.width),
     )
 
@@ -92,8 +102,18 @@ def own_pairs(count: int) -> tuple[PromptPair, ...]:
     return tuple(pairs)
 
 
-def embedded(pairs: Iterable[PromptPair], encoder: TextEncoder) -> tuple[EmbeddedPair, ...]:
-    return tuple(EmbeddedPair(embedding_of(encoder, pair.first), embedding_of(encoder, pair.second)) for pair in pairs)
+class EmbeddedPairs(Sequence[EmbeddedPair]):
+    """Pairs that are embedded when they are asked for: there may be more than fit into memory."""
+
+    def __init__(self, pairs: Sequence[PromptPair], encoder: TextEncoder) -> None:
+        self.pairs, self.encoder = pairs, encoder
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index):
+        pair = self.pairs[index]
+        return EmbeddedPair(embedding_of(self.encoder, pair.first), embedding_of(self.encoder, pair.second))
 
 
 def embedding_of(encoder: TextEncoder, prompt: str) -> Tensor:
@@ -112,7 +132,8 @@ class Remembered:
         key = hashlib.sha256(f"{self.name}\n{prompt}".encode()).hexdigest()
         path = self.folder / f"{key}.safetensors"
         if path.exists():
-            return load_file(path)["embedding"]
+            with contextlib.suppress(SafetensorError, KeyError):  # a damaged one is made anew
+                return load_file(path)["embedding"]
         if self._encoder is None:
             self._encoder = self.load()
         embedding = Prompt.of(self._encoder(prompt)).embedding

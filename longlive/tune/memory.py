@@ -20,24 +20,24 @@ from ..window import Placement, Window
 class Frame:
     """One frame in one layer, [B, T, N, H] each."""
 
-    k: Tensor  # un-rotated, for a sink that moves
     turned_k: Tensor  # rotated at the frame's own position
     v: Tensor
+    k: Tensor | None = None  # un-rotated, of a sink that moves
     link: "Frame | None" = None  # of the exit step, with its graph; the values are those of the clean pass
 
     def attended(self) -> "Frame":
         """The values, and the gradient of the link: a straight-through estimator (reference v1.0, measured)."""
         if self.link is None or not torch.is_grad_enabled():
             return self
-        return Frame(
-            through(self.k, self.link.k), through(self.turned_k, self.link.turned_k), through(self.v, self.link.v)
-        )
+        k = None if self.k is None or self.link.k is None else through(self.k, self.link.k)
+        return Frame(through(self.turned_k, self.link.turned_k), through(self.v, self.link.v), k)
 
     def linked_to(self, link: "Frame | None") -> "Frame":
         return replace(self, link=link)
 
     def zeroed(self) -> "Frame":
-        return Frame(torch.zeros_like(self.k), torch.zeros_like(self.turned_k), torch.zeros_like(self.v))
+        k = None if self.k is None else torch.zeros_like(self.k)
+        return Frame(torch.zeros_like(self.turned_k), torch.zeros_like(self.v), k)
 
 
 def through(value: Tensor, link: Tensor) -> Tensor:
@@ -70,10 +70,11 @@ class Memory:
     def tensors(self) -> dict[str, Tensor]:
         """The values by name, for a checkpoint."""
         return {
-            f"{i}.{slot}.{name}": getattr(frame, name)
+            f"{i}.{slot}.{name}": tensor
             for i, layer in enumerate(self.layers)
             for slot, frame in layer.items()
-            for name in ("k", "turned_k", "v")
+            for name, tensor in (("turned_k", frame.turned_k), ("v", frame.v), ("k", frame.k))
+            if tensor is not None
         }
 
     @classmethod
@@ -82,9 +83,10 @@ class Memory:
         layers: list[dict[int, Frame]] = [{} for _ in range(num_layers)]
         for name in tensors:
             i, slot, part = name.split(".")
-            if part == "k":
+            if part == "v":
                 key = f"{i}.{slot}"
-                layers[int(i)][int(slot)] = Frame(tensors[name], tensors[f"{key}.turned_k"], tensors[f"{key}.v"])
+                frame = Frame(tensors[f"{key}.turned_k"], tensors[name], tensors.get(f"{key}.k"))
+                layers[int(i)][int(slot)] = frame
         return cls(tuple(layers))
 
 
@@ -119,13 +121,18 @@ class _LayerCall:
 
     def write(self, place: Placement, k_BTNH: Tensor, v_BTNH: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
         """Take a call's un-rotated keys and its values; return all keys, rotated, and values it may attend."""
-        parts = (x.chunk(place.frames, dim=1) for x in (k_BTNH, rotation.of_call(k_BTNH), v_BTNH))
+        raw = k_BTNH.chunk(place.frames, dim=1)
+        parts = (x.chunk(place.frames, dim=1) for x in (rotation.of_call(k_BTNH), v_BTNH))
         self.frames = [Frame(*part) for part in zip(*parts, strict=True)]
-        self.written = {run.slot + i: self.frames[run.frame + i] for run in place.runs for i in range(run.count)}
+        slots = {run.slot + i: run.frame + i for run in place.runs for i in range(run.count)}
+        self.written = {
+            slot: replace(self.frames[i], k=raw[i]) if slot < self.moving_sink else self.frames[i]
+            for slot, i in slots.items()
+        }
         now = {**self.past, **self.written}
         seen = [now[slot].attended() for slot in range(place.filled)]
         keys = [frame.turned_k for frame in seen]
         if self.moving_sink and place.sink_start:
-            sink = torch.cat([frame.k for frame in seen[: self.moving_sink]], dim=1)
-            keys[: self.moving_sink] = [rotation.of_sink(sink)]
+            sink = [frame.k for frame in seen[: self.moving_sink] if frame.k is not None]
+            keys[: self.moving_sink] = [rotation.of_sink(torch.cat(sink, dim=1))]
         return torch.cat(keys, dim=1), torch.cat([frame.v for frame in seen], dim=1)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ..config import PIXELS_PER_CELL
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 SAMPLE_BLOCKS = 6  # under either prompt
 CURVE = "curve.jsonl"
 ADAPTER = "adapter.safetensors"
+TUNED = "longlive_tuned_steps"  # in the metadata of what a tuning makes
 WEIGHTS = "weights.safetensors"  # where all weights are tuned
 
 
@@ -71,20 +73,28 @@ def run(
 
 
 def exported(tuning: Tuning, folder: Path) -> Path:
-    """Write what has been learnt so far: an adapter, or all weights."""
-    about = {"longlive_tuned_steps": str(tuning.num_steps)}
-    if tuning.config.learn.rank:
-        export(lora_of(tuning.learnt(), tuning.config.learn.alpha), folder / ADAPTER, about)
-        return folder / ADAPTER
-    weights = {name: weight.to(torch.bfloat16).contiguous() for name, weight in tuning.learnt().items()}
-    write_atomically(folder / WEIGHTS, weights, about)
-    return folder / WEIGHTS
+    """Write what has been learnt so far: an adapter, or all weights. Raises TuningError where the disk refuses."""
+    about = {TUNED: str(tuning.num_steps)}
+    path = folder / (ADAPTER if tuning.config.learn.rank else WEIGHTS)
+    try:
+        if tuning.config.learn.rank:
+            export(lora_of(tuning.learnt(), tuning.config.learn.alpha), path, about)
+        else:
+            weights = {name: weight.to(torch.bfloat16).contiguous() for name, weight in tuning.learnt().items()}
+            write_atomically(path, weights, about)
+    except (OSError, SafetensorError) as error:
+        raise TuningError(f"{path} cannot be written: {error}; free some space, the checkpoint is good") from error
+    return path
 
 
-def accelerator_of(config: TuneConfig, folder: Path) -> "Accelerator":
-    """What spreads a tuning over GPUs and machines. Raises TuningError where `accelerate` is missing."""
+def accelerator_of(config: TuneConfig, folder: Path, *, on_cpu: bool = False) -> "Accelerator":
+    """What spreads a tuning over GPUs and machines. Raises TuningError where `accelerate` is missing.
+
+    Autocast remembers no weights: within a step they change, and a cast made without a graph must not be met with one.
+    """
     try:
         from accelerate import Accelerator
+        from accelerate.utils import AutocastKwargs
     except ImportError as error:
         raise TuningError(
             f"tuning needs accelerate, which does not load ({error}); pip install peft accelerate"
@@ -96,6 +106,8 @@ def accelerator_of(config: TuneConfig, folder: Path) -> "Accelerator":
             mixed_precision=precision,
             log_with="tensorboard" if logged else None,
             project_dir=folder if logged else None,
+            cpu=on_cpu,
+            kwargs_handlers=[AutocastKwargs(cache_enabled=False)],
         )
         if logged:
             accelerator.init_trackers("tensorboard")
@@ -150,5 +162,5 @@ def write_sample(tuning: Tuning, path: Path) -> None:
         with VideoWriter(path) as writer:
             for pixels in sample_of(tuning):
                 writer.write(pixels)
-    except LongLiveError as error:
+    except (LongLiveError, OSError, torch.OutOfMemoryError) as error:
         log.warning("no sample video: %s", error)

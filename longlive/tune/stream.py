@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..model.vae import StreamingDecoder, StreamingEncoder, VideoDecoder, VideoEncoder, WanVAE
+from ..rollout import check_positions
 from ..timeline import Boundary
 from ..window import Placement
 from .config import StreamConfig
@@ -26,7 +27,7 @@ AT_ONCE = 15  # latents of one decoding pass
 
 
 @dataclass(frozen=True, slots=True)
-class Sequence:
+class Videos:
     """A batch of videos in the making, as a value. All have the same length and change prompts at the same frame."""
 
     pairs: tuple[int, ...]  # their numbers among the prompt pairs
@@ -60,7 +61,7 @@ class Codec:
 
 
 class Stream:
-    """Makes sequences longer. Both prompts of a sequence are given as embeddings [B, L, D]."""
+    """Makes batches of videos longer."""
 
     def __init__(self, student: Student, codec: Codec, config: StreamConfig) -> None:
         self.student, self.codec, self.config = student, codec, config
@@ -69,26 +70,27 @@ class Stream:
             raise ConfigError(
                 f"clip {config.clip} and overlap {config.overlap} are no whole blocks; use multiples of {block}"
             )
+        check_positions(student.config, config.length)
         if student.config.window > config.clip:
             raise ConfigError(
                 f"the window of {student.config.window} frames is longer than a clip of {config.clip}, which is all "
                 f"that a recache finds; use a window of at most {config.clip}"
             )
 
-    def begun(self, pairs: tuple[int, ...], switch: int | None) -> Sequence:
+    def begun(self, pairs: tuple[int, ...], switch: int | None) -> Videos:
         """Videos of no frames yet."""
-        return Sequence(pairs, switch, Memory.empty(self.student.wan.geometry.num_layers))
+        return Videos(pairs, switch, Memory.empty(self.student.wan.geometry.num_layers))
 
-    def is_over(self, sequence: Sequence) -> bool:
+    def is_over(self, sequence: Videos) -> bool:
         """Whether no further chunk fits."""
         return sequence.length + self._new_frames(sequence) > self.config.length
 
-    def _new_frames(self, sequence: Sequence) -> int:
+    def _new_frames(self, sequence: Videos) -> int:
         return self.config.clip - (self.config.overlap if sequence.length else 0)
 
     def chunk(
-        self, sequence: Sequence, embedding_BLD: Tensor, draws: Draws, rollout: nn.Module | None = None
-    ) -> tuple[Judged, Sequence]:
+        self, sequence: Videos, embedding_BLD: Tensor, draws: Draws, rollout: nn.Module | None = None
+    ) -> tuple[Judged, Videos]:
         """The next clip and the sequence after it, under the prompt that `is_switched` tells.
 
         `rollout` is what stands for the student where something wraps it.

@@ -9,7 +9,7 @@ Dimension key: B videos, F frames, C channels, H rows and W columns of cells, L 
 
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -26,7 +26,7 @@ from .config import TuneConfig
 from .data import order
 from .dmd import Judged, Noising, Score, critic_loss, student_loss
 from .memory import Memory
-from .stream import Codec, Sequence, Stream
+from .stream import Codec, Stream, Videos
 from .student import Student
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Parts:
     critic: WanModel
     teacher: WanModel
     codec: Codec
-    pairs: tuple[EmbeddedPair, ...]
+    pairs: Sequence[EmbeddedPair]
     unprompted: Tensor  # embedding [L, D]
     shape_CHW: tuple[int, int, int]  # of a frame
 
@@ -125,7 +125,7 @@ class Tuning:
         self.critic = Score(parts.critic, checkpointing=learn.checkpointing)
         self.teacher = Score(parts.teacher)
         self.stream = Stream(self.student, parts.codec, config.stream)
-        self.sequences: list[Sequence | None] = [None] * learn.accumulation
+        self.sequences: list[Videos | None] = [None] * learn.accumulation
 
         options = {"betas": learn.betas, "weight_decay": learn.weight_decay}
         prepared = accelerator.prepare(
@@ -138,7 +138,7 @@ class Tuning:
         self.average: Tensors = {}
 
     def step(self) -> dict[str, float]:
-        """One step; its figures. Raises TuningError before any weight is spoilt."""
+        """One step; its figures. Raises TuningError; what a loss that is no number would spoil is not stepped."""
         figures = {}
         try:
             with self.accelerator.autocast():
@@ -148,8 +148,8 @@ class Tuning:
                 figures |= self._learnt("critic", self._critic_loss, self.wrapped_critic, self.critic_optimizer)
         except torch.OutOfMemoryError as error:
             raise TuningError(
-                f"out of memory at step {self.num_steps + 1}; in this order: set checkpointing = true, lower batch, "
-                f"set offload = true, lower rank, make the video smaller"
+                f"out of memory at step {self.num_steps + 1}; set checkpointing and offload to true and go on, or, in "
+                f"another folder, lower in this order: batch, rank, the size of the video"
             ) from error
         self.num_steps += 1
         return figures
@@ -213,7 +213,7 @@ class Tuning:
         self.num_chunks += 1
         return judged, draws
 
-    def _begun(self) -> Sequence:
+    def _begun(self) -> Videos:
         """New videos: the next prompt pairs in their shuffled order, and a frame to switch at."""
         count, everywhere = len(self.parts.pairs), self.config.learn.batch * self.accelerator.num_processes
         numbers = [self.num_begun * everywhere + place for place in self._places()]
@@ -248,8 +248,8 @@ class Tuning:
     def _refuse_nan(self, what: str, value: float) -> None:
         if value - value != 0:
             raise TuningError(
-                f"{what} is {value} at step {self.num_steps + 1}; the last checkpoint is good: lower the rates, or go "
-                f"on from there with another seed"
+                f"{what} is {value} at step {self.num_steps + 1}; the last checkpoint is good, and so is its adapter: "
+                f"to learn on, lower the rates and tune in another folder"
             )
 
     @torch.no_grad()
@@ -317,7 +317,7 @@ class Tuning:
             if saved:
                 length, switch, *pairs = saved["facts"].tolist()
                 memory = Memory.of_tensors(part(saved, "memory"), layers)
-                self.sequences[turn] = Sequence(
+                self.sequences[turn] = Videos(
                     tuple(pairs), None if switch == NO_SWITCH else switch, memory, length, saved["previous"]
                 )
 

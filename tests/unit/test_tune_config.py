@@ -7,7 +7,15 @@ import pytest
 from longlive.__main__ import main
 from longlive.errors import ConfigError, TuningError
 from longlive.tune import config as module
-from longlive.tune.config import LearnConfig, ModelConfig, StreamConfig, TuneConfig, read_config
+from longlive.tune.config import (
+    DataConfig,
+    LearnConfig,
+    ModelConfig,
+    RunConfig,
+    StreamConfig,
+    TuneConfig,
+    read_config,
+)
 
 CONFIGS = Path(module.__file__).with_name("configs")
 
@@ -67,6 +75,8 @@ def test_a_file_that_cannot_be_meant_is_refused_in_a_sentence(text, sentence, tm
         (lambda: LearnConfig(rate=0.0), "rate is 0.0; use a number above 0"),
         (lambda: LearnConfig(average=1.0), "average is 1.0; use 0 for none, or a number below 1"),
         (lambda: LearnConfig(rank=-1), "rank is -1; use 0 or more"),
+        (lambda: RunConfig(save_every=0), "save_every is 0; use at least 1"),
+        (lambda: DataConfig(width=840), "width is 840; it must be a positive multiple of 16"),
     ],
 )
 def test_a_number_out_of_range_is_refused(make, sentence):

@@ -15,10 +15,11 @@ import pytest
 import tiny
 import torch
 import tuned
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from longlive.config import Positions, RolloutConfig
-from longlive.errors import ConfigError, TuningError
+from longlive.errors import ConfigError, PositionError, TuningError
 from longlive.model.lora import Lora
 from longlive.rollout import Rollout
 from longlive.timeline import Boundary
@@ -27,10 +28,10 @@ from longlive.tune.adapter import learning
 from longlive.tune.config import StreamConfig
 from longlive.tune.dmd import Noising
 from longlive.tune.memory import Memory
-from longlive.tune.run import ADAPTER, exported, run
+from longlive.tune.run import ADAPTER, accelerator_of, exported, run
 from longlive.tune.stream import Stream
 from longlive.tune.student import Student
-from longlive.tune.tuning import ChunkDraws
+from longlive.tune.tuning import ChunkDraws, Tuning
 
 PROGRAM = Path(__file__).with_name("tuned.py")
 
@@ -120,7 +121,7 @@ def test_law_a_tuning_killed_at_random_steps_is_the_uninterrupted_one_bit_for_bi
         while not list((folder / "checkpoints").glob(f"{step:06d}")) and process.poll() is None:
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        assert process.wait() == -signal.SIGKILL
     resumed = tuned.tuning()
     run(resumed, folder)
     ours, theirs = resumed.state(), whole.state()
@@ -160,13 +161,17 @@ def test_memory_does_not_grow_from_the_second_chunk_to_the_twelfth():
         sizes[one.num_chunks] = sum(x.nbytes for x in gc.get_objects() if type(x) in (torch.Tensor, torch.nn.Parameter))
     assert one.sequences[0] is not None
     assert one.sequences[0].length > 70
+    assert one.sequences[0].previous is not None
+    assert not one.sequences[0].previous.requires_grad
+    frames = [frame for layer in one.sequences[0].memory.layers for frame in layer.values()]
+    assert not any(frame.link or frame.v.requires_grad or frame.turned_k.requires_grad for frame in frames)
     second, last = min(size for size in sizes if size >= 2), max(sizes)
     assert last >= 12
     assert sizes[last] <= 1.01 * sizes[second]
 
 
 def test_what_comes_out_is_the_adapter_that_was_learnt(tmp_path):
-    one = tuned.tuning()
+    one = tuned.tuning(tuned.with_learn(alpha=7))
     one.step(), one.step(), one.step()
     one.average = {}
     exported(one, tmp_path)
@@ -225,6 +230,32 @@ def test_a_video_switches_where_a_chunk_begins_and_begins_anew_at_its_end():
         assert one.sequences[0] is not None
         lengths.append(one.sequences[0].length)
     assert max(lengths) <= tuned.CONFIG.stream.length
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype")  # PyTorch, of norms
+def test_half_precision_reaches_every_weight_that_learns():
+    """A cast made in the steps without a graph must not be met again in the one that has it."""
+    AcceleratorState._reset_state(True)
+    config = tuned.with_learn(precision="bf16", rate=1e-6, critic_rate=1e-6)
+    one = Tuning(tuned.parts(), config, accelerator_of(config, Path(), on_cpu=True))
+    recorder = tuned.Recorder(one)
+    late = []  # steps whose student exits after passes without a graph
+    for step in range(5):
+        chunk = ChunkDraws(config.run.seed, one.num_chunks, (0,), (3, 16, 2, 4), 4)
+        if step % config.learn.ratio == 0 and chunk.exit_step > 0:
+            late.append(step)
+        one.step()
+    assert late
+    for name, module in (("student", one.parts.student), ("critic", one.parts.critic)):
+        reached = [recorder.found[f"{late[0]}.{name}.{key}"].abs().max() > 0 for key in learning(module) if "_B" in key]
+        assert len(reached) == 10 * tiny.GEOMETRY.num_layers
+        assert all(reached)
+
+
+def test_a_video_does_not_outgrow_the_table_of_positions():
+    student, codec = Student(tuned.trees()[0], RolloutConfig()), tuned.parts().codec
+    with pytest.raises(PositionError, match="the video would reach frame 2000"):
+        Stream(student, codec, StreamConfig(length=2000))
 
 
 def test_a_clip_that_is_no_whole_blocks_or_shorter_than_the_window_is_refused():
@@ -301,7 +332,7 @@ def test_out_of_memory_says_what_to_lower_in_which_order(monkeypatch):
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(one, "_student_loss", burst)
-    with pytest.raises(TuningError, match="at step 1; in this order: set checkpointing = true, lower batch"):
+    with pytest.raises(TuningError, match="at step 1; set checkpointing and offload to true and go on, or"):
         one.step()
 
 

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from comfyui_longlive.longlive.miniature import files
 from comfyui_longlive.longlive.model.checkpoint import Lora, load_model
-from comfyui_longlive.longlive.tune.config import Precision
+from comfyui_longlive.longlive.tune.config import LearnConfig, ModelConfig, TuneConfig
 from comfyui_longlive.longlive.tune.stream import Codec
 from comfyui_longlive.nodes import host
 from comfyui_longlive.nodes.tune import STUDENT, accelerator
@@ -72,13 +72,17 @@ def equal(found: dict, expected: dict, *, tolerance: float) -> None:
 def check_accelerator() -> None:
     """Raise unless what another pack made of accelerate's one state is there again afterwards."""
     others = Accelerator(cpu=True, mixed_precision="bf16")
-    with accelerator(torch.device("cpu"), Precision.FULL) as ours:
+    with accelerator(configured("fp32"), Path(), torch.device("cpu")) as ours:
         assert (ours.device.type, ours.mixed_precision) == ("cpu", "no")
     assert AcceleratorState().mixed_precision == others.mixed_precision == "bf16"
     AcceleratorState._reset_state(True)
-    with accelerator(torch.device("cpu"), Precision.HALF) as ours:
+    with accelerator(configured("bf16"), Path(), torch.device("cpu")) as ours:
         assert ours.mixed_precision == "bf16"
     assert AcceleratorState._shared_state == {}
+
+
+def configured(precision: str) -> TuneConfig:
+    return TuneConfig(model=ModelConfig(miniature=True), learn=LearnConfig(precision=precision))
 
 
 def check_codec() -> None:
