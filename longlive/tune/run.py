@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -99,20 +100,18 @@ def accelerator_of(config: TuneConfig, folder: Path, *, on_cpu: bool = False) ->
         raise TuningError(
             f"tuning needs accelerate, which does not load ({error}); pip install peft accelerate"
         ) from error
-    precision = "bf16" if config.learn.precision is Precision.HALF else "no"
     logged = config.run.tensorboard
-    try:
-        accelerator = Accelerator(
-            mixed_precision=precision,
-            log_with="tensorboard" if logged else None,
-            project_dir=folder if logged else None,
-            cpu=on_cpu,
-            kwargs_handlers=[AutocastKwargs(cache_enabled=False)],
-        )
-        if logged:
-            accelerator.init_trackers("tensorboard")
-    except (ImportError, ValueError) as error:
-        raise TuningError(f"{error}; pip install tensorboard, or set tensorboard = false") from error
+    if logged and find_spec("tensorboard") is None:
+        raise TuningError("tensorboard is not installed; pip install tensorboard, or set tensorboard = false")
+    accelerator = Accelerator(
+        mixed_precision="bf16" if config.learn.precision is Precision.HALF else "no",
+        cpu=on_cpu,
+        log_with="tensorboard" if logged else None,
+        project_dir=folder if logged else None,
+        kwargs_handlers=[AutocastKwargs(cache_enabled=False)],
+    )
+    if logged:
+        accelerator.init_trackers("tensorboard")
     return accelerator
 
 

@@ -252,6 +252,13 @@ def test_half_precision_reaches_every_weight_that_learns():
         assert all(reached)
 
 
+def test_scalars_for_a_package_that_is_missing_are_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr("longlive.tune.run.find_spec", lambda _: None)
+    config = replace(tuned.CONFIG, run=replace(tuned.CONFIG.run, tensorboard=True))
+    with pytest.raises(TuningError, match="tensorboard is not installed; pip install tensorboard, or"):
+        accelerator_of(config, tmp_path, on_cpu=True)
+
+
 def test_a_video_does_not_outgrow_the_table_of_positions():
     student, codec = Student(tuned.trees()[0], RolloutConfig()), tuned.parts().codec
     with pytest.raises(PositionError, match="the video would reach frame 2000"):
