@@ -58,7 +58,7 @@ def test_the_adapter_changes_what_the_miniature_makes(tuned):
 
 
 def test_a_finished_tuning_is_not_made_again(tuned, caplog):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="longlive.tune.run")
     before = (tuned / CURVE).read_text()
     AcceleratorState._reset_state(True)
     assert main(["tune", str(tuned / "tune.toml"), "--folder", str(tuned)]) == 0
