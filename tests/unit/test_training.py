@@ -14,9 +14,11 @@ import pytest
 import torch
 
 from longlive.errors import CheckpointError
+from longlive.miniature.files import DIT
 from longlive.miniature.training import export
 from longlive.miniature.training.bank import Shelf, film_of
 from longlive.miniature.training.dit import FRAMES, PLAN, DitRecipe, DitTraining
+from longlive.miniature.training.teacher import CLIP, Clips, TeacherRecipe, TeacherTraining, clips_of, filmed
 from longlive.miniature.training.trainer import train
 from longlive.miniature.training.vae import VaeRecipe, VaeTraining, begun, decoded, encoded
 from longlive.model.vae import WanVAE, decode, encode
@@ -25,6 +27,8 @@ TINY_VAE = VaeRecipe(steps=4, batch=4, pixel_frames=5, warmup=2)
 TINY_DIT = DitRecipe(
     steps=4, batch=2, own_from=0, own_every=1, own_share=(0.7, 0.7), warmup=2, openings=2, openings_from=0
 )
+
+TINY_TEACHER = TeacherRecipe(steps=3, batch=1, warmup=1)
 
 
 def random_bank():
@@ -38,7 +42,16 @@ def random_bank():
     }
 
 
-TRAININGS = {"vae": lambda: VaeTraining(TINY_VAE), "dit": lambda: DitTraining(TINY_DIT, random_bank())}
+def random_clips():
+    latents = torch.randn(4, CLIP, 16, 8, 8, generator=torch.Generator().manual_seed(0)).half()
+    return Clips(tuple(filmed("goes on", number)[0] for number in range(4)), latents)
+
+
+TRAININGS = {
+    "vae": lambda: VaeTraining(TINY_VAE),
+    "dit": lambda: DitTraining(TINY_DIT, random_bank()),
+    "teacher": lambda: TeacherTraining(TINY_TEACHER, random_clips(), DIT),
+}
 
 
 @pytest.mark.parametrize("name", TRAININGS)
@@ -149,3 +162,16 @@ def test_training_decreases_the_loss():
     training = VaeTraining(VaeRecipe(steps=40, batch=2, pixel_frames=5, warmup=5))
     losses = [training.step()["loss"] for _ in range(25)]
     assert sum(itertools.islice(losses, 20, 25)) < 0.8 * sum(itertools.islice(losses, 0, 5))
+
+
+def test_the_teachers_clips_begin_go_on_and_change(tmp_path):
+    vae = WanVAE(2)
+    clips = clips_of(tmp_path / "clips.safetensors", vae, 0.001)  # eight of each kind
+    assert clips.latents.shape == (24, CLIP, 16, 8, 8)
+    assert torch.equal(clips_of(tmp_path / "clips.safetensors", vae, 0.001).latents, clips.latents)
+    begins, goes_on, changed = (filmed(kind, 3) for kind in ("begins", "goes on", "has changed"))
+    assert begins[0] == str(begins[1].scenes[0][1])
+    assert begins[2] == (0, 0)
+    assert goes_on[2] != (0, 0)
+    assert len(changed[1].scenes) == 2
+    assert changed[0] == str(changed[1].scenes[1][1])
