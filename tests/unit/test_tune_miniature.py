@@ -8,7 +8,8 @@ import torch
 from accelerate.state import AcceleratorState
 
 from longlive.__main__ import main
-from longlive.miniature.files import load_miniature
+from longlive.miniature.files import WEIGHTS, load_miniature
+from longlive.model.lora import Lora
 from longlive.tune.load import Remembered, embedding_of, own_pairs
 from longlive.tune.run import ADAPTER, CURVE
 
@@ -55,6 +56,13 @@ def test_the_adapter_changes_what_the_miniature_makes(tuned):
     plain, adapted = load_miniature().model.tree, load_miniature(lora=tuned / ADAPTER).model.tree
     names = [name for name, _ in plain.named_parameters() if "blocks" in name and name.endswith("attn.q.weight")]
     assert any(not torch.equal(plain.get_parameter(name), adapted.get_parameter(name)) for name in names)
+
+
+def test_the_adapter_in_the_pack_is_one_for_every_linear_of_the_layers():
+    lora = Lora.read(WEIGHTS / "longlive_miniature_tuned.safetensors")
+    assert len(lora.pairs) == 10 * load_miniature().model.geometry.num_layers
+    assert (lora.ranks, lora.alphas) == ((32,), (32.0,))
+    assert all(pair.up.abs().max() > 0 for pair in lora.pairs.values())
 
 
 def test_a_finished_tuning_is_not_made_again(tuned, caplog):
