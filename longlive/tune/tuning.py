@@ -218,7 +218,9 @@ class Tuning:
         count, everywhere = len(self.parts.pairs), self.config.learn.batch * self.accelerator.num_processes
         numbers = [self.num_begun * everywhere + place for place in self._places()]
         pairs = [order(count, self.config.run.seed, number // count)[number % count] for number in numbers]
-        switches = self.config.stream.switches
+        halves = [(self.parts.pairs[pair].first, self.parts.pairs[pair].second) for pair in pairs]
+        is_switching = any(not torch.equal(first, second) for first, second in halves)
+        switches = self.config.stream.switches if is_switching else ()
         draw = random.Random(f"switch {self.config.run.seed} {self.num_begun}")
         self.num_begun += 1
         return self.stream.begun(tuple(pairs), draw.choice(switches) if switches else None)

@@ -31,7 +31,7 @@ from longlive.tune.memory import Memory
 from longlive.tune.run import ADAPTER, accelerator_of, exported, run
 from longlive.tune.stream import Stream
 from longlive.tune.student import Student
-from longlive.tune.tuning import ChunkDraws, Tuning
+from longlive.tune.tuning import ChunkDraws, EmbeddedPair, Tuning
 
 PROGRAM = Path(__file__).with_name("tuned.py")
 
@@ -223,9 +223,12 @@ def test_a_video_switches_where_a_chunk_begins_and_begins_anew_at_its_end():
     assert StreamConfig(length=60).switches == (21, 39)
     assert StreamConfig(length=21).switches == ()
     assert StreamConfig(length=240).switches[-1] == 219
+    alone = tuple(EmbeddedPair(pair.first, pair.first) for pair in tuned.parts().pairs)
+    assert tuned.tuning(pairs=alone)._begun().switch is None
     one = tuned.tuning()
+    assert one._begun().switch in tuned.CONFIG.stream.switches
     lengths = []
-    while one.num_begun < 2:
+    while one.num_begun < 3:
         one.step()
         assert one.sequences[0] is not None
         lengths.append(one.sequences[0].length)
