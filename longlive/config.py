@@ -12,6 +12,7 @@ from .errors import ConfigError
 FPS = 16  # pixel frames a second (Wan2.1)
 PIXEL_FRAMES_PER_FRAME = 4  # the VAE's temporal compression; the first frame is one pixel frame
 PIXELS_PER_CELL = 8  # the VAE's spatial compression
+SIZE_STEP = 2 * PIXELS_PER_CELL  # of width and height in pixels: a token is 2 x 2 cells
 TABLE_FRAMES = 1024  # rows of the reference's rotary table: absolute positions end here
 MAX_STEP = 1000
 MAX_SECONDS = 24 * 60 * 60  # of one segment

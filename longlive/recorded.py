@@ -10,7 +10,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from .config import MAX_STEP
 from .errors import CheckpointError
+from .schedule import Schedule
 
 RECORDED = ("out.", "trace.", "merged", "freqs.", "shift")  # beginnings of the names of results
 EDGE = 8  # first and last values a statistic holds
@@ -59,6 +61,12 @@ def statistic(x: Tensor | None) -> Tensor:
     flat = x.reshape(-1)
     means = torch.stack([flat.double().mean(), flat.double().abs().mean()]).float()
     return torch.cat([means, flat[:EDGE].float(), flat[-EDGE:].float()])
+
+
+def plain_steps(run: Run, shift: float) -> tuple[int, ...]:
+    """The denoising steps before the shift warps them; what is recorded are the warped ones."""
+    nearest = (Schedule(shift).timesteps - torch.tensor(run.values("denoise_steps"))[:, None]).abs().argmin(-1)
+    return tuple(MAX_STEP - int(entry) for entry in nearest)
 
 
 def traced(rows: Mapping[str, list]) -> dict[str, Tensor]:

@@ -13,13 +13,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .config import FPS, PIXELS_PER_CELL, RolloutConfig, blocks_to_seconds, pixel_frames
+from .config import FPS, PIXELS_PER_CELL, SIZE_STEP, RolloutConfig, blocks_to_seconds, pixel_frames
 from .digest import digest_of_tensors
 from .errors import ConditioningError, ConfigError, SessionError
 from .timeline import Boundary
 
 KEY_VERSION = 1  # raised whenever the same inputs would give other latents
-SIZE_STEP = 2 * PIXELS_PER_CELL  # a token is 2 x 2 latent cells
 
 
 @dataclass(frozen=True, eq=False)

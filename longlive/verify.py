@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .cache import UnboundedKVCache
-from .config import MAX_STEP, Positions, RolloutConfig
+from .config import Positions, RolloutConfig
 from .errors import CheckpointError
 from .model import rope
 from .model.causal import CausalWan, sinusoid
@@ -21,7 +21,7 @@ from .model.checkpoint import model_of
 from .model.lora import Lora
 from .model.vae import Past, StreamingDecoder, WanVAE, cut, decode, encode
 from .model.weights import Weights, normalised, read
-from .recorded import Run, statistic, traced
+from .recorded import Run, plain_steps, statistic, traced
 from .rollout import Pass, PassKind, Rollout
 from .schedule import Schedule, add_noise, clean_from_flow, flow_from_clean
 from .tune.recorded import matching, scores, streaming
@@ -240,13 +240,11 @@ def _lora(run: Run) -> Lora | None:
 
 def _config(run: Run) -> RolloutConfig:
     shift = float(run.meta["timestep_shift"])
-    steps = torch.tensor(run.values("denoise_steps"))
-    entries = (Schedule(shift).timesteps - steps[:, None]).abs().argmin(-1)
     return RolloutConfig(
         window=run.number("window") if run.number("window") > 0 else run.number("frames"),
         sink=run.number("sink"),
         block=run.number("block"),
-        steps=tuple(MAX_STEP - int(entry) for entry in entries),
+        steps=plain_steps(run, shift),
         shift=shift,
         context_noise=float(run.meta["context_noise"]),
         positions=Positions.UNBOUNDED if run.meta["relative_rope"] == "true" else Positions.ABSOLUTE,

@@ -20,11 +20,10 @@ from comfy_api.latest import InputImpl, io, ui
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load
 
-from ..longlive.config import RolloutConfig
+from ..longlive.config import SIZE_STEP, RolloutConfig
 from ..longlive.curve import Curve
 from ..longlive.digest import digest_of_tensors
-from ..longlive.errors import ConfigError, LongLiveError, TuningError
-from ..longlive.session import SIZE_STEP
+from ..longlive.errors import LongLiveError, TuningError
 from ..longlive.tune.adapter import peft
 from ..longlive.tune.config import (
     DataConfig,
@@ -342,7 +341,6 @@ class Job:
             host.check_whole(patcher, *words)
             host.check_width(pairs.unprompted, patcher)
         refuse_other_vaes(vae)
-        check_size(width, height)
         host.check_size(student, width, height)
         lora_file = host.lora_path(name)
         refuse_to_replace(lora_file)
@@ -466,13 +464,6 @@ def accelerator(config: TuneConfig, folder: Path, device: torch.device) -> Itera
         for state, kept in zip(states, before, strict=True):
             state.clear()
             state.update(kept)
-
-
-def check_size(width: int, height: int) -> None:
-    for name, size in (("width", width), ("height", height)):
-        if size <= 0 or size % SIZE_STEP:
-            nearest = max(SIZE_STEP, round(size / SIZE_STEP) * SIZE_STEP)
-            raise ConfigError(f"{name} is {size}; it must be a multiple of {SIZE_STEP}, for example {nearest}")
 
 
 def refuse_to_replace(path: Path) -> None:

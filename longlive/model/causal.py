@@ -65,13 +65,9 @@ class CausalWan:
                 f"the prompt embedding is {width} wide, but this model reads {self.geometry.text_dim}; "
                 f"encode the prompt with the model's own text encoder (umT5-xxl for Wan2.1)"
             )
-        embedding_BLD = embedding_BLD.to(self.device, self.dtype)
-        padding = self.geometry.text_len - rows
-        if padding <= 0:
-            return TextMemory(tuple(self.read_rows(self.tree.text_embedding(embedding_BLD))))
-        one_more = nn.functional.pad(embedding_BLD, (0, 0, 0, 1))  # all rows of zeros give the same
-        layers = self.read_rows(self.tree.text_embedding(one_more))
-        return TextMemory(tuple((_repeated(k, padding), _repeated(v, padding)) for k, v in layers))
+        padding = max(0, self.geometry.text_len - rows)
+        padded = nn.functional.pad(embedding_BLD.to(self.device, self.dtype), (0, 0, 0, padding))
+        return TextMemory(tuple(self.read_rows(self.tree.text_embedding(padded))))
 
     def read_rows(self, context_BLD: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Each layer's keys and values [B, L, N, H] of embedded rows."""
@@ -162,11 +158,6 @@ class CausalWan:
             "b (f gh gw) (pt ph pw c) -> b (f pt) c (gh ph) (gw pw)",
             gh=grid[0], gw=grid[1], pt=pt, ph=ph, pw=pw,
         )  # fmt: skip
-
-
-def _repeated(x_BLNH: Tensor, count: int) -> Tensor:
-    """The rows of which the last occurs `count` times."""
-    return torch.cat([x_BLNH[:, :-1], x_BLNH[:, -1:].expand(-1, count, -1, -1)], dim=1)
 
 
 def sinusoid(timesteps: Tensor, width: int) -> Tensor:

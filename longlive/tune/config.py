@@ -11,12 +11,11 @@ from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
 
-from ..config import PIXELS_PER_CELL, RolloutConfig
+from ..config import SIZE_STEP, RolloutConfig
 from ..errors import ConfigError, TuningError
 from ..timeline import Boundary
 
 NEWEST = 3  # checkpoints that are kept
-SIZE_STEP = 2 * PIXELS_PER_CELL  # a token is 2 x 2 cells
 
 
 class Precision(StrEnum):

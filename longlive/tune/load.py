@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,8 +29,6 @@ from .tuning import EmbeddedPair, Parts
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-log = logging.getLogger(__name__)
 
 OWN_PAIRS = 512  # of the miniature's grammar
 

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..config import MAX_STEP, RolloutConfig
+from ..config import RolloutConfig
 from ..model.vae import WanVAE
 from ..model.wan import Geometry, WanModel
 from ..model.weights import read
-from ..recorded import Run, statistic, traced
+from ..recorded import Run, plain_steps, statistic, traced
 from ..rollout import Pass, PassKind
-from ..schedule import Schedule
 from .config import StreamConfig
 from .dmd import Judged, Noising, Score, critic_loss, student_loss
 from .memory import Call, Frame
@@ -142,14 +141,13 @@ class _Streaming:
         self.trace = _Trace(
             geometry["num_layers"], run.number("sink"), run.number("cache_frames"), geometry["tokens_per_frame"]
         )
-        schedule = Schedule(float(run.meta["generator_shift"]))
-        nearest = (schedule.timesteps - torch.tensor(run.values("denoise_steps"))[:, None]).abs().argmin(-1)
+        shift = float(run.meta["generator_shift"])
         config = RolloutConfig(
             window=run.number("window"),
             sink=run.number("sink"),
             block=run.number("block"),
-            steps=tuple(MAX_STEP - int(entry) for entry in nearest),
-            shift=float(run.meta["generator_shift"]),
+            steps=plain_steps(run, shift),
+            shift=shift,
         )
         frames = run.number("cache_frames")
         student = _RecordedStudent(tree, config, self.trace, kv_gradients=True, reference_frames=frames)

@@ -55,7 +55,7 @@ class Student(nn.Module):
 
     With `kv_gradients` a block's gradient also reaches the blocks it remembers, through the exit step's keys and
     values. The reference has that until its window rolls, and from then on only in chunks that exit at step 0, which
-    `reference_behaviour` reproduces (measured on the recorded run `streaming_training`).
+    `reference_frames` reproduces (measured on the recorded run `streaming_training`).
     """
 
     def __init__(
