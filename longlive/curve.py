@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from .store import PART
+from .files import write_text
 
 
 class Curve:
@@ -23,6 +23,4 @@ class Curve:
     def cut(self, num_steps: int) -> None:
         """Drop the lines of steps that will be made again."""
         kept = [f"{json.dumps(line)}\n" for line in self.read() if line["step"] <= num_steps]
-        part = self.path.with_suffix(PART)
-        part.write_text("".join(kept), encoding="utf-8")
-        part.replace(self.path)
+        write_text(self.path, "".join(kept))

@@ -6,8 +6,6 @@ Knows files and tensors, not what they mean.
 import hashlib
 import json
 import logging
-import os
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .errors import CheckpointError
+from .files import write_text
 from .model.weights import files_of
 
 MEMORY = "digests.json"
@@ -77,9 +76,6 @@ def remembered(cache_dir: Path | None) -> dict[str, list]:
 def remember(cache_dir: Path, path: str, entry: list) -> None:
     """Add one digest; the file is replaced whole, so a reader or a crash never sees half of it."""
     try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=cache_dir, suffix=".tmp", delete=False, encoding="utf-8") as file:
-            json.dump(remembered(cache_dir) | {path: entry}, file, indent=1)
-        os.replace(file.name, cache_dir / MEMORY)
+        write_text(cache_dir / MEMORY, json.dumps(remembered(cache_dir) | {path: entry}, indent=1))
     except OSError as error:  # a digest that is not remembered costs seconds, never a video
         log.warning("the digest of %s is not remembered: %s cannot be written (%s)", path, cache_dir, error)

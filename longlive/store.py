@@ -8,7 +8,6 @@ import contextlib
 import logging
 import os
 import time
-import uuid
 from collections import OrderedDict
 from pathlib import Path
 
@@ -18,13 +17,13 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from .digest import digest_of_tensors
+from .files import atomic_write
 
 log = logging.getLogger(__name__)
 
 MEMORY_BYTES = 1 << 30  # a minute at 832 x 480 is 48 MB
 DISK_BYTES = 8 << 30
 ENTRY = ".safetensors"
-PART = ".part"  # what a file is called while it is written
 ABANDONED_SECONDS = 3600  # after which a part belongs to a process that was killed
 TRIM_TO = 0.9  # of the disk limit, so that not every block has to look for the oldest
 
@@ -132,15 +131,5 @@ def write_atomically(path: Path, tensors: dict[str, Tensor], metadata: dict[str,
 
     Raises OSError or SafetensorError where the disk refuses; nothing is left behind then.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.parent / f".{uuid.uuid4().hex}{PART}"
-    try:
-        part.touch()
-        mode = part.stat().st_mode  # safetensors makes files that only their owner may read
+    with atomic_write(path) as part:
         save_file(tensors, part, metadata)
-        part.chmod(mode)
-        os.replace(part, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..longlive import session_file
 from ..longlive.errors import SessionError
-from . import host
+from . import paths
 from .identity import model_digest, unrecognisable
 from .sockets import LiveSession, SessionSocket
 
@@ -39,7 +39,7 @@ class SaveSession(io.ComfyNode):
     def execute(cls, session: LiveSession, name: str) -> io.NodeOutput:
         if unknown := unrecognisable(session.model):
             log.warning("the MODEL carries %s: %s cannot be loaded again with it", " and ".join(unknown), name)
-        session_file.save(session.session, host.session_path(name))
+        session_file.save(session.session, paths.session_path(name))
         return io.NodeOutput(session, name)
 
 
@@ -65,14 +65,14 @@ class LoadSession(io.ComfyNode):
     def fingerprint_inputs(cls, name: str | None = None, **_) -> str:
         """A file that was saved anew is read anew. A linked name is not known yet; then the link decides."""
         try:
-            stat = host.session_path(name or "").stat()
+            stat = paths.session_path(name or "").stat()
         except (OSError, SessionError):
             return ""
         return f"{stat.st_mtime_ns} {stat.st_size}"
 
     @classmethod
     def execute(cls, model, name: str) -> io.NodeOutput:
-        session = session_file.load(host.session_path(name))
+        session = session_file.load(paths.session_path(name))
         if unknown := unrecognisable(model):
             raise SessionError(
                 f"the MODEL carries {' and '.join(unknown)}, so nobody can tell whether {name} was made with it; "

@@ -1,34 +1,27 @@
-"""The one adapter to ComfyUI: its model as a causal model, its memory, previews, progress, interrupt and folders."""
+"""The adapter to ComfyUI's models: a MODEL as a causal model, a CONDITIONING as a prompt, memory given back."""
 
-import functools
 import gc
 import logging
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import comfy.lora
 import comfy.model_management
-import comfy.utils
-import folder_paths
-import latent_preview
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..longlive.errors import CheckpointError, ConditioningError, SessionError, TuningError
+from ..longlive.errors import CheckpointError, ConditioningError
 from ..longlive.model.attention import Attend
 from ..longlive.model.causal import CausalWan
 from ..longlive.model.checkpoint import COMPUTE_DTYPES, dtype_name, model_of
 from ..longlive.model.wan import Geometry, WanModel, WanTree
 from ..longlive.model.weights import Weights
-from ..longlive.rollout import Pass, PassKind
-from ..longlive.sampler import TEXTS_HELD, Sampler, memory_bytes, text_bytes
-from ..longlive.session import Prompt, Session
-from ..longlive.store import Store
-from .identity import PREFIX, kernels, opaque, unrecognisable, weights_as_loaded
+from ..longlive.session import Prompt
+from .identity import PREFIX, kernels, unrecognisable, weights_as_loaded
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +34,6 @@ SAMPLER_FUNCTIONS = (
     "sampler_post_cfg_function",
 )
 HARMLESS = {"pooled_output", "unprojected"}  # of a CONDITIONING; Wan2.1 reads the embedding alone
-STORE_BYTES = 4 << 30  # 90 minutes at 832 x 480
 SIZE_CHECK = "longlive_size_check"  # attachment of a MODEL that makes one size only
 
 
@@ -151,80 +143,9 @@ def ignored(patcher: ModelPatcher) -> list[str]:
     return [name for name, carried in found.items() if carried]
 
 
-@contextmanager
-def sampling(patcher: ModelPatcher, session: Session, total_blocks: int) -> Iterator[Sampler]:
-    """A sampler for `total_blocks` more blocks: memory announced, weights loaded, progress, previews and interrupt.
-
-    Nothing is loaded before a block has to be computed; the memory is free again whatever happens.
-    """
-    model, unknown, unused = causal_model(patcher), opaque(patcher), ignored(patcher)
-    if unused:
-        log.warning("the MODEL carries %s, which a session cannot honour; ignored", " and ".join(unused))
-    if unknown:
-        log.warning("the MODEL carries %s: blocks made with it are not stored", " and ".join(unknown))
-    progress = Progress(patcher, total_blocks, len(session.config.steps))
-    sampler = Sampler(
-        model,
-        store=None if unknown else block_store(),
-        watch=progress.step,
-        found=progress.block,
-        prepare=functools.partial(make_room, patcher, model, session),
-    )
-    patcher.pre_run()
-    try:
-        with on_device(patcher.load_device), sampler:
-            yield sampler
-    finally:
-        patcher.cleanup()
-        comfy.model_management.soft_empty_cache()
-
-
-def make_room(patcher: ModelPatcher, model: CausalWan, session: Session) -> None:
-    """Announce keys, values and activations to ComfyUI's memory management, and load the weights."""
-    config, (_, _, channels, height, width) = session.config, session.block_shape
-    keys = memory_bytes(model, config, session.height, session.width)
-    log.info("a window of %d frames takes %.0f MB of keys and values", config.window, keys / 1e6)
-    work = patcher.model.memory_required([1, channels, config.window, height, width])
-    needed = keys + work + TEXTS_HELD * text_bytes(model)
-    comfy.model_management.load_models_gpu([patcher], memory_required=needed)
-
-
 def on_device(device: torch.device) -> AbstractContextManager:
     """Make `device` the current one, where kernels that do not look at their tensors are launched."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
-class Progress:
-    """Tells ComfyUI of each denoising step, with a picture of the newest frame, and obeys its interrupt."""
-
-    def __init__(self, patcher: ModelPatcher, blocks: int, steps: int) -> None:
-        self.steps = steps  # of a block
-        self.bar = comfy.utils.ProgressBar(blocks * steps)
-        self.previewer = latent_preview.get_previewer(patcher.load_device, patcher.model.latent_format)
-
-    def step(self, done: Pass) -> None:
-        """A pass is over."""
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        if done.kind is not PassKind.DENOISE:
-            return
-        picture = None
-        if self.previewer and done.clean is not None:
-            picture = self.previewer.decode_latent_to_preview_image("JPEG", to_host(done.clean[:, -1:]))
-        self.bar.update_absolute(self.bar.current + 1, preview=picture)
-
-    def block(self) -> None:
-        """A block was found in the store."""
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        self.bar.update_absolute(self.bar.current + self.steps)
-
-
-def counted(blocks: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Blocks in order, while ComfyUI shows how many are done and may interrupt."""
-    bar = comfy.utils.ProgressBar(len(blocks))
-    for block in blocks:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        yield block
-        bar.update(1)
 
 
 def to_host(latents_BFCHW: Tensor) -> Tensor:
@@ -266,59 +187,6 @@ def check_width(embedding: Tensor, patcher: ModelPatcher) -> None:
             f"the CONDITIONING is {width} wide, this model reads {expected}; "
             f"encode the prompt with the umT5-xxl text encoder (CLIP loader, type wan)"
         )
-
-
-def block_store() -> Store:
-    """Finished blocks on disk, so that an edit, an interrupt or a crash costs only what is new.
-
-    Nothing is held in memory: ComfyUI's own cache does that, and frees it when told to.
-    """
-    return Store(
-        Path(folder_paths.get_user_directory()) / "longlive" / "blocks", memory_bytes=0, disk_bytes=STORE_BYTES
-    )
-
-
-def session_path(name: str) -> Path:
-    """Where the session `name` lies, in ComfyUI's output folder. Raises SessionError for a name that leaves it."""
-    folder = output_folder()
-    path = inside(folder, name, ".safetensors")
-    if path is None:
-        raise SessionError(
-            f"{name!r} is no name for a session, which is kept in {folder}; use a plain name such as my_film"
-        )
-    return path
-
-
-def tuning_folder(name: str) -> Path:
-    """Where the tuning `name` is kept, in ComfyUI's output folder. Raises TuningError for a name that leaves it."""
-    folder = output_folder() / "tuning"
-    path = inside(folder, name)
-    if path is None:
-        raise TuningError(f"{name!r} is no name for a tuning, which is kept in {folder}; use a plain name: my_style")
-    return path
-
-
-def lora_path(name: str) -> Path:
-    """Where the adapter `name` belongs, in the first of ComfyUI's folders for LoRAs."""
-    folder = loras_folder()
-    path = inside(folder, name, ".safetensors")
-    if path is None:
-        raise TuningError(f"{name!r} is no name for a LoRA in {folder}; use a plain name such as my_style")
-    return path
-
-
-def loras_folder() -> Path:
-    return Path(folder_paths.get_folder_paths("loras")[0]).resolve()
-
-
-def output_folder() -> Path:
-    return (Path(folder_paths.get_output_directory()) / "longlive").resolve()
-
-
-def inside(folder: Path, name: str, suffix: str = "") -> Path | None:
-    """The path of a name a user chose; None for one that leaves the folder, is hidden, or is no name."""
-    path = (folder / f"{name.strip()}{suffix}").resolve() if name.isprintable() else folder
-    return path if name.strip() and folder in path.parents and not path.name.startswith(".") else None
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from comfy_api.latest import InputImpl, io, ui
 from ..longlive.errors import SessionError
 from ..longlive.video import VideoWriter, render
 from . import host
+from .sampling import counted
 from .sockets import LiveSession, SessionSocket
 from .vae import streaming_decoder
 
@@ -51,7 +52,7 @@ class Decode(io.ComfyNode):
         path = Path(folder) / f"{name}_{counter:05}_.mp4"
         decoder = streaming_decoder(vae)
         with VideoWriter(path, metadata=cls.workflow()) as writer:
-            last_frame = render(host.counted(video.blocks), decoder, writer)
+            last_frame = render(counted(video.blocks), decoder, writer)
         assert last_frame is not None
         result = ui.SavedResult(path.name, subfolder, io.FolderType.output)
         return io.NodeOutput(

@@ -11,6 +11,7 @@ from ..longlive.session import Prompt
 from ..longlive.timeline import parse, report
 from . import host
 from .length import blocks_of, length_inputs
+from .sampling import sampling
 from .sockets import LiveSession, SessionSocket
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class ChunkSampler(io.ComfyNode):
     def execute(cls, session: LiveSession, length: float, unit: str) -> io.NodeOutput:
         before = session.session
         blocks = blocks_of(length, unit, before.config)
-        with host.sampling(session.model, before, blocks) as sampler:
+        with sampling(session.model, before, blocks) as sampler:
             after = sampler.extended(before, blocks)
         chunk = after.frames(before.num_frames, after.num_frames - before.num_frames)
         return io.NodeOutput(session.with_session(after), host.to_latent(session.model, chunk))
@@ -96,7 +97,7 @@ class Timeline(io.ComfyNode):
         blocks = sum(segment.blocks for segment in segments)
         check_length(video, [(segment.boundary, segment.blocks) for segment in segments])
         prompts = [encoded(clip, segment.prompt, session) for segment in segments]
-        with host.sampling(session.model, video, blocks) as sampler:
+        with sampling(session.model, video, blocks) as sampler:
             for segment, prompt in zip(segments, prompts, strict=True):
                 video = sampler.extended(video.switched_to(prompt, segment.boundary), segment.blocks)
         text = report(segments, before.config.block, before.num_frames)

@@ -24,6 +24,7 @@ from ..longlive.config import SIZE_STEP, RolloutConfig
 from ..longlive.curve import Curve
 from ..longlive.digest import digest_of_tensors
 from ..longlive.errors import LongLiveError, TuningError
+from ..longlive.files import atomic_write
 from ..longlive.tune.adapter import peft
 from ..longlive.tune.config import (
     DataConfig,
@@ -39,7 +40,7 @@ from ..longlive.tune.load import shape_of
 from ..longlive.tune.run import ADAPTER, CURVE, TUNED, accelerator_of, run, sample_of
 from ..longlive.tune.tuning import EmbeddedPair, Parts, Tuning
 from ..longlive.video import VideoWriter
-from . import chart, host
+from . import chart, host, paths
 from .identity import model_digest
 from .sockets import OptionsSocket, Pairs, PairsSocket
 from .vae import refuse_other_vaes, tuning_codec
@@ -287,7 +288,7 @@ class Tuner(io.ComfyNode):
         curve = torch.from_numpy(np.asarray(job.drawn(), dtype=np.float32) / 255)[None]
         shown = ui.SavedResult(job.sample.name, str(job.folder.relative_to(output())), io.FolderType.output)
         return io.NodeOutput(
-            str(lora_file.relative_to(host.loras_folder())),
+            str(lora_file.relative_to(paths.loras_folder())),
             load(lora_file.read_bytes()),
             curve,
             InputImpl.VideoFromFile(str(job.sample)),
@@ -342,7 +343,7 @@ class Job:
             host.check_width(pairs.unprompted, patcher)
         refuse_other_vaes(vae)
         host.check_size(student, width, height)
-        lora_file = host.lora_path(name)
+        lora_file = paths.lora_path(name)
         refuse_to_replace(lora_file)
         peft()
 
@@ -380,7 +381,7 @@ class Job:
             pairs=pairs,
             config=config,
             name=name.strip(),
-            folder=host.tuning_folder(name),
+            folder=paths.tuning_folder(name),
             lora_file=lora_file,
             shape_CHW=shape_of(height, width),
         )
@@ -425,10 +426,8 @@ class Job:
 
     def delivered(self) -> Path:
         """Put the adapter where LoRA loaders find it."""
-        self.lora_file.parent.mkdir(parents=True, exist_ok=True)
-        part = self.lora_file.with_suffix(".part")
-        shutil.copyfile(self.adapter, part)
-        part.replace(self.lora_file)
+        with atomic_write(self.lora_file) as part:
+            shutil.copyfile(self.adapter, part)
         return self.lora_file
 
 

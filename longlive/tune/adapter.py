@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import TuningError
+from ..files import atomic_write
 from ..model.lora import ALPHA, Lora, Pair
 from ..model.wan import WanModel
 from ..store import write_atomically
@@ -90,9 +91,5 @@ def export(lora: Lora, path: Path, about: dict[str, str]) -> None:
         reference[f"{MODULE_PREFIX}{module}.lora_A.weight"] = pair.down.to(torch.bfloat16)
         scaled = pair.up * (pair.alpha / pair.rank)  # that form states no alpha: its scale is 1
         reference[f"{MODULE_PREFIX}{module}.lora_B.weight"] = scaled.to(torch.bfloat16)
-    part = path.with_suffix(".pt.part")
-    try:
+    with atomic_write(path.with_suffix(".pt")) as part:
         torch.save({"generator_lora": reference}, part)
-        part.replace(path.with_suffix(".pt"))
-    finally:
-        part.unlink(missing_ok=True)

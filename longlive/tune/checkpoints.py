@@ -12,8 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from ..errors import TuningError
+from ..files import PART
 from ..resume import joined, part
-from ..store import PART, write_atomically
+from ..store import write_atomically
 from .config import refuse_other
 from .tuning import Tuning
 

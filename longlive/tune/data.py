@@ -4,20 +4,18 @@ Knows no tensor and no language model: `write_requests` asks for continuations i
 `read_answers` checks what came back. The checks read English.
 """
 
-import contextlib
 import hashlib
 import itertools
 import json
 import math
-import os
 import re
 import reprlib
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DataError
+from ..files import write_text
 
 JSONL = ".jsonl"
 NEWLINE = re.compile(r"\r\n|\r|\n")  # not str.splitlines: a prompt in JSON may hold U+2028
@@ -246,14 +244,8 @@ def _lines(path: Path) -> list[str]:
 def _write(path: Path, entries: Iterable[dict]) -> None:
     """Write JSONL so that `path` holds the old file or the whole new one, never a part."""
     text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
-    part = path.parent / f".{uuid.uuid4().hex}.part"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(part, path)
+        write_text(path, text)
     except OSError as error:
         reason = error.strerror or error
         raise DataError(f"{path} cannot be written ({reason}); choose a folder you may write to") from error
-    finally:
-        with contextlib.suppress(OSError):  # after a success it is gone
-            part.unlink()

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ...curve import Curve
 from ...errors import CheckpointError
-from ...store import PART, write_atomically
+from ...files import PART
+from ...store import write_atomically
 
 log = logging.getLogger(__name__)
 

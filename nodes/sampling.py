@@ -1,0 +1,107 @@
+"""Sampling inside ComfyUI: memory announced, weights loaded, progress and previews shown, its interrupt obeyed."""
+
+import functools
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+import latent_preview
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..longlive.model.causal import CausalWan
+from ..longlive.rollout import Pass, PassKind
+from ..longlive.sampler import TEXTS_HELD, Sampler, memory_bytes, text_bytes
+from ..longlive.session import Session
+from ..longlive.store import Store
+from .host import causal_model, ignored, on_device, to_host
+from .identity import opaque
+
+log = logging.getLogger(__name__)
+
+STORE_BYTES = 4 << 30  # 90 minutes at 832 x 480
+
+
+@contextmanager
+def sampling(patcher: ModelPatcher, session: Session, total_blocks: int) -> Iterator[Sampler]:
+    """A sampler for `total_blocks` more blocks: memory announced, weights loaded, progress, previews and interrupt.
+
+    Nothing is loaded before a block has to be computed; the memory is free again whatever happens.
+    """
+    model, unknown, unused = causal_model(patcher), opaque(patcher), ignored(patcher)
+    if unused:
+        log.warning("the MODEL carries %s, which a session cannot honour; ignored", " and ".join(unused))
+    if unknown:
+        log.warning("the MODEL carries %s: blocks made with it are not stored", " and ".join(unknown))
+    progress = Progress(patcher, total_blocks, len(session.config.steps))
+    sampler = Sampler(
+        model,
+        store=None if unknown else block_store(),
+        watch=progress.step,
+        found=progress.block,
+        prepare=functools.partial(make_room, patcher, model, session),
+    )
+    patcher.pre_run()
+    try:
+        with on_device(patcher.load_device), sampler:
+            yield sampler
+    finally:
+        patcher.cleanup()
+        comfy.model_management.soft_empty_cache()
+
+
+def make_room(patcher: ModelPatcher, model: CausalWan, session: Session) -> None:
+    """Announce keys, values and activations to ComfyUI's memory management, and load the weights."""
+    config, (_, _, channels, height, width) = session.config, session.block_shape
+    keys = memory_bytes(model, config, session.height, session.width)
+    log.info("a window of %d frames takes %.0f MB of keys and values", config.window, keys / 1e6)
+    work = patcher.model.memory_required([1, channels, config.window, height, width])
+    needed = keys + work + TEXTS_HELD * text_bytes(model)
+    comfy.model_management.load_models_gpu([patcher], memory_required=needed)
+
+
+class Progress:
+    """Tells ComfyUI of each denoising step, with a picture of the newest frame, and obeys its interrupt."""
+
+    def __init__(self, patcher: ModelPatcher, blocks: int, steps: int) -> None:
+        self.steps = steps  # of a block
+        self.bar = comfy.utils.ProgressBar(blocks * steps)
+        self.previewer = latent_preview.get_previewer(patcher.load_device, patcher.model.latent_format)
+
+    def step(self, done: Pass) -> None:
+        """A pass is over."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        if done.kind is not PassKind.DENOISE:
+            return
+        picture = None
+        if self.previewer and done.clean is not None:
+            picture = self.previewer.decode_latent_to_preview_image("JPEG", to_host(done.clean[:, -1:]))
+        self.bar.update_absolute(self.bar.current + 1, preview=picture)
+
+    def block(self) -> None:
+        """A block was found in the store."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        self.bar.update_absolute(self.bar.current + self.steps)
+
+
+def counted(blocks: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Blocks in order, while ComfyUI shows how many are done and may interrupt."""
+    bar = comfy.utils.ProgressBar(len(blocks))
+    for block in blocks:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        yield block
+        bar.update(1)
+
+
+def block_store() -> Store:
+    """Finished blocks on disk, so that an edit, an interrupt or a crash costs only what is new.
+
+    Nothing is held in memory: ComfyUI's own cache does that, and frees it when told to.
+    """
+    return Store(
+        Path(folder_paths.get_user_directory()) / "longlive" / "blocks", memory_bytes=0, disk_bytes=STORE_BYTES
+    )
