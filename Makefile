@@ -16,7 +16,7 @@ demo: $(CORE)
 	$(BIN)/longlive demo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 	node --test $(wildcard tests/web/*.test.js)
 
 lint: $(TEST)
