@@ -1,15 +1,110 @@
-"""Files as this pack writes them: whole or not at all, also after a crash or a power cut.
+"""Files as this pack reads and writes them: regular files only, written whole or not at all.
 
-Knows paths and bytes, no tensor and no format.
+Knows paths and bytes, no tensor and no format. Paths and names come from outside and are not trusted.
 """
 
 import contextlib
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 PART = ".part"  # what a file is called while it is written
+MAX_TEXT_BYTES = 64 << 20  # of a text that is read into memory whole
+
+IRREGULAR = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+# Only Unix has the first three, only Windows the last. Without NONBLOCK, opening a pipe waits for its writer.
+READ_FLAGS = os.O_RDONLY | sum(getattr(os, f"O_{name}", 0) for name in ("NONBLOCK", "NOCTTY", "CLOEXEC", "BINARY"))
+
+# Names that Windows takes for devices, whatever follows the first dot.
+DEVICE_NAMES = frozenset(
+    ["con", "prn", "aux", "nul", "conin$", "conout$"]
+    + [f"{port}{number}" for port in ("com", "lpt") for number in "0123456789¹²³"]
+)
+FORBIDDEN_IN_NAMES = frozenset('<>:"/\\|?*')  # of Windows
+MAX_NAME_BYTES = 200  # of one part of a path; file systems allow 255, endings and counters included
+
+
+def check_regular(path: Path) -> None:
+    """Refuse anything but a regular file, for libraries that open by name. Never waits.
+
+    Raises OSError; its `strerror`, or else its text, is a phrase that says why.
+    """
+    try:
+        mode = path.stat().st_mode
+    except ValueError as error:  # a null byte, half a surrogate pair
+        raise OSError("its name is no name of a file") from error
+    _refuse_irregular(mode)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file to read its bytes. Never waits, for a pipe neither. Raises OSError as `check_regular`."""
+    check_regular(path)
+    handle = os.open(path, READ_FLAGS)
+    try:
+        _refuse_irregular(os.fstat(handle).st_mode)  # it may have been replaced since
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def read_bytes(path: Path, limit: int = MAX_TEXT_BYTES) -> bytes:
+    """Read a regular file of at most `limit` bytes into memory. Raises OSError as `check_regular`."""
+    with open_regular(path) as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise OSError(f"it is larger than {limit:,} bytes")
+    return content
+
+
+def read_text(path: Path, limit: int = MAX_TEXT_BYTES) -> str:
+    """Read UTF-8 text of at most `limit` bytes, with the line ends it has and no byte order mark.
+
+    Raises OSError as `check_regular`, also for text that is not UTF-8.
+    """
+    content = read_bytes(path, limit)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise OSError(f"line {line} is not UTF-8") from error
+
+
+def find_inside(folder: Path, name: str, suffix: str = "") -> Path | None:
+    """Give the path of a name that a user chose; None for a name that leaves the folder or is none on some system.
+
+    A name may have folders, divided by /. Symbolic links are followed before the path is judged.
+    """
+    if not all(map(is_plain_name, name.split("/"))):
+        return None
+    folder = folder.resolve()
+    try:
+        path = (folder / f"{name}{suffix}").resolve()
+    except (OSError, RuntimeError):  # links that lead to each other
+        return None
+    return path if folder in path.parents else None
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether every system takes `name` for a visible file: not `.x`, `a.`, `a `, `NUL.txt`, `a:b` or too long."""
+    return (
+        name.isprintable()
+        and name == name.strip()
+        and not name.startswith(".")
+        and not name.endswith(".")
+        and 0 < len(name.encode()) <= MAX_NAME_BYTES
+        and not FORBIDDEN_IN_NAMES & set(name)
+        and name.split(".")[0].rstrip().lower() not in DEVICE_NAMES
+    )
 
 
 @contextlib.contextmanager
@@ -49,3 +144,8 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _refuse_irregular(mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        raise OSError(f"it is {IRREGULAR.get(stat.S_IFMT(mode), 'something else')}, not a file")

@@ -12,7 +12,7 @@ LIBRARY, NODES = ROOT / "longlive", ROOT / "nodes"
 FILES = sorted([*LIBRARY.rglob("*.py"), *NODES.rglob("*.py"), ROOT / "__init__.py"])
 
 LAYERS = (  # of the library, from the ground up; a module imports from the rows below its own, or to its left
-    "errors config precision files",
+    "errors precision files untrusted config",
     "timeline schedule noise window",
     "model.rope model.attention",
     "cache",
@@ -108,6 +108,7 @@ def test_imports_of_the_library_run_downwards_only(path):
         ("replay", ("torch", "numpy")),
         ("timeline", ("torch", "numpy")),
         ("errors", ("torch",)),
+        ("untrusted", ("torch", "numpy")),
     ],
 )
 def test_integers_are_kept_apart_from_tensors(module, never):
