@@ -6,9 +6,11 @@ Knows files and tensors, not what they mean.
 import hashlib
 import json
 import logging
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from .files import write_text
 from .model.weights import files_of
 
 MEMORY = "digests.json"
+SAMPLES, SAMPLE_BYTES = 64, 4096  # evenly over a file, its ends included
 SETTLED_SECONDS = 3.0  # a younger file may change again within one tick of its clock (2 s on FAT) and is not remembered
 
 log = logging.getLogger(__name__)
@@ -26,29 +29,45 @@ log = logging.getLogger(__name__)
 def digest(path: str | Path, *, cache_dir: Path | None = None) -> str:
     """SHA-256 over the bytes of a file, or over those files of a folder that `read` uses.
 
-    With `cache_dir`, remembered there under resolved path, size and time of change.
+    With `cache_dir`, remembered there under the resolved path for as long as the file bears the same `mark`.
     """
     path = Path(path).expanduser().resolve()
-    if path.is_dir():
-        parts = {file.name: digest(file, cache_dir=cache_dir) for file in files_of(path)}
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     try:
-        before = path.stat()
-        known = remembered(cache_dir).get(str(path))
-        if known and known[:2] == [before.st_size, before.st_mtime_ns]:
-            return known[2]
+        if path.is_dir():
+            parts = {file.name: digest(file, cache_dir=cache_dir) for file in files_of(path)}
+            return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
         with path.open("rb") as file:
+            before = mark(file)
+            *known_mark, known = remembered(cache_dir).get(str(path), [""])
+            if tuple(known_mark) == before:
+                return known
+            file.seek(0)
             found = hashlib.file_digest(file, "sha256").hexdigest()
-        after = path.stat()
+            after = mark(file)
     except OSError as error:
         raise CheckpointError(
             f"{path} cannot be read ({error.strerror or error}); check the path and the disk"
         ) from error
 
-    unchanged = (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
-    if cache_dir and unchanged and time.time() - after.st_mtime > SETTLED_SECONDS:
-        remember(cache_dir, str(path), [after.st_size, after.st_mtime_ns, found])
+    _, *times, _, _ = after
+    if cache_dir and before == after and time.time() - max(times) / 1e9 > SETTLED_SECONDS:
+        remember(cache_dir, str(path), [*after, found])
     return found
+
+
+def mark(file: BinaryIO) -> tuple[int, int, int, int, str]:
+    """What tells a file from one that took its place: size, two times, number, and a hash of a sample of its bytes.
+
+    A copied or unpacked file has the time of change it had elsewhere; the second time and the number are the disk's
+    own. Windows, FAT, network drives and read-only images may give the same ones to another file: then the sample
+    tells them apart, for other weights differ nearly everywhere.
+    """
+    stat = os.fstat(file.fileno())
+    sample = hashlib.sha256()
+    for i in range(SAMPLES + 1):
+        file.seek(max(0, stat.st_size - SAMPLE_BYTES) * i // SAMPLES)
+        sample.update(file.read(SAMPLE_BYTES))
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, sample.hexdigest()
 
 
 def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
@@ -68,8 +87,8 @@ def remembered(cache_dir: Path | None) -> dict[str, list]:
         return {}
     try:
         entries = json.loads((cache_dir / MEMORY).read_text(encoding="utf-8"))
-        return {path: entry for path, entry in entries.items() if len(entry) == 3 and len(entry[2]) == 64}
-    except (OSError, ValueError, TypeError, AttributeError):
+        return {path: entry for path, entry in entries.items() if len(entry) == 6 and len(entry[-1]) == 64}
+    except (OSError, ValueError, TypeError, AttributeError, LookupError, RecursionError):
         return {}
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,7 +23,13 @@ def file(tmp_path):
 
 
 @pytest.fixture
-def cache(tmp_path):
+def at_once(monkeypatch):
+    """Files just written are remembered too, as all files of tests are."""
+    monkeypatch.setattr(module, "SETTLED_SECONDS", float("-inf"))
+
+
+@pytest.fixture
+def cache(tmp_path, at_once):
     return tmp_path / "cache" / "longlive"
 
 
@@ -74,14 +81,63 @@ def test_a_changed_file_is_hashed_again(file, cache, content, seconds):
     assert digest(file, cache_dir=cache) == hashlib.sha256(content).hexdigest() != before
 
 
-def test_a_file_just_written_is_not_remembered(file, cache):
-    """Its next change might fall into the same tick of the clock and leave size and time as they are."""
+def swapped(file, content, *, in_place=False):
+    """Another file of the same length and time of change, as tar, rsync and docker put one in the place of another."""
+    times = file.stat().st_atime_ns, file.stat().st_mtime_ns
+    other = file if in_place else file.with_name("other")
+    other.write_bytes(content)
+    os.utime(other, ns=times)
+    os.replace(other, file)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("changed", [0, 10_000, -1])
+def test_a_file_of_the_same_size_and_time_is_hashed_again(tmp_path, cache, in_place, changed):
+    content = bytearray(os.urandom(1_000_000))
+    file = written(tmp_path / "weights.pt", content)
+    first = digest(file, cache_dir=cache)
+    content[changed] ^= 1  # a byte of the sample or between
+    swapped(file, content, in_place=in_place)
+    second = digest(file, cache_dir=cache)
+    assert second == hashlib.sha256(content).hexdigest() != first
+    content[changed] ^= 1
+    swapped(file, content, in_place=in_place)
+    assert digest(file, cache_dir=cache) == first
+
+
+def test_where_the_disk_numbers_no_files_other_weights_are_told_by_a_sample(tmp_path, cache, monkeypatch):
+    """As read-only images and some network drives are: every time and every number the same."""
+    alike = SimpleNamespace(st_size=1_000_000, st_mtime_ns=1, st_ctime_ns=1, st_ino=0)
+    monkeypatch.setattr(module.os, "fstat", lambda _: alike)
+    file = tmp_path / "weights.pt"
+    for _ in range(2):
+        content = os.urandom(1_000_000)
+        file.write_bytes(content)
+        assert digest(file, cache_dir=cache) == hashlib.sha256(content).hexdigest()
+
+
+def test_hard_links_to_one_file_share_its_digest(file, cache):
+    link = file.with_name("link.pt")
+    link.hardlink_to(file)
+    assert digest(link, cache_dir=cache) == digest(file, cache_dir=cache) == digest(link, cache_dir=cache)
+
+
+def test_what_an_earlier_version_remembered_is_made_anew(file, cache):
+    cache.mkdir(parents=True)
+    stat = file.stat()
+    (cache / "digests.json").write_text(json.dumps({str(file.resolve()): [stat.st_size, stat.st_mtime_ns, "a" * 64]}))
+    assert digest(file, cache_dir=cache) == digest(file)
+
+
+@pytest.mark.parametrize("seconds", [None, AN_HOUR_AGO])
+def test_a_file_just_written_is_not_remembered(file, cache, monkeypatch, seconds):
+    """Its next change might fall into the same tick of the clock and leave both times as they are."""
+    monkeypatch.setattr(module, "SETTLED_SECONDS", 3.0)
     file.write_bytes(b"one")
-    stamp = file.stat().st_mtime_ns
+    if seconds:
+        os.utime(file, (seconds, seconds))
     digest(file, cache_dir=cache)
-    file.write_bytes(b"two")
-    os.utime(file, ns=(stamp, stamp))
-    assert digest(file, cache_dir=cache) == hashlib.sha256(b"two").hexdigest()
+    assert not (cache / "digests.json").exists()
 
 
 def test_a_file_that_changes_while_it_is_read_is_not_remembered(file, cache, monkeypatch):
@@ -107,7 +163,9 @@ def test_a_file_that_changes_while_it_is_read_is_not_remembered(file, cache, mon
         b'"text"',
         b'{"a": 1}',
         b'{"a": [1, 2, 3]}',
-        b'{"a": [1, 2, "short"]}',
+        b'{"a": [1, 2, 3, 4, 5, "short"]}',
+        b'{"a": {"1": 1, "2": 2, "3": 3, "4": 4, "5": 5, "6": 6}}',
+        b"[" * 100_000,
         b"\xff\xfe\x00",
     ],
 )
@@ -119,7 +177,7 @@ def test_a_damaged_memory_is_replaced(file, cache, reads, damage):
     assert list(json.loads((cache / "digests.json").read_text())) == [str(file.resolve())]
 
 
-def test_a_memory_that_cannot_be_written_costs_only_time(file, tmp_path, caplog):
+def test_a_memory_that_cannot_be_written_costs_only_time(file, tmp_path, at_once, caplog):
     blocked = tmp_path / "a file"
     blocked.write_text("in the way")
     assert digest(file, cache_dir=blocked) == digest(file)
