@@ -6,7 +6,7 @@ from enum import StrEnum
 import pytest
 
 from longlive.errors import ConfigError
-from longlive.untrusted import MAX_DEPTH, conform, conform_fields, parse_json, read_field
+from longlive.untrusted import MAX_DEPTH, brief, conform, conform_fields, parse_json, read_field
 
 
 class Colour(StrEnum):
@@ -133,3 +133,20 @@ def test_fields_of_another_type_are_refused(fields, sentence):
 def test_conform_names_the_field():
     with pytest.raises(ValueError, match="seed is None"):
         conform(None, int, "seed")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("blocks.0.weight", "blocks.0.weight"),
+        ("a\x1b[2Jb\x07", r"a\x1b[2Jb\x07"),
+        ("two\r\nlines\u2028", r"two\r\nlines\u2028"),
+        ("\u202eturned", r"\u202eturned"),
+        ("ein Bär, 👩\u200d🚀", "ein Bär, 👩\u200d🚀"),
+        ("x" * 200, "x" * 200),
+        ("x" * 10_000_000, "x" * 200 + "..."),
+        (ValueError("\x9b"), r"\x9b"),
+    ],
+)
+def test_text_in_a_message_is_printable_and_short(text, shown):
+    assert brief(text) == shown
