@@ -21,7 +21,7 @@ MAX_DEPTH = 32  # lists and objects inside each other
 MIN_INTEGER, MAX_INTEGER = -(2**63), 2**64 - 1  # the range of seeds, beyond that of any count
 MAX_DIGITS = 20  # of both, the sign included
 MAX_SHOWN = 200  # characters of a text from outside that a message shows
-JOINERS = "\u200c\u200d"  # between the letters of some scripts and the parts of an emoji; they show nothing and do no harm
+JOINERS = "\u200c\u200d"  # between letters of some scripts and parts of an emoji; they do no harm
 WORDS = {
     int: "a whole number",
     float: "a number",
