@@ -116,7 +116,7 @@ class Rollout:
         return (draw.pin_memory() if on_gpu else draw).to(self.model.device, self.model.dtype, non_blocking=on_gpu)
 
     def _pass(self, x: Tensor, timestep: float, text: TextMemory, place: Placement, with_flow=True) -> Tensor | None:
-        timesteps_BF = torch.full(x.shape[:2], timestep, dtype=torch.float32, device=x.device)
+        timesteps_BF = torch.full(x.shape[:2], timestep, dtype=torch.float32)
         return self.model.forward(x, timesteps_BF, text, self.memory, place, with_flow=with_flow)
 
 

@@ -117,7 +117,8 @@ class CausalWan:
         return Rotation(table(place.start, place.frames, grid, head_dim, self.device), moved_sink)
 
     def time(self, timesteps_BF: Tensor) -> Tensor:
-        embedded = sinusoid(timesteps_BF.flatten(), self.geometry.freq_dim).to(self.dtype)
+        """The embedding [B, F, D] of timesteps, which may lie on the CPU: there every angle is exact."""
+        embedded = sinusoid(timesteps_BF.flatten(), self.geometry.freq_dim).to(self.device, self.dtype)
         return self.tree.time_embedding(embedded).unflatten(0, timesteps_BF.shape)
 
     def _layer(
@@ -161,7 +162,7 @@ class CausalWan:
 
 
 def sinusoid(timesteps: Tensor, width: int) -> Tensor:
-    """The timestep embedding [n, width]: cosines, then sines, in float64 (the reference's way)."""
+    """The timestep embedding [n, width]: cosines, then sines, in float64 (the reference's way) if the device has it."""
     wide = widest(timesteps.device)
     half = width // 2
     exponent = torch.arange(half, dtype=wide, device=timesteps.device) / half

@@ -1,7 +1,8 @@
 """Rotary positions in time, height and width (Wan2.1; RoFormer, arXiv 2104.09864).
 
 Pairs of neighbouring channels turn by angle position x frequency: of the pairs of a head the first part follows the
-frame, then the row, then the column. Angles are float64, the rotation float32.
+frame, then the row, then the column. Angles are float64 and computed on the CPU, for not every GPU has float64; the
+rotation is float32.
 Dimension key: T tokens of one call, N heads, H channels per head, P = H / 2 pairs.
 """
 
@@ -10,17 +11,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..precision import widest
-
 BASE = 10000.0
 
 
-def frequencies(head_dim: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
+def frequencies(head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
     """Angle per position of the pairs that follow frame, row and column, float64: 22, 21 and 21 of 64."""
     spatial = 2 * (head_dim // 6)
 
     def axis(channels: int) -> Tensor:
-        exponent = torch.arange(0, channels, 2, dtype=widest(device), device=device) / channels
+        exponent = torch.arange(0, channels, 2, dtype=torch.float64) / channels
         return 1.0 / BASE**exponent
 
     return axis(head_dim - 2 * spatial), axis(spatial), axis(spatial)
@@ -28,23 +27,24 @@ def frequencies(head_dim: int, device: torch.device | str = "cpu") -> tuple[Tens
 
 def table(start: int, frames: int, grid: tuple[int, int], head_dim: int, device: torch.device | str) -> Tensor:
     """The rotations [T, 1, P, 2, 2], float32, of `frames` frames of `grid` tokens whose first lies at `start`."""
-    by_frame, by_row, by_column = frequencies(head_dim, device)
+    by_frame, by_row, by_column = frequencies(head_dim)
     rows, columns = grid
 
-    def angles(first: int, count: int, frequency: Tensor) -> Tensor:
-        return torch.outer(torch.arange(first, first + count, dtype=frequency.dtype, device=device), frequency)
+    def turns(first: int, count: int, frequency: Tensor) -> Tensor:
+        angle = torch.outer(torch.arange(first, first + count, dtype=torch.float64), frequency)
+        cos, sin = angle.cos(), angle.sin()
+        turn = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
+        return turn.float().to(device)  # a few rows; the table is put together where it is used
 
-    angle_FHWP = torch.cat(
+    table_FHWP22 = torch.cat(
         [
-            angles(start, frames, by_frame)[:, None, None].expand(-1, rows, columns, -1),
-            angles(0, rows, by_row)[None, :, None].expand(frames, -1, columns, -1),
-            angles(0, columns, by_column)[None, None, :].expand(frames, rows, -1, -1),
+            turns(start, frames, by_frame)[:, None, None].expand(-1, rows, columns, -1, -1, -1),
+            turns(0, rows, by_row)[None, :, None].expand(frames, -1, columns, -1, -1, -1),
+            turns(0, columns, by_column)[None, None, :].expand(frames, rows, -1, -1, -1, -1),
         ],
-        dim=-1,
+        dim=3,
     )
-    cos, sin = angle_FHWP.cos(), angle_FHWP.sin()
-    turn = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
-    return turn.flatten(0, 2)[:, None].float()
+    return table_FHWP22.flatten(0, 2)[:, None]
 
 
 def rotate(x_BTNH: Tensor, table_T1P22: Tensor) -> Tensor:

@@ -124,7 +124,7 @@ class Student(nn.Module):
         is_denoising = kind is PassKind.DENOISE
         timestep = self.timesteps[step].item() if is_denoising else self.config.context_noise
         sigma = self.sigmas[step] if is_denoising else self.context_sigma
-        timesteps_BF = torch.full(x.shape[:2], timestep, dtype=torch.float32, device=x.device)
+        timesteps_BF = torch.full(x.shape[:2], timestep, dtype=torch.float32)
         call = Call(memory, self.window, moves_sink=self.config.positions is Positions.UNBOUNDED)
         flow = self.wan.forward(x, timesteps_BF, text, call, place)
         assert flow is not None

@@ -1,0 +1,86 @@
+"""Precision: float64 only on devices that have it. The meta device stands for a GPU without."""
+
+from typing import cast
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from longlive import precision
+from longlive.config import Positions, RolloutConfig
+from longlive.model.attention import sdpa
+from longlive.model.causal import CausalWan, sinusoid
+from longlive.model.wan import Geometry, WanModel, WanTree
+from longlive.precision import widest
+from longlive.rollout import PassKind, Rollout
+
+GEOMETRY = Geometry(dim=24, ffn_dim=32, num_heads=2, num_layers=2, freq_dim=8, text_dim=10, text_len=6)
+
+
+class NoFloat64(TorchDispatchMode):
+    """Refuse what a GPU without float64 refuses: a tensor of it there."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **kwargs or {})
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.is_meta and tensor.dtype is torch.float64:
+                raise TypeError(f"{function} makes a float64 tensor on a device that has none")
+        return result
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype"),
+    [
+        ("cpu", torch.float64),
+        ("cuda:1", torch.float64),
+        ("mps", torch.float32),
+        ("xpu:0", torch.float32),
+        ("privateuseone", torch.float32),  # DirectML
+    ],
+)
+def test_the_widest_float_is_one_that_the_device_has(device, dtype):
+    assert widest(device) is dtype
+
+
+@pytest.mark.parametrize("positions", Positions)
+def test_a_device_without_float64_makes_a_video(positions, monkeypatch):
+    monkeypatch.setattr(precision, "WITH_FLOAT64", ("cpu",))
+    config = RolloutConfig(window=6, sink=1, positions=positions)
+    with NoFloat64():
+        model = on_meta()
+        rollout = Rollout(model, config, (1, 16, 4, 4))
+        text = model.read(torch.empty(1, 6, 10, device="meta"))
+        noise = lambda block, step: torch.empty(1, 3, 16, 4, 4, device="meta")  # noqa: E731
+        for block in range(4):  # the window rolls, and the sink moves
+            latents = rollout.denoise(3 * block, text, noise, block)
+            rollout.commit(3 * block, latents, text)
+        rollout.recache(12, torch.empty(1, 12, 16, 4, 4, device="meta"), text)
+    assert latents.shape == (1, 3, 16, 4, 4)
+
+
+def test_timesteps_of_a_rollout_are_embedded_in_float64_whatever_the_device(monkeypatch):
+    monkeypatch.setattr(precision, "WITH_FLOAT64", ("cpu",))
+    embedded_on = []
+    monkeypatch.setattr(
+        "longlive.model.causal.sinusoid", lambda t, width: embedded_on.append(t.device.type) or sinusoid(t, width)
+    )
+    model = on_meta()
+    rollout = Rollout(model, RolloutConfig(), (1, 16, 4, 4))
+    text = model.read(torch.empty(1, 6, 10, device="meta"))
+    clean = torch.empty(1, 3, 16, 4, 4, device="meta")
+    rollout.remember(rollout.window.block(0, 3), clean, text, PassKind.CLEAN)
+    assert embedded_on == ["cpu"]
+
+
+def on_meta() -> CausalWan:
+    tree = cast(WanTree, WanModel(GEOMETRY, device=torch.device("meta")))
+    return CausalWan(
+        tree=tree,
+        geometry=GEOMETRY,
+        attend=sdpa,
+        kernel="meta sdpa",
+        device=torch.device("meta"),
+        dtype=torch.float32,
+        entry_dtype=torch.float32,
+    )
