@@ -18,9 +18,12 @@ import tempfile
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import wait as wait_for_futures
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -30,13 +33,15 @@ import model_files
 import websocket
 from hosts import NEWEST, REPOSITORY, Host
 
+sys.path.append(str(REPOSITORY / "tests"))  # where pytest finds it by itself, and the script does not
+from patience import LIMIT_SECONDS, Patience
+
 log = logging.getLogger(__name__)
 
 PACK = "longlive-sessions"  # the folder's name in custom_nodes, and so in /extensions/
 TEST_NODES = Path(__file__).parent / "testnodes"
 FOLDERS = ("custom_nodes", "input", "models", "output", "temp", "user")
 BINARY_PREVIEW, BINARY_TEXT, BINARY_PREVIEW_WITH_METADATA = 1, 3, 4  # ComfyUI's protocol
-SETTLE_SECONDS = 1.0  # until the idle worker of the host has seen /free
 
 Graph = Mapping[str, Mapping[str, object]]  # a prompt in API format
 
@@ -135,7 +140,7 @@ class ComfyUI:
         assert self._process is not None
         return self._process.pid
 
-    def start(self, *, seconds: float = 120) -> None:
+    def start(self) -> None:
         """Start the process and wait until it answers. A host that was stopped or killed can be started again."""
         command = [sys.executable, str(self.host.main), "--cpu", "--base-directory", str(self.base)]
         command += ["--listen", "127.0.0.1", "--port", str(self.port), "--disable-auto-launch"]
@@ -152,7 +157,7 @@ class ComfyUI:
                 stderr=subprocess.STDOUT,
             )
         try:
-            self._until(self._answers, seconds, "to answer")
+            self._wait(self._answers, "its first answer")
             self._listen()
         except BaseException:
             self.kill()
@@ -180,9 +185,9 @@ class ComfyUI:
         if self._process is not None:
             self._process.wait()
 
-    def run(self, graph: Graph, *, seconds: float = 120) -> History:
+    def run(self, graph: Graph) -> History:
         """Queue a prompt and wait for its end."""
-        return self.wait(self.queue(graph), seconds=seconds)
+        return self.wait(self.queue(graph))
 
     def queue(self, graph: Graph) -> str:
         """Queue a prompt and return its id; raise `HostError` where the host refuses it."""
@@ -191,13 +196,13 @@ class ComfyUI:
             raise HostError(json.dumps(answer["node_errors"], indent=1))
         return answer["prompt_id"]
 
-    def wait(self, prompt_id: str, *, seconds: float = 120) -> History:
+    def wait(self, prompt_id: str) -> History:
         """Wait for the end of a prompt; raise `HostError` or `Interrupted` where it failed."""
 
         def ended(event: Event) -> bool:
             return event.type == "executing" and event.data["node"] is None and event.data["prompt_id"] == prompt_id
 
-        self.wait_for(ended, seconds=seconds)
+        self.wait_for(ended, f"the end of prompt {prompt_id}")
         record = self.get(f"/history/{prompt_id}")[prompt_id]
         messages = tuple((kind, data) for kind, data in record["status"]["messages"])
         for kind, data in messages:
@@ -218,19 +223,20 @@ class ComfyUI:
             messages=messages,
         )
 
-    def wait_for(self, wanted: Callable[[Event], bool], *, seconds: float = 120) -> Event:
-        """Wait for the first event that is wanted, those of the past included."""
-        deadline, seen = time.monotonic() + seconds, 0
+    def wait_for(self, wanted: Callable[[Event], bool], what: str = "an event") -> Event:
+        """Wait for the first event that is wanted, those of the past included, as long as the host works."""
+        seen, found = 0, None
+
+        def is_there() -> bool:
+            nonlocal seen, found
+            events, seen = self.events[seen:], len(self.events)
+            found = found or next(filter(wanted, events), None)
+            return found is not None
+
         with self._changed:
-            while True:
-                for event in self.events[seen:]:
-                    if wanted(event):
-                        return event
-                seen = len(self.events)
-                self._assert_alive()
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"nothing for {seconds} s; the host says:\n{self.log[-4000:]}")
-                self._changed.wait(1)
+            self._wait(is_there, what, pause=lambda: self._changed.wait(1))
+        assert found is not None
+        return found
 
     def interrupt(self) -> None:
         self.post("/interrupt", {})
@@ -238,7 +244,8 @@ class ComfyUI:
     def free(self) -> None:
         """Unload the models and empty the host's cache, as its button does."""
         self.post("/free", {"unload_models": True, "free_memory": True})
-        time.sleep(SETTLE_SECONDS)
+        for number in range(2):  # the worker frees before it takes the first of them, or else between the two
+            self.run(nothing(number))
 
     def object_info(self) -> dict[str, dict]:
         return self.get("/object_info")
@@ -264,14 +271,10 @@ class ComfyUI:
             model_files.write_models(self.models)
 
     def _request(self, path: str, body: bytes | None = None):
-        request = urllib.request.Request(self.address + path, data=body, headers={"Content-Type": "application/json"})
-        try:
-            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
-                content, kind = answer.read(), answer.headers.get_content_type()
-        except urllib.error.HTTPError as error:
-            with error:
-                raise HostError(f"{path}: {error.code}: {error.read().decode(errors='replace')}") from None
-        return json.loads(content) if kind == "application/json" and content else content
+        answer = Future()
+        threading.Thread(target=fetch, args=(self.address + path, body, answer), daemon=True).start()
+        self._wait(answer.done, f"an answer to {path}", pause=lambda: wait_for_futures([answer], 1))
+        return answer.result()
 
     def _answers(self) -> bool:
         try:
@@ -279,13 +282,17 @@ class ComfyUI:
         except OSError:
             return False
 
-    def _until(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
-        deadline = time.monotonic() + seconds
+    def _wait(
+        self, condition: Callable[[], bool], what: str, pause: Callable[[], object] = lambda: time.sleep(0.1)
+    ) -> None:
+        patience = Patience(self.pid, f"{what} of ComfyUI {self.host.version}")
         while not condition():
             self._assert_alive()
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"waited {seconds} s for ComfyUI {what}; it says:\n{self.log[-4000:]}")
-            time.sleep(0.1)
+            try:
+                patience.check()
+            except TimeoutError as error:
+                raise TimeoutError(f"{error}; it says:\n{self.log[-4000:]}") from None
+            pause()
 
     def _assert_alive(self) -> None:
         if self._process is None or self._process.poll() is not None:
@@ -293,7 +300,7 @@ class ComfyUI:
 
     def _listen(self) -> None:
         url = f"ws://127.0.0.1:{self.port}/ws?clientId={self.client_id}"
-        connection = websocket.create_connection(url, timeout=60)
+        connection = websocket.create_connection(url, timeout=LIMIT_SECONDS)
         connection.send(json.dumps({"type": "feature_flags", "data": {"supports_preview_metadata": True}}))
         connection.settimeout(None)
         threading.Thread(target=self._receive, args=(connection,), daemon=True).start()
@@ -324,6 +331,28 @@ def parse(message: str | bytes) -> Event | None:
     if kind == BINARY_TEXT:
         return Event("note", {"node": message[8 : 8 + length].decode(), "text": message[8 + length :].decode()})
     return Event("preview", {}, message[8:]) if kind == BINARY_PREVIEW else None
+
+
+def fetch(url: str, body: bytes | None, answer: Future) -> None:
+    """Give `answer` what a URL answers, or the error."""
+    request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json"})
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=LIMIT_SECONDS) as reply:
+            content, kind = reply.read(), reply.headers.get_content_type()
+        answer.set_result(json.loads(content) if kind == "application/json" and content else content)
+    except urllib.error.HTTPError as error:
+        with error:
+            said = error.read().decode(errors="replace")
+        answer.set_exception(HostError(f"{urllib.parse.urlsplit(url).path}: {error.code}: {said}"))
+    except BaseException as error:
+        answer.set_exception(error)
+
+
+def nothing(number: int) -> Graph:
+    """A prompt without any work."""
+    value = {"class_type": "PrimitiveInt", "inputs": {"value": number}}
+    return {"value": value, "shown": {"class_type": "PreviewAny", "inputs": {"source": ["value", 0]}}}
 
 
 def link(path: Path, target: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from comfy import ComfyUI, Graph, HostError, Interrupted
 from graphs import chain, node, saved
+from patience import wait_until
 from safetensors.torch import save_file
 from test_workflows import FOX, OWL, alive, forget, latents, store, stored
 
@@ -416,8 +417,7 @@ def test_an_interrupted_decode_leaves_no_file_that_looks_whole(newest):
     graph |= {"vae": node("VAELoader", vae_name=model_files.VAE.name)}
     graph["out"] = node("LongLiveDecode", session=["chunk0", 0], vae=["vae", 0], filename_prefix="cut_short")
     prompt_id = newest.queue(graph)
-    while not list(newest.output.glob("cut_short*.part")):
-        newest.wait_for(lambda event: event.data.get("node") == "out", seconds=60)
+    wait_until(lambda: list(newest.output.glob("cut_short*.part")), newest.pid, "the first frames of the file")
     newest.interrupt()
     with pytest.raises(Interrupted, match="LongLiveDecode"):
         newest.wait(prompt_id)

@@ -8,7 +8,6 @@ import functools
 import itertools
 import json
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 from comfy import PACK, ComfyUI, Graph, History, HostError, Interrupted
 from graphs import WORKFLOWS, chain, chunk, example, node, saved
 from hosts import HOSTS, NEWEST
+from patience import wait_until
 from safetensors.torch import load_file, save_file
 
 from longlive.config import FPS, RolloutConfig, pixel_frames
@@ -280,8 +280,7 @@ def test_law_3_an_interrupted_video_resumes_where_it_was(host):
 def test_law_3_a_killed_host_resumes_where_it_was(host):
     forget(host)
     host.queue(long_video("killed"))
-    while not stored(host):
-        time.sleep(0.02)
+    wait_until(lambda: stored(host), host.pid, "the first block in the store")
     host.kill()
     finished = stored(host)
     host.start()

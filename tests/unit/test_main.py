@@ -6,12 +6,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import av
 import pytest
 import torch
+from patience import wait_for_end, wait_until
 from safetensors.torch import load_file, save_file
 
 from longlive import session_file
@@ -106,13 +106,9 @@ def test_ctrl_c_leaves_a_playable_file_and_a_session_that_goes_on(tmp_path, weig
     run = subprocess.Popen(
         [sys.executable, "-c", without_pictures, *command(tmp_path, weights, pipeline, "story.mp4")], env=environment
     )
-    deadline = time.monotonic() + 60
-    while len(list(blocks.rglob("*.safetensors"))) < 3:
-        assert run.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: len(list(blocks.rglob("*.safetensors"))) >= 3, run.pid, "three blocks are stored")
     run.send_signal(signal.SIGINT)
-    assert run.wait(60) == 130
+    assert wait_for_end(run, "the end after Ctrl-C") == 130
 
     session = session_file.load(tmp_path / "story.session.safetensors")
     assert 3 <= len(session.blocks) < 300

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from patience import wait_until
 from safetensors.torch import save_file
 
 from longlive.sampler import Sampler
@@ -227,7 +228,7 @@ def test_a_process_killed_while_it_writes_leaves_no_half_entry(tmp_path):
         started = processes.Event()
         writer = processes.Process(target=write_for_ever, args=(tmp_path, shape, started))
         writer.start()
-        assert started.wait(60)
+        wait_until(started.is_set, writer.pid, "the first entry is written")
         time.sleep(0.03 * rng.random())
         writer.kill()
         writer.join()

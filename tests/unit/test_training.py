@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from patience import run_patiently, wait_until
 
 from longlive.errors import CheckpointError
 from longlive.miniature.files import DIT
@@ -115,19 +116,19 @@ COUNTER = textwrap.dedent("""
 
 
 def test_law_a_training_killed_at_any_step_goes_on(tmp_path):
-    def run(folder) -> subprocess.Popen:
-        return subprocess.Popen([sys.executable, "-c", COUNTER, str(folder)], stdout=subprocess.PIPE, text=True)
+    def command(folder) -> list[str]:
+        return [sys.executable, "-c", COUNTER, str(folder)]
 
-    wanted, _ = run(tmp_path / "whole").communicate(timeout=60)
+    wanted = run_patiently(command(tmp_path / "whole"), "a training").stdout
     draw, state = random.Random(1), tmp_path / "killed" / "counter.state.safetensors"
     for _ in range(3):
-        process = run(tmp_path / "killed")
-        while not state.exists():
-            time.sleep(0.01)
+        process = subprocess.Popen(command(tmp_path / "killed"))
+        wait_until(state.exists, process.pid, "the first state is saved")
         time.sleep(draw.uniform(0.0, 0.2))
         process.send_signal(signal.SIGKILL)
-        process.communicate()
-    found, _ = run(tmp_path / "killed").communicate(timeout=60)
+        process.wait()
+    found = run_patiently(command(tmp_path / "killed"), "the rest of a training").stdout
+    assert found
     assert found == wanted
     lines = (tmp_path / "killed" / "counter.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [25, 50]

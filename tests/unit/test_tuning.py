@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import tiny
 import torch
 import tuned
 from accelerate.state import AcceleratorState
+from patience import wait_for_end, wait_until
 from safetensors.torch import load_file
 
 from longlive.config import Positions, RolloutConfig
@@ -112,14 +112,18 @@ def test_remembered_keys_carry_gradients_only_where_asked():
     assert (found[0] - found[1]).abs().max() > 1e-3 * found[0].abs().max()
 
 
+def newest(folder: Path) -> int:
+    """The step of the newest checkpoint, 0 without any."""
+    return max((int(path.name) for path in folder.glob("checkpoints/*") if path.name.isdigit()), default=0)
+
+
 def test_law_a_tuning_killed_at_random_steps_is_the_uninterrupted_one_bit_for_bit(tmp_path):
     whole = tuned.tuning()
     run(whole, tmp_path / "whole")
     draw, folder = random.Random(0), tmp_path / "killed"
     for step in sorted(draw.sample(range(1, tuned.CONFIG.run.steps), 3)):
         process = subprocess.Popen([sys.executable, str(PROGRAM), str(folder), "6", "none"])
-        while not list((folder / "checkpoints").glob(f"{step:06d}")) and process.poll() is None:
-            time.sleep(0.02)
+        wait_until(lambda step=step: newest(folder) >= step, process.pid, f"step {step} is saved")
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
     resumed = tuned.tuning()
@@ -139,7 +143,7 @@ def test_law_two_processes_learn_what_one_does_with_the_double_batch(tmp_path):
     common |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(PROGRAM), str(tmp_path / "two"), "4", str(tmp_path / "two.safetensors"), "1"]
     processes = [subprocess.Popen(command, env=common | {"RANK": rank, "LOCAL_RANK": rank}) for rank in ("0", "1")]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    assert [wait_for_end(process, "the end of a tuning of two processes") for process in processes] == [0, 0]
 
     one = tuned.tuning(replace(tuned.with_learn(batch=2), run=replace(tuned.CONFIG.run, steps=4)))
     recorder = tuned.Recorder(one)
