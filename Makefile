@@ -22,6 +22,7 @@ test: lint
 lint: $(TEST)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml longlive nodes
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 
 comfyui: $(TEST)

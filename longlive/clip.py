@@ -41,8 +41,8 @@ class Clip:
                 f"for example a download of openai/clip-vit-base-patch32"
             )
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            loaded = CLIPModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)  # nosec B615 # nothing is fetched
+            loaded = CLIPModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)  # nosec B615 # nothing is fetched
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(f"the CLIP model in {folder} cannot be loaded: {error}") from error
         model, found = cast("tuple[CLIPModel, dict]", loaded)

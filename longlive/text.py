@@ -84,8 +84,8 @@ class UMT5:
                     f"for example a download of Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
                 )
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-            loaded = UMT5EncoderModel.from_pretrained(
+            tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)  # nosec B615 # nothing is fetched
+            loaded = UMT5EncoderModel.from_pretrained(  # nosec B615 # nothing is fetched
                 folder / "text_encoder", local_files_only=True, dtype=dtype, output_loading_info=True
             )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:

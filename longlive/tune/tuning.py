@@ -83,7 +83,7 @@ class ChunkDraws:
     @property
     def exit_step(self) -> int:
         """The same in all processes, as the reference broadcasts it."""
-        return random.Random(f"exit {self.seed} {self.chunk}").randrange(self.num_steps)
+        return random.Random(f"exit {self.seed} {self.chunk}").randrange(self.num_steps)  # noqa: S311 (counted, no secret)
 
     def noise(self, block: int, step: int) -> Tensor:
         return self._normal(block * (self.num_steps + 1) + step, self.block_shape)
@@ -93,7 +93,7 @@ class ChunkDraws:
 
     def noising(self, clip_BFCHW: Tensor) -> Noising:
         """How noisy a clip is shown to the score networks; each video has a level of its own."""
-        index = [random.Random(f"level {self.seed} {self.chunk} {video}").randrange(MAX_STEP) for video in self.videos]
+        index = [random.Random(f"level {self.seed} {self.chunk} {video}").randrange(MAX_STEP) for video in self.videos]  # noqa: S311 (counted, no secret)
         noise = self._normal(OF_CLIP, tuple(clip_BFCHW.shape[1:]))
         return Noising.of(torch.tensor(index, device=clip_BFCHW.device), noise.to(clip_BFCHW))
 
@@ -221,7 +221,7 @@ class Tuning:
         halves = [(self.parts.pairs[pair].first, self.parts.pairs[pair].second) for pair in pairs]
         is_switching = any(not torch.equal(first, second) for first, second in halves)
         switches = self.config.stream.switches if is_switching else ()
-        draw = random.Random(f"switch {self.config.run.seed} {self.num_begun}")
+        draw = random.Random(f"switch {self.config.run.seed} {self.num_begun}")  # noqa: S311 (counted, no secret)
         self.num_begun += 1
         return self.stream.begun(tuple(pairs), draw.choice(switches) if switches else None)
 
