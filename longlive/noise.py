@@ -14,12 +14,12 @@ from torch import Tensor
 Noise = Callable[[int, int], Tensor]
 """From (block, step) to standard normal noise [B, F, C, H, W]; step 0 is what the block starts from."""
 
-SEED_MASK = 2**64 - 1
+MAX_SEED = 2**64 - 1
 
 
 def normal(seed: int, place: tuple[int, int, int], shape: tuple[int, ...]) -> Tensor:
     """The standard normal noise of a place, made on the CPU in float32."""
-    generator = np.random.Generator(np.random.Philox(key=seed & SEED_MASK, counter=[0, *place]))
+    generator = np.random.Generator(np.random.Philox(key=seed & MAX_SEED, counter=[0, *place]))
     return torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))
 
 

@@ -1,7 +1,8 @@
 """A video in progress, as a value: prompts, finished latents, seed, settings. Nothing in it ever changes.
 
 It holds no keys and values: those are rebuilt from it (`replay.py`). Every block has a key, a hash of all that
-determines it, under which `store.py` remembers it.
+determines it, under which `store.py` remembers it; the blocks of a session from a file have keys of their own
+(`Session.rekeyed`).
 """
 
 import hashlib
@@ -16,9 +17,13 @@ from torch import Tensor
 from .config import FPS, PIXELS_PER_CELL, SIZE_STEP, RolloutConfig, blocks_to_seconds, pixel_frames
 from .digest import digest_of_tensors
 from .errors import ConditioningError, ConfigError, SessionError
+from .finite import is_finite
+from .noise import MAX_SEED
 from .timeline import Boundary
+from .untrusted import printable
 
 KEY_VERSION = 1  # raised whenever the same inputs would give other latents
+FROM_OUTSIDE = "a block that was not made here"
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,10 +36,15 @@ class Prompt:
 
     @classmethod
     def of(cls, embedding: Tensor, text: str = "") -> "Prompt":
-        """Take a prompt embedding [1, rows, D]. Raises ConditioningError for a batch or another shape."""
-        if embedding.ndim != 3 or embedding.shape[0] != 1:
+        """Take a prompt embedding [1, rows, D]. Raises ConditioningError for another shape, NaN or infinity."""
+        if embedding.ndim != 3 or embedding.shape[0] != 1 or not embedding.numel():
             raise ConditioningError(
                 f"the prompt embedding has shape {list(embedding.shape)}; a session takes one prompt, [1, rows, width]"
+            )
+        if not embedding.is_floating_point() or not is_finite(embedding):
+            raise ConditioningError(
+                f"the prompt embedding ({embedding.dtype}) holds NaN or infinity, or whole numbers; "
+                f"load the text encoder again, or in another precision"
             )
         filled = embedding[0].ne(0).any(-1).nonzero()
         used = int(filled[-1]) + 1 if len(filled) else 1
@@ -45,7 +55,7 @@ class Prompt:
         return hashlib.sha256(f"{self.rows} {digest_of_tensors({'': self.embedding})}".encode()).hexdigest()
 
     def __str__(self) -> str:
-        return self.text or f"(prompt {self.digest[:8]})"
+        return printable(self.text) or f"(prompt {self.digest[:8]})"
 
     def padded(self) -> Tensor:
         """The embedding [1, rows, D] as it was given."""
@@ -84,6 +94,8 @@ class Session:
                     f"{name} is {size}; it must be a positive multiple of {SIZE_STEP}, "
                     f"for example {below} or {below + SIZE_STEP}"
                 )
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ConfigError(f"seed is {self.seed}; it must be from 0 to {MAX_SEED}")
 
     @classmethod
     def start(cls, prompt: Prompt | None = None, **fields) -> "Session":
@@ -142,6 +154,21 @@ class Session:
             )
         switches = tuple(switch for switch in self.switches if switch.frame < frame or switch.frame == 0)
         return replace(self, switches=switches, blocks=self.blocks[:blocks], keys=self.keys[:blocks])
+
+    def rekeyed(self) -> "Session":
+        """The same video under keys that hash what it holds, not how it was made: for one that comes from outside.
+
+        A key is a hash of the key before, the block's latents and a switch at its beginning. So what is made behind
+        them goes into a store under keys that no video made here from its beginning has, nor is it answered from
+        there; two copies of one video have the same keys.
+        """
+        switches = {switch.frame: [switch.boundary.value, switch.prompt.digest] for switch in self.switches}
+        keys, key = [], self._base_key()
+        for number, block in enumerate(self.blocks):
+            switch = switches.get(number * self.config.block)
+            key = _hash([FROM_OUTSIDE, key, number, digest_of_tensors({"": block}), switch])
+            keys.append(key)
+        return replace(self, keys=tuple(keys))
 
     def frames(self, start: int, count: int) -> Tensor:
         """The latents [1, count, C, h, w] from frame `start` on."""

@@ -151,10 +151,26 @@ def test_sizes_that_hold_no_whole_tokens_are_refused(axis, size, fitting):
         replace(tiny.session(), **{axis: size})
 
 
-@pytest.mark.parametrize("shape", [(2, 4, 10), (0, 4, 10), (4, 10), (1, 1, 4, 10)])
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_a_seed_that_would_be_another_ones_is_refused(seed):
+    with pytest.raises(ConfigError, match=f"seed is {seed}; it must be from 0 to 18446744073709551615"):
+        tiny.session(seed=seed)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 10), (0, 4, 10), (4, 10), (1, 1, 4, 10), (1, 0, 10), (1, 4, 0)])
 def test_a_batch_of_prompts_is_refused(shape):
     with pytest.raises(ConditioningError, match="a session takes one prompt"):
         Prompt.of(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_prompt_of_what_is_no_number_is_refused(value):
+    embedding = torch.ones(1, 4, 10)
+    embedding[0, 2, 3] = value
+    with pytest.raises(ConditioningError, match=r"holds NaN or infinity.*load the text encoder again"):
+        Prompt.of(embedding)
+    with pytest.raises(ConditioningError, match=r"torch.int64.* or whole numbers"):
+        Prompt.of(torch.ones(1, 4, 10, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("used", [0, 1, 3, 6])
@@ -285,6 +301,37 @@ def test_a_session_continues_its_own_past_and_no_other():
     assert not filmed(2, video.switched_to(tiny.prompt(2))).continues(later)
     assert not later.continues(filmed(3, tiny.session(seed=8)))
     assert not later.continues(tiny.session(seed=8))
+
+
+def test_keys_of_a_video_from_outside_hash_what_it_holds():
+    video = filmed(3, filmed(2).switched_to(tiny.prompt(1)))
+    copy = replace(video, blocks=tuple(block.clone() for block in video.blocks), keys=("any",) * 5).rekeyed()
+    assert copy.keys == video.rekeyed().keys
+    assert not set(copy.keys) & set(video.keys)
+    assert copy.next_key(KERNEL) != video.next_key(KERNEL)
+    assert copy.rewound_to(6).keys == video.rewound_to(6).rekeyed().keys
+
+
+def test_keys_of_a_video_from_outside_change_with_all_that_it_holds():
+    video = filmed(3, filmed(2).switched_to(tiny.prompt(1)))
+    start, switch = video.switches
+    first, *others = video.blocks
+    variants = [
+        video,
+        replace(video, blocks=(first + 1, *others)),
+        replace(video, switches=(replace(start, prompt=tiny.prompt(2)), switch)),
+        replace(video, switches=(start, replace(switch, prompt=tiny.prompt(2)))),
+        replace(video, switches=(start, replace(switch, boundary=Boundary.KEEP))),
+        replace(video, switches=(start, replace(switch, frame=9))),
+        replace(video, switches=(start,)),
+        *(replace(video, **change) for change in CHANGES if "channels" not in change),
+    ]
+    assert len({variant.rekeyed().keys[-1] for variant in variants}) == len(variants)
+
+
+def test_no_message_moves_the_cursor_of_a_terminal():
+    prompt = Prompt(tiny.prompt(1).embedding, 4, "a fox\x1b[2J\nruns")
+    assert str(prompt) == r"a fox\x1b[2J\nruns"
 
 
 def test_a_report_names_length_size_settings_and_switches():

@@ -23,6 +23,7 @@ from longlive.errors import SessionError, StoreError
 from longlive.sampler import Sampler
 from longlive.session import Session
 from longlive.session_file import NotASession, load, save
+from longlive.store import Store
 from longlive.timeline import Boundary
 
 NOBODY = 65534
@@ -30,10 +31,11 @@ MODEL = tiny.model()
 
 
 def facts(session: Session) -> tuple:
+    """All that a session holds. Not its keys: a session from a file has its own."""
     tensors = [*session.blocks, *(switch.prompt.embedding for switch in session.switches)]
     switches = [(s.frame, s.boundary, s.prompt.text, s.prompt.rows, s.prompt.digest) for s in session.switches]
     head = (session.model, session.config, session.height, session.width, session.seed, session.dtype, session.channels)
-    return head, session.keys, switches, [(x.dtype, x.tolist()) for x in tensors]
+    return head, switches, [(x.dtype, x.tolist()) for x in tensors]
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +126,7 @@ def test_saving_replaces_the_file_as_a_whole(path, video):
 
 def test_folders_on_the_way_are_made(tmp_path, video):
     save(video, tmp_path / "a" / "b" / "video")
-    assert load(tmp_path / "a" / "b" / "video").keys == video.keys
+    assert facts(load(tmp_path / "a" / "b" / "video")) == facts(video)
 
 
 def test_what_was_loaded_does_not_hang_on_the_file(path, video):
@@ -189,9 +191,21 @@ def rewritten(path: Path, version: str = "1", tensors: dict | None = None, witho
     save_file(everything, path, metadata)
 
 
-def test_a_rewritten_file_is_taken_if_nothing_is_wrong_with_it(path, video):
+def changed(entry: int, **fields) -> list[dict]:
+    """The switches of the video, one of them with other fields."""
+    switches = [
+        {"frame": 0, "boundary": "discard", "text": "prompt 0", "rows": 4, "prompt": 0},
+        {"frame": 15, "boundary": "renew", "text": "prompt 1", "rows": 4, "prompt": 1},
+        {"frame": 18, "boundary": "keep", "text": "prompt 2", "rows": 4, "prompt": 2},
+    ]
+    switches[entry] |= fields
+    return switches
+
+
+@pytest.mark.parametrize("header", [{}, {"switches": changed(0)}], ids=["as it is", "switches"])
+def test_a_rewritten_file_is_taken_if_nothing_is_wrong_with_it(path, video, header):
     """So that the refusals below are for what they change."""
-    rewritten(path)
+    rewritten(path, **header)
     assert facts(load(path)) == facts(video)
 
 
@@ -205,7 +219,50 @@ def test_a_header_that_lacks_something_is_refused(path, without):
         load(path)
 
 
+def spoilt(x: torch.Tensor, value: float) -> torch.Tensor:
+    x = x.clone()
+    x.view(-1)[-1] = value
+    return x
+
+
+EMBEDDING, LATENTS = torch.ones(1, 4, 10), torch.zeros(1, 18, 16, 2, 4)
 DAMAGE = {
+    "model that is none": {"model": None},
+    "seed of text": {"seed": "x"},
+    "seed with a fraction": {"seed": 1.5},
+    "seed below 0": {"seed": -1},
+    "seed that is a truth": {"seed": True},
+    "height with a point": {"height": 16.0},
+    "width without end": {"width": 2**40},
+    "channels without end": {"channels": 2**40},
+    "frame within a block": {"switches": changed(1, frame=7)},
+    "frame below 0": {"switches": changed(1, frame=-3)},
+    "frame far behind the end": {"switches": changed(2, frame=10**9)},
+    "frame with a fraction": {"switches": changed(1, frame=1.5)},
+    "frame of text": {"switches": changed(1, frame="x")},
+    "frames that fall": {"switches": changed(2, frame=12)},
+    "two switches at a frame": {"switches": changed(2, frame=15)},
+    "a beginning later than frame 0": {"switches": changed(0, frame=3)},
+    "a beginning that recaches": {"switches": changed(0, boundary="recache")},
+    "no switches": {"switches": []},
+    "rows without end": {"switches": changed(1, rows=10**11)},
+    "rows that do not hold the prompt": {"switches": changed(1, rows=3)},
+    "rows below 0": {"switches": changed(1, rows=-5)},
+    "rows of text": {"switches": changed(1, rows="x")},
+    "words that are none": {"switches": changed(1, text=5)},
+    "prompt without end": {"switches": changed(1, prompt=10**9)},
+    "prompt that is a name": {"switches": changed(1, prompt="latents")},
+    "keys that are numbers": {"keys": [5] * 6},
+    "keys that are no hash": {"keys": ["../" * 21 + "x"] * 6},
+    "prompts of different widths": {"tensors": {"prompt.1": torch.ones(1, 4, 11)}},
+    "a prompt of two": {"tensors": {"prompt.1": torch.ones(2, 4, 10)}},
+    "a prompt of no row": {"tensors": {"prompt.1": torch.ones(1, 0, 10)}},
+    "a prompt of whole numbers": {"tensors": {"prompt.1": EMBEDDING.int()}},
+    "a prompt with a NaN": {"tensors": {"prompt.1": spoilt(EMBEDDING, float("nan"))}},
+    "latents with a NaN": {"tensors": {"latents": spoilt(LATENTS, float("nan"))}},
+    "latents with an infinity": {"tensors": {"latents": spoilt(LATENTS, -float("inf"))}},
+    "latents of another dtype": {"tensors": {"latents": LATENTS.half()}},
+    "latents of nothing, many times": {"tensors": {"latents": torch.zeros(1, 10**9, 0, 2, 4)}},
     "config of another pack": {"config": {"window": 12, "tail": 3}},
     "config that breaks a rule": {"config": {"window": 2}},
     "config of a list": {"config": [12, 3]},
@@ -239,6 +296,73 @@ def test_a_header_that_does_not_fit_is_refused(path, damage):
     rewritten(path, **damage)
     with pytest.raises(SessionError, match=r"is damaged \(.*\); save the session anew"):
         load(path)
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"seed": NaN}', '{"seed": 1e999}', '{"seed": 1, "seed": 1}', "[]", "5", '"x"', "{", ""]
+)
+def test_a_header_that_is_no_object_is_refused(path, text):
+    tensors = {name: x.clone() for name, x in load_file(path).items()}
+    digest = hashlib.sha256(f"{text} {digest_of_tensors(tensors)}".encode()).hexdigest()
+    save_file(tensors, path, {"format": "longlive.session", "version": "1", "session": text, "digest": digest})
+    with pytest.raises(SessionError, match=r"is damaged \(.*\); save the session anew"):
+        load(path)
+
+
+def test_a_message_about_a_file_is_short_and_harmless(path):
+    rewritten(path, version="\x1b[2J" * 1_000_000)
+    with pytest.raises(SessionError) as caught:
+        load(path)
+    assert len(str(caught.value)) < 1000
+    assert str(caught.value).isprintable()
+
+
+def test_a_pipe_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(NotASession, match=r"is no whole session file \(it is a pipe, not a file\)"):
+        load(tmp_path / "pipe")
+
+
+# the keys of what comes from outside
+
+
+def test_two_loads_of_one_file_have_the_same_keys_whatever_keys_it_states(path, video):
+    first = load(path)
+    assert load(path).keys == first.keys
+    rewritten(path, keys=["a" * 64] * 6)
+    assert load(path).keys == first.keys
+    assert len(first.keys) == len(video.keys)
+    assert not set(first.keys) & {"a" * 64, *video.keys}
+
+
+def test_what_is_made_behind_a_loaded_session_is_found_again(path):
+    store = Store()
+    ahead = Sampler(MODEL, store=store).extended(load(path), 2)
+    found = []
+    again = Sampler(MODEL, store=store, found=lambda: found.append(1)).extended(load(path), 2)
+    assert len(found) == 2
+    assert facts(again) == facts(ahead)
+
+
+def test_a_forged_session_changes_no_block_of_a_video_made_here(tmp_path):
+    """Its latents are not those that its keys stand for, and its digest is right."""
+    own = Sampler(MODEL).extended(tiny.session(), 4)
+    gift = tmp_path / "gift"
+    save(own.rewound_to(9), gift)
+    rewritten(gift, tensors={"latents": torch.randn(1, 9, 16, 2, 4)})
+    store = Store()
+    Sampler(MODEL, store=store).extended(load(gift), 1)
+    assert facts(Sampler(MODEL, store=store).extended(tiny.session(), 4)) == facts(own)
+
+
+def test_a_forged_session_is_not_answered_with_blocks_made_here(tmp_path):
+    store = Store()
+    own = Sampler(MODEL, store=store).extended(tiny.session(), 4)
+    gift = tmp_path / "gift"
+    save(own.rewound_to(9), gift)
+    rewritten(gift, tensors={"latents": torch.randn(1, 9, 16, 2, 4)})
+    expected = Sampler(MODEL).extended(load(gift), 1)
+    assert facts(Sampler(MODEL, store=store).extended(load(gift), 1)) == facts(expected)
 
 
 @pytest.mark.parametrize("num_bytes", [0, 100, 4096])
