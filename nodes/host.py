@@ -50,16 +50,24 @@ def causal_model(patcher: ModelPatcher) -> CausalWan:
     Raises CheckpointError where the MODEL is not a Wan2.1 text-to-video network.
     """
     tree = wan_tree(patcher)
-    device, dtype = patcher.load_device, patcher.model.get_dtype_inference()
+    device = patcher.load_device
     return CausalWan(
         tree=tree,
         geometry=Geometry.of_tree(tree),
         attend=host_attention(patcher),
         kernel=f"{device.type} {kernels(patcher)}",
         device=device,
-        dtype=dtype,
+        dtype=compute_dtype(patcher),
         entry_dtype=torch.float32,  # as ComfyUI's own forward has it, whatever the weight is kept in
     )
+
+
+def compute_dtype(patcher: ModelPatcher) -> torch.dtype:
+    """The dtype of activations: what a node set for this clone, else what the loader chose, else that of the weights.
+
+    The network is shared by all clones of a MODEL and shows what a node set only while that clone is loaded.
+    """
+    return patcher.get_model_object("manual_cast_dtype") or patcher.model.get_dtype()
 
 
 def wan_tree(

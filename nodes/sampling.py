@@ -24,6 +24,7 @@ from .identity import opaque
 log = logging.getLogger(__name__)
 
 STORE_BYTES = 4 << 30  # 90 minutes at 832 x 480
+ACTIVATIONS = 26  # tensors [tokens, width] that a pass over a whole window holds at most: 16 counted, and work space
 
 
 @contextmanager
@@ -32,34 +33,41 @@ def sampling(patcher: ModelPatcher, session: Session, total_blocks: int) -> Iter
 
     Nothing is loaded before a block has to be computed; the memory is free again whatever happens.
     """
-    model, unknown, unused = causal_model(patcher), opaque(patcher), ignored(patcher)
-    if unused:
-        log.warning("the MODEL carries %s, which a session cannot honour; ignored", " and ".join(unused))
-    if unknown:
-        log.warning("the MODEL carries %s: blocks made with it are not stored", " and ".join(unknown))
-    progress = Progress(patcher, total_blocks, len(session.config.steps))
-    sampler = Sampler(
-        model,
-        store=None if unknown else block_store(),
-        watch=progress.step,
-        found=progress.block,
-        prepare=functools.partial(make_room, patcher, model, session),
-    )
-    patcher.pre_run()
     try:
-        with on_device(patcher.load_device), sampler:
+        patcher.pre_run()  # before the key is taken: a node may change there how the MODEL computes
+        with on_device(patcher.load_device), sampler_of(patcher, session, total_blocks) as sampler:
             yield sampler
     finally:
         patcher.cleanup()
         comfy.model_management.soft_empty_cache()
 
 
+def sampler_of(patcher: ModelPatcher, session: Session, total_blocks: int) -> Sampler:
+    """The sampler of a MODEL whose run has begun; warns of what the MODEL carries and a session has no place for."""
+    model, unknown, unused = causal_model(patcher), opaque(patcher), ignored(patcher)
+    if unused:
+        log.warning("the MODEL carries %s, which a session cannot honour; ignored", " and ".join(unused))
+    if unknown:
+        log.warning("the MODEL carries %s: blocks made with it are not stored", " and ".join(unknown))
+    progress = Progress(patcher, total_blocks, len(session.config.steps))
+    return Sampler(
+        model,
+        store=None if unknown else block_store(),
+        watch=progress.step,
+        found=progress.block,
+        prepare=functools.partial(make_room, patcher, model, session),
+    )
+
+
 def make_room(patcher: ModelPatcher, model: CausalWan, session: Session) -> None:
     """Announce keys, values and activations to ComfyUI's memory management, and load the weights."""
     config, (_, _, channels, height, width) = session.config, session.block_shape
+    rows, columns = model.geometry.grid(height, width)
     keys = memory_bytes(model, config, session.height, session.width)
     log.info("a window of %d frames takes %.0f MB of keys and values", config.window, keys / 1e6)
-    work = patcher.model.memory_required([1, channels, config.window, height, width])
+    # Without flash attention the host's estimate is for one that holds all scores at once, which none of its own does.
+    most = ACTIVATIONS * config.window * rows * columns * model.geometry.dim * model.dtype.itemsize
+    work = min(patcher.model.memory_required([1, channels, config.window, height, width]), most)
     needed = keys + work + TEXTS_HELD * text_bytes(model)
     comfy.model_management.load_models_gpu([patcher], memory_required=needed)
 

@@ -1,0 +1,149 @@
+"""How a MODEL computes: the precision that rules, patches of a run, the memory it asks for; runs inside a host."""
+
+from types import SimpleNamespace
+
+import comfy.model_management
+import comfy.sd
+import comfy.supported_models
+import pytest
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import CallbacksMP
+from comfy_extras.nodes_model_advanced import ModelComputeDtype
+from comfyui_longlive.longlive.config import RolloutConfig
+from comfyui_longlive.longlive.model.wan import Geometry
+from comfyui_longlive.longlive.session import Session
+from comfyui_longlive.nodes import host, sampling
+from comfyui_longlive.nodes.session import NewSession
+from model_files import GEOMETRY, dit_weights
+
+GIB = 1 << 30
+
+
+def loaded() -> ModelPatcher:
+    return comfy.sd.load_diffusion_model_state_dict(dit_weights())
+
+
+def computing_in(patcher: ModelPatcher, dtype: str) -> ModelPatcher:
+    """What core's ModelComputeDtype makes of a MODEL; its schema differs between releases, its method does not."""
+    [patched] = ModelComputeDtype().patch(patcher, dtype)
+    return patched
+
+
+def begun(patcher: ModelPatcher) -> Session:
+    embedding = torch.randn(1, 8, GEOMETRY.text_dim, generator=torch.Generator().manual_seed(0))
+    return NewSession.execute(patcher, 32, 32, 7, [[embedding, {}]]).result[0].session
+
+
+def longer(patcher: ModelPatcher, session: Session) -> Session:
+    """The session after one more block, computed and not found in a store."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling, "block_store", lambda: None)
+        with sampling.sampling(patcher, session, 1) as sampler:
+            return sampler.extended(session, 1)
+
+
+def check_compute_dtype() -> None:
+    """The dtype that a node set rules from the first block on, in every later node, and in no clone without it."""
+    plain = loaded()
+    patched = computing_in(plain, "bf16")
+    session = begun(patched)
+    assert session.dtype is torch.bfloat16
+    first = longer(patched, session)
+    second = longer(patched, first)
+    assert second.dtype is torch.bfloat16
+
+    again = longer(patched, begun(patched))  # the same graph, queued again
+    assert torch.equal(again.blocks[0], first.blocks[0])
+
+    unpatched = longer(plain, begun(plain))  # a clone of the same loader, while the patched one is loaded
+    assert unpatched.dtype is torch.float32
+    assert longer(patched, again).dtype is torch.bfloat16
+    difference = (unpatched.blocks[0] - first.blocks[0].float()).abs().max()
+    assert 0 < difference < 0.5, difference
+
+
+def check_patches_of_a_run_rule_the_key() -> None:
+    """Nodes such as KJNodes' Model Patch Torch Settings switch arithmetic on when a run begins, and off at its end."""
+    matmul = torch.backends.cuda.matmul
+    switched = SimpleNamespace(flag=False)
+    plain, patched = loaded(), loaded()
+    patched.add_callback(CallbacksMP.ON_PRE_RUN, lambda _: setattr(switched, "flag", True))
+    patched.add_callback(CallbacksMP.ON_CLEANUP, lambda _: setattr(switched, "flag", False))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(matmul), "allow_fp16_accumulation", property(lambda _: switched.flag), raising=False)
+        kernels = []
+        for patcher in (plain, patched):
+            with sampling.sampling(patcher, begun(patcher), 1) as sampler:
+                kernels.append(sampler.model.kernel)
+                assert sampler.model.kernel == host.causal_model(patcher).kernel  # as it is while blocks are made
+        assert kernels[0] != kernels[1]
+    assert not switched.flag
+
+
+def check_a_failed_start_is_cleaned_up() -> None:
+    """What a run switched on is off again where a later callback fails."""
+    events: list[str] = []
+    patcher = loaded()
+
+    def failing(_) -> None:
+        events.append("on")
+        raise RuntimeError("no such kernel")
+
+    patcher.add_callback(CallbacksMP.ON_PRE_RUN, failing)
+    patcher.add_callback(CallbacksMP.ON_CLEANUP, lambda _: events.append("off"))
+    session = begun(patcher)
+    with pytest.raises(RuntimeError, match="no such kernel"), sampling.sampling(patcher, session, 1):
+        pass
+    assert events == ["on", "off"]
+
+
+def check_announced_memory() -> list[float]:
+    """The GiB announced beside keys and values at 832 x 480 and 1280 x 720, by a host without flash attention."""
+    true_size = Geometry(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30, freq_dim=256, text_dim=4096)
+    patcher = on_meta(true_size)
+    announced: list[float] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            comfy.model_management, "load_models_gpu", lambda _, memory_required: announced.append(memory_required)
+        )
+        model = host.causal_model(patcher)
+        for width, height in ((832, 480), (1280, 720)):
+            session = Session.start(
+                None,
+                model="true size",
+                config=RolloutConfig(),
+                height=height,
+                width=width,
+                seed=0,
+                dtype=model.dtype,
+                channels=model.geometry.in_dim,
+            )
+            sampling.make_room(patcher, model, session)
+            announced[-1] -= sampling.memory_bytes(model, session.config, height, width)
+    return [num_bytes / GIB for num_bytes in announced]
+
+
+def on_meta(geometry: Geometry) -> ModelPatcher:
+    """A MODEL of true size without weights, in bf16."""
+    config = comfy.supported_models.WAN21_T2V(
+        {
+            "image_model": "wan2.1",
+            "model_type": "t2v",
+            "dim": geometry.dim,
+            "ffn_dim": geometry.ffn_dim,
+            "num_heads": geometry.num_heads,
+            "num_layers": geometry.num_layers,
+            "in_dim": 16,
+            "out_dim": 16,
+            "patch_size": (1, 2, 2),
+            "freq_dim": 256,
+            "window_size": (-1, -1),
+            "qk_norm": True,
+            "cross_attn_norm": True,
+            "eps": 1e-6,
+        }
+    )
+    config.set_inference_dtype(torch.bfloat16, None)
+    model = config.get_model({}, device=torch.device("meta"))
+    return ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))

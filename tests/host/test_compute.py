@@ -1,0 +1,25 @@
+"""A MODEL computes as its user set it, in every node of a chain, and asks for the memory it needs."""
+
+import pytest
+from hosts import HOSTS, Host
+from inside import inside
+
+RELEASES = pytest.mark.parametrize("release", HOSTS, ids=lambda host: host.version)
+
+
+@RELEASES
+def test_a_compute_dtype_rules_every_node_of_a_chain_and_no_other_clone(release: Host):
+    inside(release, "compute", "check_compute_dtype")
+
+
+@RELEASES
+def test_what_a_node_switches_on_for_a_run_is_in_the_key_of_its_blocks(release: Host):
+    inside(release, "compute", "check_patches_of_a_run_rule_the_key", "check_a_failed_start_is_cleaned_up")
+
+
+@RELEASES
+def test_a_host_without_flash_attention_is_asked_for_no_more_than_a_pass_needs(release: Host):
+    """It unloads or streams weights for what is announced. Counted: 0.93 GB for a recache at 832 x 480, 2.1 at 720p."""
+    small, large = inside(release, "compute", "check_announced_memory")[0]
+    assert 1.0 < small < 1.8
+    assert 2.2 < large < 3.9
