@@ -6,11 +6,18 @@ Knows paths and bytes, no tensor and no format. Paths and names come from outsid
 import contextlib
 import os
 import stat
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+try:
+    import fcntl
+except ImportError:  # Windows, where a file that is open cannot be removed anyway
+    fcntl = None
+
+ABANDONED_SECONDS = 3600  # after which a part may belong to a process that was killed
 PART = ".part"  # what a file is called while it is written
 MAX_TEXT_BYTES = 64 << 20  # of a text that is read into memory whole
 
@@ -119,7 +126,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
     try:
         part.touch()
         mode = part.stat().st_mode  # some writers, such as safetensors, make files that only their owner may read
-        yield part
+        with claim(part):
+            yield part
         part.chmod(mode)
         flush(part)
         os.replace(part, path)
@@ -135,6 +143,37 @@ def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically, with the line ends it has. Raises OSError where the disk refuses."""
     with atomic_write(path) as part:
         part.write_text(text, encoding="utf-8", newline="")
+
+
+@contextlib.contextmanager
+def claim(path: Path) -> Iterator[None]:
+    """Show other processes that this one is at work on a file; the claim ends with the block or the process."""
+    if fcntl is None:
+        yield
+        return
+    with path.open("rb") as file:
+        with contextlib.suppress(OSError):  # a disk without locks
+            fcntl.flock(file, fcntl.LOCK_SH)
+        yield
+
+
+def is_claimed(path: Path) -> bool:
+    """Whether a process is at work on a file. Raises OSError for a file that cannot be opened."""
+    if fcntl is None:
+        return False
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+def sweep(part: Path) -> None:
+    """Remove an unfinished file that a killed process left. A claimed one stays, whatever the clock says."""
+    with contextlib.suppress(OSError):
+        if time.time() - part.stat().st_mtime > ABANDONED_SECONDS and not is_claimed(part):
+            part.unlink()
 
 
 def flush(path: Path) -> None:

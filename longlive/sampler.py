@@ -80,7 +80,7 @@ class Sampler:
             raise SessionError("the session has no prompt yet; give it one before its first frame is sampled")
         for _ in range(blocks):
             key = session.next_key(self.model.kernel)
-            latents = self.store.get(key, session.block_shape) if self.store else None
+            latents = self.store.get(key, session.block_shape, session.dtype) if self.store else None
             if latents is not None:
                 session = session.extended_by(latents, key)
                 self.found()

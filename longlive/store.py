@@ -1,129 +1,193 @@
-"""A store of finished blocks under the hash of all that determines them, in memory and on disk.
+"""Finished work by key: tensors under the hash of all that determines them, in memory and on disk.
 
-It makes "change only the last prompt" and "go on after a crash" cheap, whatever the host caches. An entry is one file,
-written under another name and renamed, so that two processes or a killed one never leave half an entry.
+It makes "change only the last prompt" and "go on after a crash" cheap, whatever the host caches. Blocks of latents are
+kept so, and the fragments of films (`film.py`). An entry is one file, written under another name and renamed, so that
+two processes or a killed one never leave half an entry.
 """
 
 import contextlib
+import functools
 import logging
 import os
 import time
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load, save, save_file
 from torch import Tensor
 
 from .digest import digest_of_tensors
-from .files import atomic_write
+from .files import atomic_write, read_bytes, sweep
+from .finite import is_finite
 
 log = logging.getLogger(__name__)
 
 MEMORY_BYTES = 1 << 30  # a minute at 832 x 480 is 48 MB
 DISK_BYTES = 8 << 30
 ENTRY = ".safetensors"
-ABANDONED_SECONDS = 3600  # after which a part belongs to a process that was killed
-TRIM_TO = 0.9  # of the disk limit, so that not every block has to look for the oldest
+DIGEST = "digest"  # the name of the tensor that holds the digest of the others
+LATENTS = "latents"
+TRIM_TO = 0.9  # of the disk limit, so that not every entry has to look for the oldest
+
+Entry = dict[str, Tensor]
 
 
 class Store:
-    """Blocks by key: the latest in memory, all in `folder` where one is given; the oldest go first."""
+    """Entries of tensors by key: the latest in memory, all in `folder` where one is given; the oldest go first."""
 
     def __init__(
         self, folder: Path | None = None, *, memory_bytes: int = MEMORY_BYTES, disk_bytes: int = DISK_BYTES
     ) -> None:
         self.folder, self.memory_bytes, self.disk_bytes = folder, memory_bytes, disk_bytes
-        self._writable = folder is not None
-        self._blocks: OrderedDict[str, Tensor] = OrderedDict()
+        self._has_warned = False
+        self._entries: OrderedDict[str, Entry] = OrderedDict()
         self._held = 0  # bytes in memory
         self._on_disk: int | None = None  # bytes, known after the first look
 
-    def get(self, key: str, shape: tuple[int, ...]) -> Tensor | None:
-        """The block, or None. A damaged file counts as none and is removed."""
-        if key in self._blocks:
-            self._blocks.move_to_end(key)
-            return self._blocks[key]
+    def get(self, key: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor | None:
+        """The block of latents, or None. A damaged file counts as none and is removed."""
+        entry = self.read(key, {LATENTS: (shape, dtype)})
+        return entry[LATENTS] if entry else None
+
+    def put(self, key: str, block: Tensor) -> None:
+        """Keep a block of latents."""
+        self.write(key, {LATENTS: block})
+
+    def read(self, key: str, expected: Mapping[str, tuple[tuple[int, ...] | None, torch.dtype]]) -> Entry | None:
+        """The tensors under a key, or None. A damaged file counts as none and is removed.
+
+        `expected` names each tensor with its shape and dtype; of no shape, any of one axis will do.
+        """
+        if key in self._entries:
+            self._entries.move_to_end(key)
+            return self._entries[key]
         path = self._path(key)
         if path is None or not path.exists():
             return None
         try:
-            stored = load(path.read_bytes())  # read once: another process may replace the file between two openings
-            block, digest = stored["latents"], stored["digest"]
-            if tuple(block.shape) != shape:
-                raise ValueError(f"its shape is {tuple(block.shape)}, expected {shape}")
-            if not digest.equal(stamp(block)):
-                raise ValueError("it is not what was stored")
+            content = read_bytes(
+                path, self.disk_bytes
+            )  # once: another process may replace the file between two openings
+            entry = checked(load(content), expected)
         except (OSError, KeyError, ValueError, SafetensorError) as error:
-            log.warning("the stored block %s is damaged (%s); it is made anew", path, error)
-            with contextlib.suppress(OSError):
-                path.unlink()
+            log.warning("the stored entry %s is damaged (%s); it is made again", path, error)
+            remove(path)
             return None
         with contextlib.suppress(OSError):  # another user's file, or a read-only disk
             os.utime(path)  # used last
-        self._hold(key, block)
-        return block
+        self._hold(key, entry)
+        return entry
 
-    def put(self, key: str, block: Tensor) -> None:
-        """Keep a block. A disk that refuses is reported once and not tried again; memory still holds the block."""
-        self._hold(key, block)
+    def write(self, key: str, entry: Entry) -> None:
+        """Keep tensors. A disk that refuses is reported once; memory still holds them, and the next may fit again."""
+        self._hold(key, entry)
         path = self._path(key)
-        if path is None or not self._writable:
+        if path is None:
             return
+        content = save({**entry, DIGEST: stamp(entry)})
         try:
-            self._make_room(block.nbytes)
-            write_atomically(path, {"latents": block, "digest": stamp(block)})
-        except (OSError, SafetensorError) as error:
-            log.warning(
-                "blocks cannot be kept in %s (%s): this run goes on with memory alone, but a later one could not "
-                "resume from there; free some space or choose another folder",
-                self.folder,
-                error,
-            )
-            self._writable = False
+            self._make_room(len(content))
+            if path.is_dir():
+                path.rmdir()
+            with atomic_write(path) as part:
+                part.write_bytes(content)
+        except OSError as error:
+            self._on_disk = None
+            if not self._has_warned:
+                log.warning(
+                    "finished work cannot be kept in %s (%s): this run goes on with memory alone, but a later one "
+                    "could not resume from there; free some space or choose another folder",
+                    self.folder,
+                    error,
+                )
+            self._has_warned = True
 
     def _path(self, key: str) -> Path | None:
         return self.folder / key[:2] / f"{key}{ENTRY}" if self.folder else None
 
-    def _hold(self, key: str, block: Tensor) -> None:
-        if key not in self._blocks:
-            self._held += block.nbytes
-        self._blocks[key] = block
-        while self._held > self.memory_bytes and self._blocks:
-            self._held -= self._blocks.popitem(last=False)[1].nbytes
+    def _hold(self, key: str, entry: Entry) -> None:
+        if key not in self._entries:
+            self._held += num_bytes(entry)
+        self._entries[key] = entry
+        while self._held > self.memory_bytes and self._entries:
+            self._held -= num_bytes(self._entries.popitem(last=False)[1])
 
-    def _make_room(self, num_bytes: int) -> None:
-        if self._on_disk is None or self._on_disk + num_bytes > self.disk_bytes:
-            self._on_disk = self._trimmed()
-        self._on_disk += num_bytes
+    def _make_room(self, count: int) -> None:
+        if self._on_disk is None or self._on_disk + count > self.disk_bytes:
+            self._on_disk = self._trimmed(count)
+        self._on_disk += count
 
-    def _trimmed(self) -> int:
-        """Remove the blocks unused for longest if there are too many; the bytes that stay."""
+    def _trimmed(self, count: int) -> int:
+        """Remove the entries unused for longest if `count` more bytes are too many; the bytes that stay.
+
+        An entry from the future was used by a clock that has been set back since. It goes first, or else it would
+        outlive every new one.
+        """
         assert self.folder is not None
-        entries = []
+        entries, now = [], time.time_ns()
         for path in self.folder.glob("??/*"):
+            if path.suffix != ENTRY:
+                sweep(path)
+                continue
             with contextlib.suppress(OSError):  # another process may have removed it
                 stat = path.stat()
-                if path.suffix == ENTRY:
-                    entries.append((stat.st_mtime_ns, stat.st_size, path))
-                elif time.time() - stat.st_mtime > ABANDONED_SECONDS:
-                    path.unlink()
-        total = sum(size for _, size, _ in entries)
-        if total <= self.disk_bytes:
+                entries.append((stat.st_mtime_ns <= now, stat.st_mtime_ns, stat.st_size, path))
+        total = sum(size for *_, size, _ in entries)
+        if total + count <= self.disk_bytes:
             return total
-        for _, size, path in sorted(entries):
-            with contextlib.suppress(OSError):
-                path.unlink()
+        for *_, size, path in sorted(entries):
+            if remove(path):
                 total -= size
-            if total <= self.disk_bytes * TRIM_TO:
+            if total + count <= self.disk_bytes * TRIM_TO:
                 break
         return total
 
 
-def stamp(block: Tensor) -> Tensor:
-    """The digest of a block as bytes that are stored beside it."""
-    return torch.frombuffer(bytearray.fromhex(digest_of_tensors({"": block})), dtype=torch.uint8)
+@functools.cache
+def store_of(folder: Path, *, memory_bytes: int = MEMORY_BYTES, disk_bytes: int = DISK_BYTES) -> Store:
+    """The one store that this process has in a folder, so that the folder is looked through once."""
+    return Store(folder, memory_bytes=memory_bytes, disk_bytes=disk_bytes)
+
+
+def checked(entry: Entry, expected: Mapping[str, tuple[tuple[int, ...] | None, torch.dtype]]) -> Entry:
+    """The tensors of an entry without their digest. Raises KeyError or ValueError for any other than were stored."""
+    digest = entry.pop(DIGEST)
+    if entry.keys() != expected.keys():
+        raise ValueError(f"it holds {sorted(entry)}, expected {sorted(expected)}")
+    for name, (shape, dtype) in expected.items():
+        tensor = entry[name]
+        if tensor.dtype != dtype:
+            raise ValueError(f"its {name} are {tensor.dtype}, expected {dtype}")
+        if tensor.ndim != 1 if shape is None else tuple(tensor.shape) != shape:
+            raise ValueError(f"the shape of its {name} is {tuple(tensor.shape)}, expected {shape or 'one axis'}")
+    if not torch.equal(digest, stamp(entry)):
+        raise ValueError("it is not what was stored")
+    for name, tensor in entry.items():
+        if not is_finite(tensor):
+            raise ValueError(f"its {name} hold values that are no numbers")
+    return entry
+
+
+def remove(path: Path) -> bool:
+    """Remove an entry, or an empty folder in its place; whether it is gone."""
+    try:
+        path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+    except OSError:
+        return False
+    return True
+
+
+def num_bytes(entry: Entry) -> int:
+    return sum(tensor.nbytes for tensor in entry.values())
+
+
+def stamp(entry: Entry) -> Tensor:
+    """The digest of tensors as bytes that are stored beside them."""
+    named = {"" if len(entry) == 1 else name: tensor for name, tensor in entry.items()}
+    return torch.frombuffer(bytearray.fromhex(digest_of_tensors(named)), dtype=torch.uint8)
 
 
 def write_atomically(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:

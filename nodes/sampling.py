@@ -17,7 +17,7 @@ from ..longlive.model.causal import CausalWan
 from ..longlive.rollout import Pass, PassKind
 from ..longlive.sampler import TEXTS_HELD, Sampler, memory_bytes, text_bytes
 from ..longlive.session import Session
-from ..longlive.store import Store
+from ..longlive.store import Store, store_of
 from .host import causal_model, ignored, on_device, to_host
 from .identity import opaque
 
@@ -110,6 +110,5 @@ def block_store() -> Store:
 
     Nothing is held in memory: ComfyUI's own cache does that, and frees it when told to.
     """
-    return Store(
-        Path(folder_paths.get_user_directory()) / "longlive" / "blocks", memory_bytes=0, disk_bytes=STORE_BYTES
-    )
+    folder = Path(folder_paths.get_user_directory()) / "longlive" / "blocks"
+    return store_of(folder, memory_bytes=0, disk_bytes=STORE_BYTES)
