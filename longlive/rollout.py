@@ -15,6 +15,7 @@ from .config import TABLE_FRAMES, Positions, RolloutConfig, pixel_frames
 from .errors import PositionError
 from .model.causal import CausalWan
 from .noise import Noise
+from .precision import exact_device
 from .schedule import Schedule, add_noise, clean_from_flow
 from .window import Placement
 
@@ -116,7 +117,7 @@ class Rollout:
         return (draw.pin_memory() if on_gpu else draw).to(self.model.device, self.model.dtype, non_blocking=on_gpu)
 
     def _pass(self, x: Tensor, timestep: float, text: TextMemory, place: Placement, with_flow=True) -> Tensor | None:
-        timesteps_BF = torch.full(x.shape[:2], timestep, dtype=torch.float32)
+        timesteps_BF = torch.full(x.shape[:2], timestep, dtype=torch.float32, device=exact_device(x.device))
         return self.model.forward(x, timesteps_BF, text, self.memory, place, with_flow=with_flow)
 
 

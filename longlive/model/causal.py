@@ -117,7 +117,7 @@ class CausalWan:
         return Rotation(table(place.start, place.frames, grid, head_dim, self.device), moved_sink)
 
     def time(self, timesteps_BF: Tensor) -> Tensor:
-        """The embedding [B, F, D] of timesteps, which may lie on the CPU: there every angle is exact."""
+        """The embedding [B, F, D] of timesteps, on the model's device or where float64 is computed for it."""
         embedded = sinusoid(timesteps_BF.flatten(), self.geometry.freq_dim).to(self.device, self.dtype)
         return self.tree.time_embedding(embedded).unflatten(0, timesteps_BF.shape)
 

@@ -1,8 +1,7 @@
 """Rotary positions in time, height and width (Wan2.1; RoFormer, arXiv 2104.09864).
 
 Pairs of neighbouring channels turn by angle position x frequency: of the pairs of a head the first part follows the
-frame, then the row, then the column. Angles are float64 and computed on the CPU, for not every GPU has float64; the
-rotation is float32.
+frame, then the row, then the column. Angles are float64, the rotation float32.
 Dimension key: T tokens of one call, N heads, H channels per head, P = H / 2 pairs.
 """
 
@@ -11,15 +10,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..precision import exact_device
+
 BASE = 10000.0
 
 
-def frequencies(head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+def frequencies(head_dim: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
     """Angle per position of the pairs that follow frame, row and column, float64: 22, 21 and 21 of 64."""
     spatial = 2 * (head_dim // 6)
 
     def axis(channels: int) -> Tensor:
-        exponent = torch.arange(0, channels, 2, dtype=torch.float64) / channels
+        exponent = torch.arange(0, channels, 2, dtype=torch.float64, device=device) / channels
         return 1.0 / BASE**exponent
 
     return axis(head_dim - 2 * spatial), axis(spatial), axis(spatial)
@@ -27,11 +28,12 @@ def frequencies(head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def table(start: int, frames: int, grid: tuple[int, int], head_dim: int, device: torch.device | str) -> Tensor:
     """The rotations [T, 1, P, 2, 2], float32, of `frames` frames of `grid` tokens whose first lies at `start`."""
-    by_frame, by_row, by_column = frequencies(head_dim)
+    exact = exact_device(device)
+    by_frame, by_row, by_column = frequencies(head_dim, exact)
     rows, columns = grid
 
     def turns(first: int, count: int, frequency: Tensor) -> Tensor:
-        angle = torch.outer(torch.arange(first, first + count, dtype=torch.float64), frequency)
+        angle = torch.outer(torch.arange(first, first + count, dtype=torch.float64, device=exact), frequency)
         cos, sin = angle.cos(), angle.sin()
         turn = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
         return turn.float().to(device)  # a few rows; the table is put together where it is used

@@ -17,6 +17,7 @@ from ..cache import TextMemory
 from ..config import Positions, RolloutConfig
 from ..model.causal import CausalWan
 from ..model.wan import WanModel
+from ..precision import exact_device
 from ..rollout import Pass, PassKind
 from ..schedule import Schedule, add_noise, clean_from_flow
 from ..window import Placement, Window
@@ -124,7 +125,7 @@ class Student(nn.Module):
         is_denoising = kind is PassKind.DENOISE
         timestep = self.timesteps[step].item() if is_denoising else self.config.context_noise
         sigma = self.sigmas[step] if is_denoising else self.context_sigma
-        timesteps_BF = torch.full(x.shape[:2], timestep, dtype=torch.float32)
+        timesteps_BF = torch.full(x.shape[:2], timestep, dtype=torch.float32, device=exact_device(x.device))
         call = Call(memory, self.window, moves_sink=self.config.positions is Positions.UNBOUNDED)
         flow = self.wan.forward(x, timesteps_BF, text, call, place)
         assert flow is not None

@@ -11,6 +11,7 @@ from longlive import precision
 from longlive.config import Positions, RolloutConfig
 from longlive.model.attention import sdpa
 from longlive.model.causal import CausalWan, sinusoid
+from longlive.model.rope import table
 from longlive.model.wan import Geometry, WanModel, WanTree
 from longlive.precision import widest
 from longlive.rollout import PassKind, Rollout
@@ -59,8 +60,9 @@ def test_a_device_without_float64_makes_a_video(positions, monkeypatch):
     assert latents.shape == (1, 3, 16, 4, 4)
 
 
-def test_timesteps_of_a_rollout_are_embedded_in_float64_whatever_the_device(monkeypatch):
-    monkeypatch.setattr(precision, "WITH_FLOAT64", ("cpu",))
+@pytest.mark.parametrize(("devices", "exact"), [(("cpu",), "cpu"), (("cpu", "meta"), "meta")])
+def test_timesteps_are_embedded_where_float64_is_and_copied_from_nowhere_else(devices, exact, monkeypatch):
+    monkeypatch.setattr(precision, "WITH_FLOAT64", devices)
     embedded_on = []
     monkeypatch.setattr(
         "longlive.model.causal.sinusoid", lambda t, width: embedded_on.append(t.device.type) or sinusoid(t, width)
@@ -70,7 +72,25 @@ def test_timesteps_of_a_rollout_are_embedded_in_float64_whatever_the_device(monk
     text = model.read(torch.empty(1, 6, 10, device="meta"))
     clean = torch.empty(1, 3, 16, 4, 4, device="meta")
     rollout.remember(rollout.window.block(0, 3), clean, text, PassKind.CLEAN)
-    assert embedded_on == ["cpu"]
+    assert embedded_on == [exact]
+
+
+def test_a_device_with_float64_makes_its_rotations_without_a_copy():
+    with torch.device("cpu"), Copies() as copies:
+        table(5, 3, (2, 3), 16, "meta")
+    assert copies.count == 0
+
+
+class Copies(TorchDispatchMode):
+    """Count what is copied to the meta device, which stands for a GPU that has float64."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **kwargs or {})
+        sources = [x for x in tree_leaves(args) if isinstance(x, torch.Tensor)]
+        self.count += any(x.is_meta for x in tree_leaves(result)) and any(not x.is_meta for x in sources)
+        return result
 
 
 def on_meta() -> CausalWan:
