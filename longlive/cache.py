@@ -4,6 +4,7 @@ Where a frame lies and what is attended, `window.py` says.
 Dimension key: B batch, T tokens of one call, S tokens attended, N heads, H channels per head.
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -130,4 +131,5 @@ class TextMemory:
 def _free(tensors: tuple[Tensor, ...]) -> None:
     """Give back storages that we allocated ourselves; never a view of another's."""
     for tensor in tensors:
-        tensor.untyped_storage().resize_(0)
+        with contextlib.suppress(RuntimeError):  # a device that is gone must not hide the error that ended it
+            tensor.untyped_storage().resize_(0)

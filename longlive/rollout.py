@@ -45,7 +45,7 @@ Watch = Callable[[Pass], object]
 
 
 class Rollout:
-    """The memory of one video and the passes that read and write it.
+    """The memory of one video and the passes that read and write it; a `memory` that is given is one of the same kind.
 
     `exhaustive` also computes what nothing depends on (the flow of clean passes, the dead queries of a recache), for
     comparison with runs of the reference, which does.
@@ -57,6 +57,7 @@ class Rollout:
         config: RolloutConfig,
         shape_BCHW: Sequence[int],
         *,
+        memory: Memory | None = None,
         watch: Watch | None = None,
         exhaustive: bool = False,
     ) -> None:
@@ -66,9 +67,7 @@ class Rollout:
         self.timesteps = schedule.warped(config.steps)
         self.sigmas = schedule.sigma(self.timesteps)
         self.context_sigma = schedule.sigma(torch.tensor(config.context_noise))
-        batch, _, height, width = shape_BCHW
-        rows, columns = model.geometry.grid(height, width)
-        self.memory = Memory(config, model.geometry.num_layers, rows * columns, model.like_token(batch))
+        self.memory = memory or empty_memory(model, config, shape_BCHW)
         self.window = self.memory.window
 
     @torch.no_grad()
@@ -119,6 +118,13 @@ class Rollout:
     def _pass(self, x: Tensor, timestep: float, text: TextMemory, place: Placement, with_flow=True) -> Tensor | None:
         timesteps_BF = torch.full(x.shape[:2], timestep, dtype=torch.float32, device=exact_device(x.device))
         return self.model.forward(x, timesteps_BF, text, self.memory, place, with_flow=with_flow)
+
+
+def empty_memory(model: CausalWan, config: RolloutConfig, shape_BCHW: Sequence[int]) -> Memory:
+    """Allocate the memory of a video of latents of that shape."""
+    batch, _, height, width = shape_BCHW
+    rows, columns = model.geometry.grid(height, width)
+    return Memory(config, model.geometry.num_layers, rows * columns, model.like_token(batch))
 
 
 def check_positions(config: RolloutConfig, end: int) -> None:

@@ -1,23 +1,23 @@
 """Makes a session longer: finished blocks from the store, new ones by a rollout.
 
-The rollout's memory is rebuilt from the session (`replay.py`). It is allocated when the first
-block has to be computed, and freed when the sampler is closed, whatever happens.
+The rollout's memory is rebuilt from the session (`replay.py`), or taken over warm from the sampler before. It is
+allocated when the first block has to be computed, and freed when the sampler is closed, unless it was handed over.
 """
 
-import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from .cache import TextMemory
+from .cache import Memory, TextMemory
 from .config import PIXELS_PER_CELL, Positions, RolloutConfig
 from .errors import SessionError
 from .model.causal import CausalWan
 from .noise import counted_noise
 from .replay import Call, calls_before, needed
 from .rollout import PassKind, Rollout, Watch, check_positions
-from .session import Prompt, Session
+from .session import Prompt, Session, Trace
 from .store import Store
 from .timeline import Boundary
 
@@ -26,11 +26,26 @@ log = logging.getLogger(__name__)
 TEXTS_HELD = 2  # the prompt that rules and the one before it, which a clean pass may still need
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Warm:
+    """A memory between two samplers, and what it remembers. It has one owner: who hands it on lets go of it."""
+
+    memory: Memory
+    kernel: str  # of the model that computed it
+    past: Trace  # the video up to the newest block made with it
+    made: Call | None  # the newest call it holds
+
+    def serves(self, model: CausalWan, session: Session) -> bool:
+        """Whether it holds what a rebuilt memory would hold, to the bit, if `model` is the one that computed it."""
+        return self.kernel == model.kernel and session.continues(self.past)
+
+
 class Sampler:
     """Extends sessions made with `model`. A context manager; keeps the memory warm between calls on one video.
 
-    `prepare` is called before a memory is allocated: whoever owns the weights can make room and load them then.
-    `found` is called for every block that the store has.
+    `take` gives the memory that the sampler before handed over, if there is one; one that does not serve is freed.
+    `prepare` is called before a memory is used, with the bytes of it that are there already: whoever owns the weights
+    can make room and load them then. `found` is called for every block that the store has.
     """
 
     def __init__(
@@ -40,11 +55,13 @@ class Sampler:
         store: Store | None = None,
         watch: Watch | None = None,
         found: Callable[[], object] = lambda: None,
-        prepare: Callable[[], None] = lambda: None,
+        take: Callable[[], Warm | None] = lambda: None,
+        prepare: Callable[[int], object] = lambda held: None,
     ) -> None:
-        self.model, self.store, self.watch, self.found, self.prepare = model, store, watch, found, prepare
+        self.model, self.store, self.watch, self.found = model, store, watch, found
+        self.take, self.prepare = take, prepare
         self._rollout: Rollout | None = None
-        self._session: Session | None = None  # the video the rollout remembers
+        self._past: Trace | None = None  # the video that the rollout remembers
         self._made: Call | None = None  # the newest call its memory holds
         self._texts: dict[str, TextMemory] = {}
 
@@ -57,11 +74,22 @@ class Sampler:
     def close(self) -> None:
         """Free the memory."""
         held = [*([self._rollout.memory] if self._rollout else []), *self._texts.values()]
-        self._rollout = self._session = self._made = None
+        self._rollout = self._past = self._made = None
         self._texts = {}
         for memory in held:
-            with contextlib.suppress(RuntimeError):  # a device that is gone must not hide the error that ended it
-                memory.release()
+            memory.release()
+
+    def hand_over(self) -> Warm | None:
+        """Let go of the memory, so that the next sampler can go on with it; None where no block was computed.
+
+        Text keys are freed: to read a prompt again costs half a hundredth of a pass.
+        """
+        warm = None
+        if self._rollout and self._past:
+            warm = Warm(self._rollout.memory, self.model.kernel, self._past, self._made)
+            self._rollout = None
+        self.close()
+        return warm
 
     def extended(self, session: Session, blocks: int) -> Session:
         """The session after the next `blocks` blocks."""
@@ -86,7 +114,7 @@ class Sampler:
                 self.found()
             else:
                 session = session.extended_by(self._compute(session), key)
-                self._session = session  # a block from the store changes no memory
+                self._past = session.trace()  # a block from the store changes no memory
                 if self.store:
                     self.store.put(key, session.blocks[-1])
             yield session
@@ -115,13 +143,29 @@ class Sampler:
             raise
 
     def _rollout_for(self, session: Session) -> Rollout:
-        if self._rollout and self._session and session.continues(self._session):
+        if self._rollout and self._past and session.continues(self._past):
             return self._rollout
         self.close()
-        self.prepare()
-        batch, _, *shape = session.block_shape
-        self._rollout = Rollout(self.model, session.config, (batch, *shape), watch=self.watch)
+        self._take_over(session)
+        self.prepare(self._rollout.memory.num_bytes if self._rollout else 0)
+        if not self._rollout:
+            self._rollout = self._begin(session)
         return self._rollout
+
+    def _take_over(self, session: Session) -> None:
+        """Go on with the memory of the sampler before, or free it if it is another's."""
+        warm = self.take()
+        if warm is None:
+            return
+        if warm.serves(self.model, session):
+            self._rollout = self._begin(session, warm.memory)
+            self._past, self._made = warm.past, warm.made
+        else:
+            warm.memory.release()
+
+    def _begin(self, session: Session, memory: Memory | None = None) -> Rollout:
+        batch, _, *shape = session.block_shape
+        return Rollout(self.model, session.config, (batch, *shape), memory=memory, watch=self.watch)
 
     def _remember(self, rollout: Rollout, session: Session) -> None:
         """Bring the memory up to the session's end: the calls its next block depends on and that are not made yet."""
@@ -129,7 +173,10 @@ class Sampler:
         history = [(switch.frame, switch.boundary) for switch in session.switches]
         upcoming = rollout.window.block(start, config.block)
         calls = calls_before(config, history, session.num_frames)
-        for call in needed(calls, upcoming, self.model.geometry.num_layers, made=self._made):
+        missing = needed(calls, upcoming, self.model.geometry.num_layers, made=self._made)
+        if missing and not self._past:
+            log.info("the memory of the video is rebuilt: %d passes", len(missing))
+        for call in missing:
             switch = session.switches[call.segment]
             if call.is_recache:
                 log.info("recache of %d frames at frame %d: %s", call.place.frames, switch.frame, switch.prompt)

@@ -7,6 +7,7 @@ determines it, under which `store.py` remembers it; the blocks of a session from
 
 import hashlib
 import json
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -69,6 +70,15 @@ class Switch:
     frame: int
     boundary: Boundary
     prompt: Prompt
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trace:
+    """What tells one state of a video from any other. Holds no latents: they may go while it stays."""
+
+    base: str
+    keys: tuple[str, ...]
+    blocks: tuple[weakref.ref[Tensor], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -209,10 +219,19 @@ class Session:
         size = [self.height, self.width, self.channels]
         return _hash([KEY_VERSION, self.model, self.config.as_dict(), size, self.seed, str(self.dtype)])
 
-    def continues(self, other: "Session") -> bool:
-        """Whether `other` is an earlier state of this very video."""
-        shared = len(other.keys)
-        return self._base_key() == other._base_key() and self.keys[:shared] == other.keys
+    def trace(self) -> Trace:
+        return Trace(self._base_key(), self.keys, tuple(map(weakref.ref, self.blocks)))
+
+    def continues(self, earlier: Trace) -> bool:
+        """Whether that is an earlier state of this very video: its keys, and its very latents.
+
+        Latents of the same keys may differ in their last bits if they were made elsewhere.
+        """
+        shared = len(earlier.keys)
+        same_keys = self._base_key() == earlier.base and self.keys[:shared] == earlier.keys
+        return same_keys and all(
+            block() is own for block, own in zip(earlier.blocks, self.blocks[:shared], strict=True)
+        )
 
 
 def _hash(facts: Sequence[object]) -> str:

@@ -20,6 +20,7 @@ from ..longlive.session import Session
 from ..longlive.store import Store, store_of
 from .host import causal_model, ignored, on_device, to_host
 from .identity import opaque
+from .warm import slot
 
 log = logging.getLogger(__name__)
 
@@ -31,12 +32,16 @@ ACTIVATIONS = 26  # tensors [tokens, width] that a pass over a whole window hold
 def sampling(patcher: ModelPatcher, session: Session, total_blocks: int) -> Iterator[Sampler]:
     """A sampler for `total_blocks` more blocks: memory announced, weights loaded, progress, previews and interrupt.
 
-    Nothing is loaded before a block has to be computed; the memory is free again whatever happens.
+    Nothing is loaded before a block has to be computed. A memory stays warm for the next node after a good end alone.
     """
     try:
         patcher.pre_run()  # before the key is taken: a node may change there how the MODEL computes
         with on_device(patcher.load_device), sampler_of(patcher, session, total_blocks) as sampler:
             yield sampler
+            slot.keep(patcher, sampler.hand_over())
+    except BaseException:
+        slot.clear()
+        raise
     finally:
         patcher.cleanup()
         comfy.model_management.soft_empty_cache()
@@ -55,20 +60,25 @@ def sampler_of(patcher: ModelPatcher, session: Session, total_blocks: int) -> Sa
         store=None if unknown else block_store(),
         watch=progress.step,
         found=progress.block,
+        take=functools.partial(slot.take, patcher),
         prepare=functools.partial(make_room, patcher, model, session),
     )
 
 
-def make_room(patcher: ModelPatcher, model: CausalWan, session: Session) -> None:
-    """Announce keys, values and activations to ComfyUI's memory management, and load the weights."""
+def make_room(patcher: ModelPatcher, model: CausalWan, session: Session, held: int) -> None:
+    """Announce keys, values and activations to ComfyUI's memory management, and load the weights.
+
+    Of the keys and values `held` bytes are there already.
+    """
     config, (_, _, channels, height, width) = session.config, session.block_shape
     rows, columns = model.geometry.grid(height, width)
     keys = memory_bytes(model, config, session.height, session.width)
-    log.info("a window of %d frames takes %.0f MB of keys and values", config.window, keys / 1e6)
+    if not held:
+        log.info("a window of %d frames takes %.0f MB of keys and values", config.window, keys / 1e6)
     # Without flash attention the host's estimate is for one that holds all scores at once, which none of its own does.
     most = ACTIVATIONS * config.window * rows * columns * model.geometry.dim * model.dtype.itemsize
     work = min(patcher.model.memory_required([1, channels, config.window, height, width]), most)
-    needed = keys + work + TEXTS_HELD * text_bytes(model)
+    needed = keys - held + work + TEXTS_HELD * text_bytes(model)
     comfy.model_management.load_models_gpu([patcher], memory_required=needed)
 
 

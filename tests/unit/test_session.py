@@ -294,13 +294,20 @@ def test_keys_are_the_same_in_every_process_and_release():
 def test_a_session_continues_its_own_past_and_no_other():
     video = filmed(3)
     later = filmed(2, video.switched_to(tiny.prompt(1)))
-    assert later.continues(video)
-    assert later.continues(later)
-    assert later.continues(tiny.session())
-    assert not video.continues(later)
-    assert not filmed(2, video.switched_to(tiny.prompt(2))).continues(later)
-    assert not later.continues(filmed(3, tiny.session(seed=8)))
-    assert not later.continues(tiny.session(seed=8))
+    assert later.continues(video.trace())
+    assert later.continues(later.trace())
+    assert later.continues(tiny.session().trace())
+    assert not video.continues(later.trace())
+    assert not filmed(2, video.switched_to(tiny.prompt(2))).continues(later.trace())
+    assert not later.continues(filmed(3, tiny.session(seed=8)).trace())
+    assert not later.continues(tiny.session(seed=8).trace())
+
+
+def test_a_session_does_not_continue_latents_that_have_its_keys_and_came_from_elsewhere():
+    video = filmed(3)
+    loaded = replace(video, blocks=tuple(block.clone() for block in video.blocks))
+    assert loaded.keys == video.keys
+    assert not loaded.continues(video.trace())
 
 
 def test_keys_of_a_video_from_outside_hash_what_it_holds():

@@ -5,6 +5,7 @@ import itertools
 import json
 from pathlib import Path
 
+import comfy.model_management
 import folder_paths
 import torch
 from comfy_api.latest import ComfyExtension, io, ui
@@ -109,18 +110,18 @@ class TestAttention(io.ComfyNode):
         calls = itertools.count(1)
 
         def attend(original, *arguments, **options):
-            counted["attention"] = next(calls)
-            if counted["attention"] == fail_at:
+            counted["attention_calls"] = next(calls)
+            if counted["attention_calls"] == fail_at:
                 raise RuntimeError("TestAttention was told to fail")
             return original(*arguments, **options)
 
-        counted["attention"] = 0
+        counted["attention_calls"] = 0
         patched = model.clone()
         patched.model_options["transformer_options"]["optimized_attention_override"] = attend
         return io.NodeOutput(patched)
 
 
-counted = {"attention": 0}  # calls of the newest TestAttention
+counted = {"attention_calls": 0, "warm_after_unload": 0}  # of the newest TestAttention and TestUnload
 
 
 class TestSaveLatent(io.ComfyNode):
@@ -143,6 +144,26 @@ class TestSaveLatent(io.ComfyNode):
         save_file({"samples": samples}, output_file(f"{name}.safetensors"))
         text = f"{tuple(samples.shape)} {samples.dtype}"
         return io.NodeOutput(latent, ui=ui.PreviewText(text))
+
+
+class TestUnload(io.ComfyNode):
+    """Pass anything through, and have ComfyUI take all memory back meanwhile."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TestUnload",
+            display_name="Test Unload",
+            category=CATEGORY,
+            inputs=[io.AnyType.Input("value")],
+            outputs=[io.AnyType.Output(display_name="value")],
+        )
+
+    @classmethod
+    def execute(cls, value: object) -> io.NodeOutput:
+        comfy.model_management.unload_all_models()
+        counted["warm_after_unload"] = alive()["warm"]
+        return io.NodeOutput(value)
 
 
 class TestProbe(io.ComfyNode):
@@ -174,20 +195,26 @@ class TestProbe(io.ComfyNode):
 
 
 def alive() -> dict[str, int]:
-    """Count the K/V caches, parts of a tuning and tensors nobody has let go of."""
+    """Count the K/V caches, parts of a tuning and tensors nobody has let go of.
+
+    Caches that are on loan, so that ComfyUI may take them back as it does a model, are counted as warm.
+    """
     gc.collect()
     objects = gc.get_objects()
     types = set(map(type, objects))
     kinds = {kind for kind in types if CACHE_CLASSES & {base.__name__ for base in kind.__mro__}}
     tuned = {kind for kind in types if kind.__name__ in TUNING_CLASSES or str(kind.__module__).endswith(OWN_TREE)}
+    loans = [loan.warm for loan in comfy.model_management.loaded_models() if getattr(loan, "warm", None)]
+    warm = sum(len(loan.memory.layers) for loan in loans)
     tensors = [item for item in objects if issubclass(type(item), torch.Tensor)]
     return {
-        "caches": sum(type(item) in kinds for item in objects),
+        "caches": sum(type(item) in kinds for item in objects) - warm,
+        "warm": warm,
         "of_tunings": sum(type(item) in tuned for item in objects),
         "tensors": len(tensors),
         "tensor_bytes": sum(tensor.nbytes for tensor in tensors),
         "gpu_tensors": sum(tensor.is_cuda for tensor in tensors),
-        "attention_calls": counted["attention"],
+        **counted,
     }
 
 
@@ -197,7 +224,7 @@ def output_file(name: str) -> Path:
 
 class TestExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [TestHashedCLIP, TestFail, TestConditioning, TestAttention, TestSaveLatent, TestProbe]
+        return [TestHashedCLIP, TestFail, TestConditioning, TestAttention, TestSaveLatent, TestUnload, TestProbe]
 
 
 async def comfy_entrypoint() -> TestExtension:
