@@ -4,11 +4,13 @@ Knows files and tensors, not what they mean.
 """
 
 import hashlib
+import itertools
 import json
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,6 +24,8 @@ from .model.weights import files_of
 MEMORY = "digests.json"
 SAMPLES, SAMPLE_BYTES = 64, 4096  # evenly over a file, its ends included
 SETTLED_SECONDS = 3.0  # a younger file may change again within one tick of its clock (2 s on FAT) and is not remembered
+HASHING_THREADS = 4
+TENSORS_HELD = 16  # of a stream
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +83,18 @@ def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
         sha.update(len(head).to_bytes(8, "little") + head)
         sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)  # as bytes: numpy has no bfloat16
     return sha.hexdigest()
+
+
+def digest_of_stream(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 over the digests of many tensors by name, in whatever order they come.
+
+    A few are hashed at a time, each in a thread (hashlib lets others run), and no more are held.
+    """
+    stream, digests = iter(tensors), {}
+    with ThreadPoolExecutor(HASHING_THREADS) as pool:
+        while batch := dict(itertools.islice(stream, TENSORS_HELD)):
+            digests |= zip(batch, pool.map(digest_of_tensors, ({"": tensor} for tensor in batch.values())), strict=True)
+    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
 
 
 def remembered(cache_dir: Path | None) -> dict[str, list]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from longlive import digest as module
-from longlive.digest import digest, digest_of_tensors
+from longlive.digest import digest, digest_of_stream, digest_of_tensors
 from longlive.errors import CheckpointError
 
 AN_HOUR_AGO = 1_700_000_000
@@ -241,3 +242,31 @@ def test_a_digest_of_tensors_stays_the_same_for_ever():
     head = b'["w", "torch.float32", [2]]'
     written_out = len(head).to_bytes(8, "little") + head + b"\x00\x00\x80\x3f\x00\x00\x00\x40"
     assert digest_of_tensors({"w": torch.tensor([1.0, 2.0])}) == hashlib.sha256(written_out).hexdigest()
+
+
+# many tensors
+
+
+def test_a_digest_of_many_tensors_knows_names_bytes_and_no_order():
+    tensors = {f"layer {i}": torch.full((3,), float(i)) for i in range(40)}
+    expected = digest_of_stream(tensors.items())
+    assert digest_of_stream(reversed(tensors.items())) == expected
+    swapped = tensors | {"layer 0": tensors["layer 1"], "layer 1": tensors["layer 0"]}
+    fewer = dict(list(tensors.items())[:-1])
+    assert len({expected, *(digest_of_stream(others.items()) for others in (swapped, fewer, {}))}) == 4
+
+
+def test_no_more_than_a_few_tensors_of_a_stream_are_held():
+    alive = weakref.WeakSet()
+    most = 0
+
+    def stream():
+        nonlocal most
+        for i in range(10 * module.TENSORS_HELD):
+            tensor = torch.full((3,), float(i))
+            alive.add(tensor)
+            most = max(most, len(alive))
+            yield str(i), tensor
+
+    digest_of_stream(stream())
+    assert module.TENSORS_HELD <= most <= 2 * module.TENSORS_HELD

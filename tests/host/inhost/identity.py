@@ -1,14 +1,35 @@
 """Whether MODELs are told apart that make other videos, and known again where they are the same; runs inside a host."""
 
+import contextlib
 import functools
+import importlib
 import itertools
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
+import comfy.memory_management
+import comfy.model_management
 import comfy.sd
+import pytest
 import torch
+from comfy.ldm.modules.attention import wrap_attn
+from comfy.model_base import BaseModel
+from comfy.patcher_extension import CallbacksMP
 from comfyui_longlive.longlive.errors import LongLiveError
-from comfyui_longlive.nodes.identity import attention_override, identity_of, model_digest, opaque, unrecognisable
-from model_files import dit_weights
+from comfyui_longlive.nodes import identity
+from comfyui_longlive.nodes.identity import (
+    attention_override,
+    identity_of,
+    kernels,
+    model_digest,
+    opaque,
+    unrecognisable,
+)
+from model_files import dit_weights, lora_weights
 from torch import Tensor, nn
 
 FLAG = "off"
@@ -18,6 +39,20 @@ def loaded(**changes: Tensor):
     return comfy.sd.load_diffusion_model_state_dict(dit_weights() | changes)
 
 
+@contextlib.contextmanager
+def dynamic_vram() -> Iterator[None]:
+    """What a host does to a network on an NVIDIA card: its parameters stay those of the file until they are used."""
+    load = BaseModel.load_model_weights
+
+    def assigned(model: BaseModel, weights: dict, prefix: str = "", assign: bool = False) -> BaseModel:
+        return load(model, weights, prefix, True)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BaseModel, "load_model_weights", assigned)
+        patch.setattr(comfy.memory_management, "aimdo_enabled", True)
+        yield
+
+
 def overridden(override) -> SimpleNamespace:
     return SimpleNamespace(model_options={"transformer_options": {"optimized_attention_override": override}})
 
@@ -25,7 +60,7 @@ def overridden(override) -> SimpleNamespace:
 def patcher_of(network: nn.Module, **backup: object) -> SimpleNamespace:
     """As much of a ModelPatcher as an identity asks for."""
     return SimpleNamespace(
-        model=SimpleNamespace(diffusion_model=network),
+        model=SimpleNamespace(diffusion_model=network, get_dtype=lambda: torch.float32),
         backup={f"diffusion_model.{key}": SimpleNamespace(weight=weight) for key, weight in backup.items()},
         patches={},
         object_patches={},
@@ -43,6 +78,66 @@ def check_weights() -> None:
     assert model_digest(loaded()) != model_digest(loaded(**{"head.head.bias": bias}))
 
 
+def check_precision_of_weights() -> list[str]:
+    """Each choice of `weight_dtype` is a model of its own, the same with dynamic VRAM and without."""
+    file = {name: weight.bfloat16() for name, weight in dit_weights().items()}
+    choices = (
+        {},
+        *({"dtype": dtype} for dtype in (torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)),
+        {"dtype": torch.float8_e4m3fn, "fp8_optimizations": True},
+    )
+    digests = []
+    for options in choices:
+        static = comfy.sd.load_diffusion_model_state_dict({**file}, model_options=options)
+        with dynamic_vram():
+            dynamic = comfy.sd.load_diffusion_model_state_dict({**file}, model_options=options)
+        assert dynamic.model.diffusion_model.head.head.weight.dtype is torch.bfloat16
+        assert model_digest(static) == model_digest(dynamic), options
+        assert kernels(static) == kernels(dynamic)
+        digests.append(model_digest(static))
+    *plain, fast = digests
+    assert len({*plain}) == len(plain)
+    assert fast == plain[3]  # of the same weights; what computes them tells the two apart, where it differs
+    return digests
+
+
+def check_fast_fp8_has_kernels_of_its_own() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comfy.model_management, "supports_fp8_compute", lambda *_: True)
+        options = {"dtype": torch.float8_e4m3fn}
+        plain, fast = (
+            comfy.sd.load_diffusion_model_state_dict(dit_weights(), model_options=options | chosen)
+            for chosen in ({}, {"fp8_optimizations": True})
+        )
+    assert kernels(plain) != kernels(fast)
+
+
+def check_weights_that_were_in_use() -> None:
+    """Loading casts some parameters in place (`modulation`) and lays a LoRA on others; the model stays the same."""
+    file = {name: weight.bfloat16() for name, weight in dit_weights().items()}
+    lora = {f"diffusion_model.{name.removeprefix('base_model.model.')}": pair for name, pair in lora_weights().items()}
+    with dynamic_vram():
+        fresh, used = (comfy.sd.load_diffusion_model_state_dict({**file}) for _ in range(2))
+    patched, _ = comfy.sd.load_lora_for_models(used, None, lora, 1.0, 0)
+    comfy.model_management.load_models_gpu([patched])
+    assert patched.backup
+    for module in used.model.diffusion_model.modules():
+        if hasattr(module, "modulation"):
+            module.modulation.data = module.modulation.data.to(module.modulation_comfy_model_dtype)
+    assert used.model.diffusion_model.head.modulation.dtype is torch.float32
+    assert model_digest(used) == model_digest(fresh)
+
+
+def check_weights_are_hashed_once_and_said_so() -> None:
+    lines: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(identity.log, "info", lambda text, *values: lines.append(text % values))
+        model = loaded()
+        assert model_digest(model) == model_digest(model.clone()) == model_digest(model)
+    assert len(lines) == 1
+    assert re.fullmatch(r"hashed the weights of WAN21 in \d+\.\d s", lines[0])
+
+
 def check_opaque_models() -> None:
     """Nothing tells what they compute, so no two are the same."""
     for carried in ("injections", "weight_wrapper_patches", "object_patches"):
@@ -50,7 +145,8 @@ def check_opaque_models() -> None:
         for patcher in (first, second):
             setattr(patcher, carried, {"diffusion_model.blocks.0.ffn": [object()]})
             assert len(opaque(patcher)) == len(unrecognisable(patcher)) == 1
-        assert model_digest(first) != model_digest(second) != model_digest(loaded())
+        assert len({model_digest(patcher) for patcher in (first, second, first.clone(), loaded())}) == 4
+        assert model_digest(first) == model_digest(first)
     assert opaque(loaded()) == []
     stateful = loaded()
     stateful.model_options["transformer_options"]["optimized_attention_override"] = functools.partial(next, object())
@@ -97,6 +193,135 @@ def check_attention_overrides() -> None:
     assert name(functools.partial(sage("fp8"), 1)) != name(functools.partial(sage("fp8"), 2))
     for unknown in (sage(itertools.count()), LongLiveError(), unfinished()):
         assert name(unknown) is None
+
+
+def check_installed_kernels() -> None:
+    """A kernel that was installed is its release, however it is wrapped; what it is made of cannot be looked into."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        install(Path(folder), "1.2.3")
+        import fastattn
+
+        def override(kernel, compiled: bool = False, mode: str = "fp16"):
+            """A chain of closures as KJNodes' Patch Sage Attention makes it; by default its kernel is not compiled."""
+
+            def call(q, k, v):
+                return kernel(q, k, v, mode=mode)
+
+            call = call if compiled else torch.compiler.disable()(call)
+
+            @wrap_attn
+            def attention(q, k, v, heads, **_):
+                return call(q, k, v).flatten(-2)
+
+            return lambda original, *args, **kwargs: attention.__wrapped__(*args, **kwargs)
+
+        def name(function, **settings) -> str | None:
+            return identity_of(attention_override(overridden(override(function, **settings))))
+
+        found = name(fastattn.quantised)
+        assert found is not None
+        assert found == name(fastattn.quantised) == name(fastattn.cached) == name(fastattn.quantised, compiled=True)
+        others = (fastattn.exact, fastattn.made("a"), fastattn.made("b"))
+        assert len({found, *map(name, others), name(fastattn.quantised, mode="int8")}) == 5
+        assert name(fastattn.kernel) is None  # an object, which may hold a state
+        model = loaded()
+        model.model_options["transformer_options"]["optimized_attention_override"] = override(fastattn.quantised)
+        assert opaque(model) == []
+
+        install(Path(folder), "1.2.4")
+        assert name(fastattn.quantised) not in (found, None)
+        shutil.rmtree(Path(folder) / "fastattn-1.2.4.dist-info")
+        forget_installed()
+        assert name(fastattn.quantised) is None  # of no release, and it holds an object
+
+
+def install(folder: Path, version: str) -> None:
+    """A package as pip leaves it, with a kernel that nothing can look into."""
+    for old in folder.glob("*.dist-info"):
+        shutil.rmtree(old)
+    info = folder / f"fastattn-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: fastattn\nVersion: {version}\n")
+    (info / "top_level.txt").write_text("fastattn\n")
+    (folder / "fastattn.py").write_text(FASTATTN)
+    forget_installed()
+
+
+def forget_installed() -> None:
+    importlib.invalidate_caches()
+    identity._distributions.cache_clear()
+
+
+FASTATTN = """
+import functools
+
+kernel = object()
+
+def quantised(q, k, v, mode):
+    return kernel(q, k, v, mode)
+
+def exact(q, k, v, mode):
+    return kernel(q, k, v, mode)
+
+def made(setting):
+    def inner(q, k, v, mode):
+        return kernel(q, k, v, setting)
+    return inner
+
+cached = functools.lru_cache(quantised)
+"""
+
+
+def check_kernels_of_triton_are_their_source() -> None:
+    class JITFunction:
+        __module__ = "triton.runtime.jit"
+
+        def __init__(self, fn) -> None:
+            self.fn, self.compiled = fn, object()
+
+    def one(x):
+        return x + 1
+
+    def two(x):
+        return x + 2
+
+    assert identity_of(JITFunction(one)) == identity_of(JITFunction(one)) == identity_of(one)
+    assert identity_of(JITFunction(two)) not in (identity_of(one), None)
+
+
+def check_calls_of_a_run() -> None:
+    """What a callback does cannot be seen before a run; what it is, is part of the key, or nothing is stored."""
+    plain, first, second, same, stateful = (loaded() for _ in range(5))
+    for patcher, call in (
+        (first, lambda _: 1),
+        (second, lambda _: 2),
+        (same, lambda _: 1),
+        (stateful, functools.partial(next, object())),
+    ):
+        patcher.add_callback(CallbacksMP.ON_PRE_RUN, call)
+    assert len({kernels(patcher) for patcher in (plain, first, second)}) == 3
+    assert kernels(first) == kernels(same)
+    assert [len(opaque(patcher)) for patcher in (plain, first, stateful)] == [0, 0, 1]
+    assert model_digest(stateful) == model_digest(plain)
+
+
+def check_settings_of_gguf_layers() -> None:
+    """City96's loader keeps on the class of its layers in which precision they unpack."""
+    settings = []
+    for dequant_dtype in (None, torch.float16):
+        patcher = loaded()
+        layer = patcher.model.diffusion_model.head.head
+        layer.dequant_dtype, layer.patch_dtype = dequant_dtype, None
+        settings.append(kernels(patcher))
+    assert len({*settings, kernels(loaded())}) == 3
+
+
+def check_methods_of_objects_are_not_functions() -> None:
+    """The same builtin of two objects is two functions."""
+    assert identity_of([].append) != identity_of([1].append)
+    assert identity_of(itertools.count().__reduce__) is None
+    assert identity_of(len) == identity_of(len)
 
 
 def check_patched_quantised_weights_are_known_by_their_originals() -> None:
