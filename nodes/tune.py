@@ -23,8 +23,8 @@ from safetensors.torch import load
 from ..longlive.config import SIZE_STEP, RolloutConfig
 from ..longlive.curve import Curve
 from ..longlive.digest import digest_of_tensors
-from ..longlive.errors import LongLiveError, TuningError
-from ..longlive.files import atomic_write
+from ..longlive.errors import DataError, LongLiveError, TuningError
+from ..longlive.files import atomic_write, check_regular
 from ..longlive.tune.adapter import peft
 from ..longlive.tune.config import (
     DataConfig,
@@ -49,6 +49,8 @@ log = logging.getLogger(__name__)
 
 CATEGORY = "LongLive/tuning"
 SHORT = 12  # hex digits, enough to tell apart what one person has
+MAX_TYPED = 200_000  # characters; they are read where the server answers everybody
+MAX_FILE_BYTES = 16 << 20  # of pairs: some ten thousand, each of which is encoded and kept in memory
 CURVE_EVERY = 5  # steps between two pictures of the curve
 PREVIEW_SIZE = 720
 DTYPES = {Precision.HALF: torch.bfloat16, Precision.FULL: torch.float32}
@@ -86,8 +88,8 @@ class PromptPairs(io.ComfyNode):
                     "file",
                     default="",
                     optional=True,
-                    tooltip="A text file of such lines, or .jsonl, read instead of the text above. A path, or a name "
-                    "in the input folder.",
+                    tooltip="A text file of such lines, or .jsonl, read instead of the text above. Its name in "
+                    "ComfyUI's input folder.",
                 ),
                 io.String.Input(
                     "negative",
@@ -106,7 +108,7 @@ class PromptPairs(io.ComfyNode):
         if pairs is None or file is None or file.strip():
             return True
         try:
-            parsed_pairs(pairs)
+            typed_pairs(pairs)
         except LongLiveError as error:
             return str(error)
         return True
@@ -117,14 +119,14 @@ class PromptPairs(io.ComfyNode):
         if not (file or "").strip():
             return ""
         try:
-            stat = file_of(file or "").stat()
-        except OSError:
+            stat = paths.pairs_path(file or "").stat()
+        except (OSError, DataError):
             return ""
         return f"{stat.st_mtime_ns} {stat.st_size}"
 
     @classmethod
     def execute(cls, clip, pairs: str, file: str = "", negative: str = "") -> io.NodeOutput:
-        texts = pairs_in(file_of(file)) if file.strip() else parsed_pairs(pairs)
+        texts = read_file(paths.pairs_path(file)) if file.strip() else typed_pairs(pairs)
         prompts = list(dict.fromkeys([negative, *(half for pair in texts for half in (pair.first, pair.second))]))
         bar, embeddings = comfy.utils.ProgressBar(len(prompts)), {}
         for prompt in prompts:
@@ -137,13 +139,16 @@ class PromptPairs(io.ComfyNode):
         return io.NodeOutput(found, ui=ui.PreviewText(told(texts, file.strip())))
 
 
-def file_of(name: str) -> Path:
-    """A path, or a name in ComfyUI's input folder."""
-    return Path(folder_paths.get_input_directory()) / Path(name.strip()).expanduser()
+def typed_pairs(text: str) -> tuple[PromptPair, ...]:
+    """The pairs of the node's text. Raises DataError."""
+    if len(text) > MAX_TYPED:
+        raise DataError(f"the text has {len(text):,} characters, and {MAX_TYPED:,} at most are read; use a file")
+    return parsed_pairs(text)
 
 
-def pairs_in(path: Path) -> tuple[PromptPair, ...]:
-    pairs = read_pairs(path)
+def read_file(path: Path) -> tuple[PromptPair, ...]:
+    """The pairs of a file, of lines as they are typed or of JSON. Raises DataError."""
+    pairs = read_pairs(path, limit=MAX_FILE_BYTES)
     return pairs if path.suffix.lower() == JSONL else parsed_pairs("\n".join(pair.first for pair in pairs))
 
 
@@ -470,6 +475,7 @@ def refuse_to_replace(path: Path) -> None:
     if not path.exists():
         return
     try:
+        check_regular(path)
         with safe_open(path, "pt") as file:
             made_here = TUNED in (file.metadata() or {})
     except (OSError, SafetensorError):

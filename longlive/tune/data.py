@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DataError
-from ..files import write_text
+from ..files import read_text, write_text
+from ..untrusted import parse_json
 
 JSONL = ".jsonl"
 NEWLINE = re.compile(r"\r\n|\r|\n")  # not str.splitlines: a prompt in JSON may hold U+2028
-ARROW = re.compile(r"-+>|=+>|→")
+ARROW = re.compile(r"(?<!-)-+>|(?<!=)=+>|→")  # tried once a run of dashes: a long one takes no longer
+MAX_BYTES = 1 << 30  # of a file of prompts; VidProM's are 200 MB
 
 SHORTEST, LONGEST = 0.5, 2  # an answer, in lengths of its prompt
 MAX_WORDS = 250
@@ -55,18 +57,18 @@ class PromptPair:
     second: str
 
 
-def read_pairs(path: Path, second: Path | None = None) -> tuple[PromptPair, ...]:
+def read_pairs(path: Path, second: Path | None = None, *, limit: int = MAX_BYTES) -> tuple[PromptPair, ...]:
     """The pairs of a .jsonl file, or of text with a prompt a line that goes on as the same line of `second` says.
 
     A line of .jsonl is `{"prompts": [first, second]}`; of more than two prompts each is paired with the next, and one
-    alone never switches, like a text file without `second`.
+    alone never switches, like a text file without `second`. A file has at most `limit` bytes.
     """
     if second is None and path.suffix.lower() == JSONL:
-        return tuple(pair for where, entry in _entries(path) for pair in _chain(entry.get("prompts"), where))
+        return tuple(pair for where, entry in _entries(path, limit) for pair in _chain(entry.get("prompts"), where))
     if second is not None and JSONL in (path.suffix.lower(), second.suffix.lower()):
         raise DataError(f"{path} and {second} cannot be paired: a {JSONL} file holds whole pairs, so give it alone")
-    prompts = _prompts(path)
-    following = _prompts(second) if second else prompts
+    prompts = _prompts(path, limit)
+    following = _prompts(second, limit) if second else prompts
     if len(prompts) != len(following):
         missing = abs(len(prompts) - len(following))
         counts = f"{path} has {len(prompts)} lines and {second} {len(following)}"
@@ -207,35 +209,31 @@ def _prompt(value: object, where: str) -> str:
     return value.strip()
 
 
-def _prompts(path: Path) -> list[str]:
-    return [_prompt(line, f"{path} line {number}") for number, line in enumerate(_lines(path), start=1)]
+def _prompts(path: Path, limit: int) -> list[str]:
+    return [_prompt(line, f"{path} line {number}") for number, line in enumerate(_lines(path, limit), start=1)]
 
 
-def _entries(path: Path) -> Iterator[tuple[str, dict]]:
+def _entries(path: Path, limit: int = MAX_BYTES) -> Iterator[tuple[str, dict]]:
     """The objects of a JSONL file, each with the place to name in a message."""
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(_lines(path, limit), start=1):
         where = f"{path} line {number}"
         if not line:
             continue
         try:
-            entry = json.loads(line)
-            json.dumps(entry, ensure_ascii=False).encode()  # refuses half a surrogate pair, as a tokenizer would
-        except (ValueError, RecursionError) as error:
+            entry = parse_json(line)
+        except ValueError as error:
             raise DataError(f"{where} is not JSON ({error}); write one object a line") from error
         if not isinstance(entry, dict):
             raise DataError(f"{where} has {reprlib.repr(entry)} where an object belongs; write one in braces")
         yield where, entry
 
 
-def _lines(path: Path) -> list[str]:
+def _lines(path: Path, limit: int) -> list[str]:
     """The lines of a file without the blank ones at its end."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_text(path, limit)
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror or error}); check the path") from error
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path} line {line} is not UTF-8; save the file as UTF-8") from error
+        raise DataError(f"{path} cannot be read ({error.strerror or error}); give a text file in UTF-8") from error
     if not text.strip():
         raise DataError(f"{path} is empty; it needs at least one line")
     return [line.strip() for line in NEWLINE.split(text.rstrip())]

@@ -103,7 +103,8 @@ def test_a_blank_line_between_prompts_is_refused(file):
     ("line", "problem"),
     [
         ('{"prompts": ["a"', "line 3 is not JSON .* one object a line"),
-        ('{"prompts": ["\\ud83d"]}', "line 3 is not JSON .*surrogates not allowed"),
+        ('{"prompts": ["\\ud83d"]}', "line 3 is not JSON .*not whole text"),
+        ('{"prompts": ["a", "b"], "weight": NaN}', "line 3 is not JSON .NaN is not a number"),
         ("[" * 100_000, "line 3 is not JSON"),
         ('["a", "b"]', "line 3 has .* where an object belongs"),
         ("{}", "line 3 has None where prompts belong"),
@@ -120,8 +121,23 @@ def test_a_line_of_jsonl_that_is_no_pair_is_refused_with_its_number(file, line, 
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"none\.txt cannot be read \(.+\); check the path"):
+    with pytest.raises(DataError, match=r"none\.txt cannot be read \(.+\); give a text file in UTF-8"):
         read_pairs(tmp_path / "none.txt")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a pipe")
+@pytest.mark.parametrize("name", ["pipe.txt", "pipe.jsonl"])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(DataError, match=r"cannot be read \(it is a pipe, not a file\)"):
+        read_pairs(tmp_path / name)
+
+
+def test_a_file_beyond_the_limit_is_refused(file):
+    path = file("prompts.txt", "a\nb")
+    assert len(read_pairs(path, limit=3)) == 2
+    with pytest.raises(DataError, match=r"cannot be read \(it is larger than 2 bytes\)"):
+        read_pairs(path, limit=2)
 
 
 @pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf\r\n \n"], ids=["empty", "blank"])
@@ -131,7 +147,7 @@ def test_a_file_without_prompts_is_refused(file, content):
 
 
 def test_another_encoding_is_refused_with_its_line(file):
-    with pytest.raises(DataError, match=r"prompts\.txt line 2 is not UTF-8; save"):
+    with pytest.raises(DataError, match=r"prompts\.txt cannot be read \(line 2 is not UTF-8\); give a text"):
         read_pairs(file("prompts.txt", "a\nä\n".encode("latin-1")))
 
 

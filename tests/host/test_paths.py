@@ -1,0 +1,133 @@
+"""Names that come over HTTP reach files of their own folder only, whatever they hold."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import model_files
+import pytest
+from comfy import ComfyUI, HostError
+from graphs import node
+from test_refusals import BEGUN, SHORT, ended, sentence
+
+SECRET = "a secret of the server"
+HOSTILE = (
+    "{outside}/secret.txt",
+    "../{outside.name}/secret.txt",
+    "folder/../../secret.txt",
+    "~/secret.txt",
+    "/etc/hostname",
+    "/proc/self/environ",
+    "/dev/zero",
+    "/dev/stdin",
+    "away/secret.txt",
+    "secret.txt",
+    "loop",
+    "pipe.txt",
+    "folder",
+    "a\0b",
+    "a\nb",
+    "a\x1b[2Jb",
+    ".hidden",
+    "CON",
+    "NUL.txt",
+    "a.",
+    "C:\\secret.txt",
+    "x" * 300,
+    "x/" * 3000 + "x",
+    "\ud800",
+)
+
+
+@pytest.fixture(scope="module")
+def outside(newest: ComfyUI) -> Path:
+    """A folder beside the host's, to which links lead from the host's input and output folders."""
+    outside = Path(tempfile.mkdtemp(dir=newest.base))
+    (outside / "secret.txt").write_text(f"{SECRET}\n")
+    for folder in (newest.base / "input", newest.output / "longlive"):
+        (folder / "folder").mkdir(parents=True)
+        (folder / "away").symlink_to(outside)
+        (folder / "secret.txt").symlink_to(outside / "secret.txt")
+        (folder / "loop").symlink_to(folder / "loop")
+        os.mkfifo(folder / "pipe.txt")
+        os.mkfifo(folder / "pipe.txt.safetensors")
+        (folder / "loop.safetensors").symlink_to(folder / "loop.safetensors")
+    return outside
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def pairs(file: str) -> dict:
+    graph = {"mini": node("LongLiveMiniature")}
+    graph["pairs"] = node("LongLivePromptPairs", clip=["mini", 1], pairs="", file=file, negative="")
+    return ended(graph, "pairs")
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=lambda name: ascii(name)[:30])
+def test_prompt_pairs_reads_its_input_folder_only(newest, outside, name):
+    told = sentence(newest, pairs(name.format(outside=outside)))
+    assert "is no name in" in told or "cannot be read" in told
+    assert SECRET not in told
+    assert len(told) < 400 + len(str(newest.base))
+
+
+def test_prompt_pairs_of_a_folder_within_input(host):
+    path = host.base / "input" / "sets" / "pairs.txt"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("a red ring moves left at night\n")
+    assert "a red ring moves left at night" in host.run(pairs("sets/pairs.txt")).text("pairs")
+
+
+def test_a_file_too_large_to_be_prompts_is_refused(newest):
+    with (newest.base / "input" / "large.txt").open("wb") as file:
+        file.truncate(17 << 20)
+    assert "cannot be read (it is larger than 16,777,216 bytes)" in sentence(newest, pairs("large.txt"))
+
+
+def test_text_too_long_to_be_pairs_is_refused_before_it_is_queued(newest):
+    graph = pairs("")
+    graph["pairs"]["inputs"]["pairs"] = "a -> b\n" * 30_000
+    with pytest.raises(HostError, match=r"the text has 210,000 characters, and 200,000 at most are read; use a file"):
+        newest.run(graph)
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=lambda name: ascii(name)[:30])
+def test_a_session_is_kept_in_its_folder_only(newest, outside, name):
+    before = files_of(outside)
+    name = name.format(outside=outside)
+    load = node("LongLiveLoadSession", model=["model", 0], name=name)
+    if name not in ("folder", "pipe.txt", "loop", "secret.txt"):  # names like others, once .safetensors is behind
+        save = node("LongLiveSaveSession", session=["session", 0], name=name)
+        assert "is no name for a session" in sentence(newest, ended(BEGUN | {"save": save}, "save"))
+        assert "is no name for a session" in sentence(newest, ended(BEGUN | {"load": load}, "load"))
+    assert files_of(outside) == before
+
+
+def test_a_pipe_is_no_session(newest, outside):
+    load = node("LongLiveLoadSession", model=["model", 0], name="pipe.txt")
+    assert "it is a pipe, not a file" in sentence(newest, ended(BEGUN | {"load": load}, "load"))
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=lambda name: ascii(name)[:30])
+def test_a_film_is_written_into_the_output_folder_only(newest, outside, name):
+    before = files_of(outside), {path for path in newest.base.iterdir()}
+    prefix = name.format(outside=outside)
+    graph = SHORT | {"vae": node("VAELoader", vae_name=model_files.VAE.name)}
+    graph["out"] = node("LongLiveDecode", session=["chunk0", 0], vae=["vae", 0], filename_prefix=prefix)
+    try:
+        newest.run(graph)
+    except HostError as error:
+        assert "longlive.VideoError: " in str(error), str(error)
+    assert (files_of(outside), {path for path in newest.base.iterdir()}) == before
+
+
+def test_models_are_those_the_host_lists(newest):
+    for name in ("../../secret", "/etc/hostname", "a\0b"):
+        graph = {"model": node("LongLiveModelLoader", model_name=name, lora_name="none", lora_strength=1.0)}
+        graph["model"]["inputs"]["weight_dtype"] = "default"
+        with pytest.raises(HostError, match="value_not_in_list"):
+            newest.run(ended(graph, "model"))
+        assert json.dumps(SECRET) not in newest.log
