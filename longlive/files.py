@@ -37,7 +37,7 @@ DEVICE_NAMES = frozenset(
     + [f"{port}{number}" for port in ("com", "lpt") for number in "0123456789¹²³"]
 )
 FORBIDDEN_IN_NAMES = frozenset('<>:"/\\|?*')  # of Windows
-MAX_NAME_BYTES = 200  # of one part of a path; file systems allow 255, endings and counters included
+MAX_NAME_BYTES = 200  # file systems allow 255, endings and counters included
 
 
 def check_regular(path: Path) -> None:
@@ -91,7 +91,7 @@ def find_inside(folder: Path, name: str, suffix: str = "") -> Path | None:
 
     A name may have folders, divided by /. Symbolic links are followed before the path is judged.
     """
-    if not all(map(is_plain_name, name.split("/"))):
+    if not is_plain_path(name):
         return None
     folder = folder.resolve()
     try:
@@ -99,6 +99,11 @@ def find_inside(folder: Path, name: str, suffix: str = "") -> Path | None:
     except (OSError, RuntimeError):  # links that lead to each other
         return None
     return path if folder in path.parents else None
+
+
+def is_plain_path(name: str) -> bool:
+    """Whether `name` is a plain name, or several divided by /: folders and a name."""
+    return len(name) <= MAX_NAME_BYTES and all(map(is_plain_name, name.split("/")))
 
 
 def is_plain_name(name: str) -> bool:

@@ -14,7 +14,6 @@ Knows neither tensors nor nodes; `web/timeline/model.js` reads the same script, 
 Seconds snap to whole blocks, each segment on its own; blocks and (latent) frames must fit.
 """
 
-import difflib
 import math
 import re
 from collections.abc import Sequence
@@ -22,7 +21,9 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from .config import FPS, MAX_SECONDS, blocks_to_seconds, pixel_frames, seconds_to_blocks
-from .errors import ConfigError, TimelineError
+from .errors import TimelineError
+
+MAX_CHARACTERS = 200_000  # of a script; hours of video have fewer
 
 
 class Boundary(StrEnum):
@@ -40,10 +41,13 @@ UNITS = {unit: name[0] for name in ("seconds", "blocks", "frames") for unit in (
 
 SPACE = " \t\u00a0\u3000"  # with the no-break and the ideographic space of pasted text
 LOOKALIKES = "｜│¦"  # bars that are not the plain one
-NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)")
+SHOWN = 40  # characters of a word that a message repeats
+# No two parts of these may share what they match in more than one way: their time grows with the text, not its square.
+NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)")
 WORD = re.compile(rf"[^{SPACE}]+")
 HEAD = re.compile(
-    rf"{NUMBER.pattern}[{SPACE}]*(?:{'|'.join(UNITS)})(?:[{SPACE}]+[a-z]+)?[{SPACE}]*[|{LOOKALIKES}]", re.IGNORECASE
+    rf"{NUMBER.pattern}[{SPACE}]*(?:{'|'.join(UNITS)})(?:[{SPACE}]+[a-z]+)?[{SPACE}]*[|{LOOKALIKES}]",
+    re.IGNORECASE | re.ASCII,  # as in JavaScript
 )
 
 
@@ -60,8 +64,12 @@ class Segment:
 
 def parse(text: str, block: int = 3) -> tuple[Segment, ...]:
     """Read a script for blocks of `block` frames. Raises TimelineError with line and column, both from 1."""
+    if len(text) > MAX_CHARACTERS:
+        problem = f"the script has {len(text)} characters; {MAX_CHARACTERS} at most are read, so use several timelines"
+        raise TimelineError(problem, line=1, column=1)
     segments: list[Segment] = []
     columns: list[int] = []  # where each prompt begins
+    prompts: list[list[str]] = []  # the lines of each
     for number, line in enumerate(re.split(r"\r\n|\r|\n", text.removeprefix("\ufeff")), start=1):
         content = line.strip(SPACE)
         if not content or content.startswith("#"):
@@ -70,18 +78,21 @@ def parse(text: str, block: int = 3) -> tuple[Segment, ...]:
             segment, column = _parse_line(line, number, block)
             segments.append(segment)
             columns.append(column)
+            prompts.append([segment.prompt])
         elif segments and not HEAD.match(content):
-            segments[-1] = replace(segments[-1], prompt=f"{segments[-1].prompt} {content}".lstrip(SPACE))
+            prompts[-1].append(content)
         else:
             problem = "an indented line continues the prompt above; to begin a segment, start at the margin"
             raise TimelineError(problem, line=number, column=line.index(content) + 1)
     if not segments:
         raise TimelineError("the script is empty; write for example: 8s | a paper boat in the rain", line=1, column=1)
-    for segment, column in zip(segments, columns, strict=True):
-        if not segment.prompt:
+    for segment, column, lines in zip(segments, columns, prompts, strict=True):
+        if not any(lines):
             problem = "the prompt is empty; say behind the bar what is to be seen"
             raise TimelineError(problem, line=segment.line, column=column)
-    return tuple(segments)
+    return tuple(
+        replace(segment, prompt=" ".join(filter(None, lines))) for segment, lines in zip(segments, prompts, strict=True)
+    )
 
 
 def report(segments: Sequence[Segment], block: int = 3, before: int = 0) -> str:
@@ -93,8 +104,9 @@ def report(segments: Sequence[Segment], block: int = 3, before: int = 0) -> str:
         end = start + segment.blocks * block
         clock = [f"{blocks_to_seconds(frame, 1):.2f}" for frame in (start, end)]
         counts = [str(n) for n in (segment.blocks, end - start, pixel_frames(end) - pixel_frames(start))]
-        duration = f"{segment.asked} asked, {segment.blocks} blocks = {blocks_to_seconds(segment.blocks, block):g} s"
-        rows.append([str(index), *clock, *counts, str(segment.boundary) if start else "start", duration])
+        length = f"{count_blocks(segment.blocks)} = {blocks_to_seconds(segment.blocks, block):g} s"
+        words = [str(segment.boundary) if start else "start", f"{segment.asked} asked, {length}"]
+        rows.append([str(index), *clock, *counts, *words])
         if start == 0 and segment.boundary is not Boundary.RECACHE:
             notes.append(f"note: '{WORDS[segment.boundary]}' on segment {index} has no effect: the video begins there")
         start = end
@@ -104,8 +116,13 @@ def report(segments: Sequence[Segment], block: int = 3, before: int = 0) -> str:
         for row in rows
     ]
     lengths = f"{start} frames, {pixel_frames(start)} pixel frames, {pixel_frames(start) / FPS:.2f} s"
-    total = f"total: {sum(segment.blocks for segment in segments)} blocks; the video is {lengths} long"
+    total = f"total: {count_blocks(sum(segment.blocks for segment in segments))}; the video is {lengths} long"
     return "\n".join([*("  ".join(row).rstrip() for row in aligned), total, *notes]) + "\n"
+
+
+def count_blocks(number: int) -> str:
+    """A number of blocks in words."""
+    return f"{number} block" if number == 1 else f"{number} blocks"
 
 
 def _parse_line(line: str, number: int, block: int) -> tuple[Segment, int]:
@@ -123,42 +140,67 @@ def _parse_line(line: str, number: int, block: int) -> tuple[Segment, int]:
     if value is None:
         problem = "a segment begins with its duration: 8s (seconds), 10b (blocks) or 30f (frames), as in 8s | a prompt"
         raise error(problem if bar else f"{problem}; to continue the prompt above, indent the line", 0)
+    written = _shown(value[0])
     words = list(WORD.finditer(head, value.end()))
-    unit = words[0][0].lower() if words else ""
+    unit = _lower(words[0][0]) if words else ""
     if unit in BOUNDARIES:  # which has the empty word too
-        choices = f"{value[0]}s (seconds), {value[0]}b (blocks) or {value[0]}f (frames)"
+        choices = f"{written}s (seconds), {written}b (blocks) or {written}f (frames)"
         raise error(f"the duration has no unit; write {choices}", value.end())
     if unit not in UNITS:
-        raise error(f"unknown unit '{words[0][0]}'; use s (seconds), b (blocks) or f (frames)", words[0].start())
+        raise error(
+            f"unknown unit '{_shown(words[0][0])}'; use s (seconds), b (blocks) or f (frames)", words[0].start()
+        )
 
-    word = words[1][0].lower() if len(words) > 1 else ""
+    word = _lower(words[1][0]) if len(words) > 1 else ""
     if not bar:
         behind = words[1] if word and word in BOUNDARIES else words[0]
         raise error("a bar is missing between duration and prompt, as in 8s | a prompt", behind.end())
     if word not in BOUNDARIES:
-        near = difflib.get_close_matches(word, BOUNDARIES, n=1)
-        cure = f"did you mean {near[0]}?" if near else "use renew, keep or cut, or no word to recache"
-        raise error(f"unknown boundary '{words[1][0]}'; {cure}", words[1].start())
+        near = _nearest(word)
+        cure = f"did you mean {near}?" if near else "use renew, keep or cut, or no word to recache"
+        raise error(f"unknown boundary '{_shown(words[1][0])}'; {cure}", words[1].start())
     if len(words) > 2:
-        raise error(f"'{words[2][0]}' is one word too many before the bar", words[2].start())
+        raise error(f"'{_shown(words[2][0])}' is one word too many before the bar", words[2].start())
 
-    try:
-        blocks = _blocks(float(value[0]), UNITS[unit], block)
-    except ConfigError as problem:
-        raise error(str(problem), 0) from None
+    blocks = _blocks(value[0], UNITS[unit], block)
+    if isinstance(blocks, str):
+        raise error(blocks, 0)
     asked = head[: words[0].end()]
     return Segment(prompt.strip(SPACE), blocks, BOUNDARIES[word], number, asked), len(head) + 2
 
 
-def _blocks(value: float, unit: str, block: int) -> int:
+def _blocks(written: str, unit: str, block: int) -> int | str:
+    """Blocks that a duration comes to, or what is wrong with it."""
+    value, shown = float(written), _shown(written)
+    if unit == "s" and value <= 0:
+        return f"the duration is {shown} s; use more than 0 seconds"
+    step = block if unit == "f" else 1
+    seconds = value if unit == "s" else value / step * blocks_to_seconds(1, block)
+    if seconds > MAX_SECONDS:
+        return f"the duration is {shown}{unit}; one segment may last {MAX_SECONDS} s (a day) at most"
     if unit == "s":
         return seconds_to_blocks(value, block)
-    step = block if unit == "f" else 1
-    if value / step * blocks_to_seconds(1, block) > MAX_SECONDS:
-        raise ConfigError(f"the duration is {value:g}{unit}; one segment may last {MAX_SECONDS} s (a day) at most")
-    if value <= 0 or value % step:
-        low = math.floor(max(0, value) / step) * step
-        fitting = " or ".join(f"{count}{unit}" for count in (low, low + step) if count)
-        goal = f"blocks of {block} frames" if unit == "f" else "whole blocks"
-        raise ConfigError(f"a segment of {value:g}{unit} does not fill {goal}; use {fitting}")
-    return int(value) // step
+    if value > 0 and value % step == 0:
+        return int(value) // step
+    low = math.floor(max(0, value) / step) * step
+    fitting = " or ".join(f"{count}{unit}" for count in (low, low + step) if count)
+    goal = f"blocks of {block} frames" if unit == "f" else "whole blocks"
+    return f"a segment of {shown}{unit} does not fill {goal}; use {fitting}"
+
+
+def _nearest(word: str) -> str | None:
+    """The boundary of about this length that has all letters but one in common."""
+    for known in ("renew", "keep", "cut", "recache"):
+        if abs(len(known) - len(word)) <= 2 and len(set(known) - set(word)) <= 1:
+            return known
+    return None
+
+
+def _lower(word: str) -> str:
+    """Small letters where they are plain ones: others have small letters that no two languages agree on."""
+    return word.lower() if word.isascii() else word
+
+
+def _shown(text: str) -> str:
+    """What a message repeats of a text."""
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."

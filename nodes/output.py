@@ -1,14 +1,12 @@
 """Nodes by which a video leaves a session: as a file, as latents."""
 
 import json
-from pathlib import Path
 
-import folder_paths
 from comfy_api.latest import InputImpl, io, ui
 
 from ..longlive.errors import SessionError
 from ..longlive.video import VideoWriter, render
-from . import host
+from . import host, paths
 from .sampling import counted
 from .sockets import LiveSession, SessionSocket
 from .vae import streaming_decoder
@@ -46,10 +44,7 @@ class Decode(io.ComfyNode):
         video = session.session
         if not video.blocks:
             raise SessionError("the session has no frames yet; connect a LongLive Chunk Sampler or Timeline before it")
-        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-            filename_prefix, folder_paths.get_output_directory(), video.width, video.height
-        )
-        path = Path(folder) / f"{name}_{counter:05}_.mp4"
+        path, subfolder = paths.film_path(filename_prefix, video.width, video.height)
         decoder = streaming_decoder(vae)
         with VideoWriter(path, metadata=cls.workflow()) as writer:
             last_frame = render(counted(video.blocks), decoder, writer)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import folder_paths
 
-from ..longlive.errors import DataError, SessionError, TuningError
-from ..longlive.files import find_inside
+from ..longlive.errors import DataError, SessionError, TuningError, VideoError
+from ..longlive.files import find_inside, is_plain_path
 
 
 def session_path(name: str) -> Path:
@@ -15,7 +15,8 @@ def session_path(name: str) -> Path:
     path = find_inside(folder, name.strip(), ".safetensors")
     if path is None:
         raise SessionError(
-            f"{reprlib.repr(name)} is no name for a session, which is kept in {folder}; use a plain name such as my_film"
+            f"{reprlib.repr(name)} is no name for a session, which is kept in {folder}; "
+            f"use a plain name such as my_film"
         )
     return path
 
@@ -36,9 +37,7 @@ def lora_path(name: str) -> Path:
     folder = loras_folder()
     path = find_inside(folder, name.strip(), ".safetensors")
     if path is None:
-        raise TuningError(
-            f"{reprlib.repr(name)} is no name for a LoRA in {folder}; use a plain name such as my_style"
-        )
+        raise TuningError(f"{reprlib.repr(name)} is no name for a LoRA in {folder}; use a plain name such as my_style")
     return path
 
 
@@ -51,6 +50,23 @@ def pairs_path(name: str) -> Path:
             f"{reprlib.repr(name)} is no name in {folder}; put the file of pairs there, and give its name: pairs.txt"
         )
     return path
+
+
+def film_path(prefix: str, width: int, height: int) -> tuple[Path, str]:
+    """Where the next film named so is written, and the folder of that in ComfyUI's output folder. Raises VideoError.
+
+    ComfyUI makes folders, expands %width% and its like, and counts. It follows links within its output folder.
+    """
+    output = folder_paths.get_output_directory()
+    if not is_plain_path(prefix.strip()):
+        raise VideoError(
+            f"{reprlib.repr(prefix)} is no name for a film in {output}; use folders and a name such as video/LongLive"
+        )
+    try:
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix.strip(), output, width, height)
+    except OSError as error:
+        raise VideoError(f"there is no place for {prefix} in {output}: {error}; choose another name") from error
+    return Path(folder) / f"{name}_{counter:05}_.mp4", subfolder
 
 
 def loras_folder() -> Path:

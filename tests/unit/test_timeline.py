@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+from growth import growth
+from twins import NODE, differences, outcome, random_scripts
 
 from longlive.config import pixel_frames
 from longlive.errors import TimelineError
-from longlive.timeline import Boundary, Segment, parse, report
+from longlive.timeline import MAX_CHARACTERS, Boundary, Segment, parse, report
 
 VECTORS = json.loads((Path(__file__).parent.parent / "timeline_vectors.json").read_text(encoding="utf-8"))
 READ = [vector for vector in VECTORS if "segments" in vector]
@@ -60,3 +62,55 @@ def test_boundary_before_the_first_frame_is_reported_as_ignored():
     assert report(segments).splitlines()[-1] == "note: 'cut' on segment 1 has no effect: the video begins there"
     assert "note" not in report(segments, before=3)
     assert "note" not in report(parse("8s | a"))
+
+
+def test_one_block_is_told_as_one():
+    lines = report(parse("1b | a")).splitlines()
+    assert lines[1].endswith("1b asked, 1 block = 0.75 s")
+    assert lines[2].startswith("total: 1 block; ")
+
+
+def test_a_script_has_a_largest_size_in_code_points():
+    script = "8s | ".ljust(MAX_CHARACTERS, "🚣")
+    assert len(parse(script)[0].prompt) == MAX_CHARACTERS - 5
+    with pytest.raises(TimelineError, match="line 1, column 1: the script has 200001 characters; 200000 at most are"):
+        parse(script + "🚣")
+
+
+@pytest.mark.skipif(not NODE, reason="needs Node.js")
+def test_both_parsers_make_the_same_of_every_script():
+    scripts = [(vector["script"], vector["block"]) for vector in VECTORS]
+    scripts += [(script, 3) for script in LONG_SCRIPTS]
+    scripts += random_scripts(seed=0, count=3000)
+    assert differences(scripts) == []
+
+
+SHAPES = {
+    "digits": lambda n: "1b | a\n " + "1" * n,
+    "digits at the margin": lambda n: "1" * n,
+    "digits with a unit": lambda n: "1" * n + "b | a",
+    "decimals": lambda n: "1b | a\n 1." + "0" * n,
+    "dots": lambda n: "1b | a\n 1" + "." * n,
+    "spaces behind a number": lambda n: "1b | a\n 1" + " " * n + "x",
+    "spaces behind a unit": lambda n: "1b | a\n 1b" + " " * n + "!",
+    "spaces within a prompt": lambda n: "1b | a" + " " * n + "b",
+    "spaces within a line": lambda n: "1b | a\n  b" + "\u3000" * n + "c",
+    "a long unit": lambda n: "8" + "s" * n,
+    "a long boundary": lambda n: "1b | a\n 8s " + "k" * n,
+    "a long boundary at the margin": lambda n: "8s " + "recahce" * (n // 7) + " | a",
+    "words": lambda n: "8s " + "a " * (n // 2) + "| a",
+    "bars": lambda n: "8s " + "|" * n,
+    "lookalikes": lambda n: "8s" + " " * n + "｜",
+    "continuation lines": lambda n: "8s | a\n" + " b\n" * (4 * n),  # cheap each
+    "segments": lambda n: "1b|a\n" * (n // 5),
+    "comments": lambda n: "#\n" * (n // 2),
+    "line ends": lambda n: "\r" * n,
+    "boats": lambda n: "8s " + "🚣" * n + " | a",
+}
+LONG_SCRIPTS = [make(2000) for make in SHAPES.values()]
+
+
+@pytest.mark.parametrize("make", SHAPES.values(), ids=SHAPES)
+def test_time_to_read_a_script_grows_with_its_length(make):
+    """Four times the text takes four times as long, sixteen times where every part is tried with every other."""
+    assert growth(lambda script: outcome(script, 3), make(4_000), make(16_000)) < 10

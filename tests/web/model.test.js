@@ -55,3 +55,55 @@ test("a duration is lengthened by blocks in its own unit", () => {
   assert.equal(lengthened("30F", 1), "33f");
   assert.equal(lengthened("soon", 1), "soon");
 });
+
+/** Milliseconds of processor time, the least of several tries: other processes only add to it. */
+function cost(/** @type {() => void} */ work) {
+  const tries = Array.from({ length: 5 }, () => {
+    const begun = process.cpuUsage();
+    work();
+    const { user, system } = process.cpuUsage(begun);
+    return (user + system) / 1000;
+  });
+  return Math.min(...tries);
+}
+
+const SHAPES = {
+  "digits": (n) => "1b | a\n " + "1".repeat(n),
+  "digits at the margin": (n) => "1".repeat(n),
+  "decimals": (n) => "1b | a\n 1." + "0".repeat(n),
+  "dots": (n) => "1b | a\n 1" + ".".repeat(n),
+  "spaces behind a number": (n) => "1b | a\n 1" + " ".repeat(n) + "x",
+  "spaces behind a unit": (n) => "1b | a\n 1b" + " ".repeat(n) + "!",
+  "spaces within a prompt": (n) => "1b | a" + " ".repeat(n) + "b",
+  "spaces within a line": (n) => "1b | a\n  b" + "\u3000".repeat(n) + "c",
+  "a long unit": (n) => "8" + "s".repeat(n),
+  "a long boundary": (n) => "1b | a\n 8s " + "k".repeat(n),
+  "words": (n) => "8s " + "a ".repeat(n / 2) + "| a",
+  "bars": (n) => "8s " + "|".repeat(n),
+  "lookalikes": (n) => "8s" + " ".repeat(n) + "｜",
+  "continuation lines": (n) => "8s | a\n" + " b\n".repeat(n / 3),
+  "segments": (n) => "1b|a\n".repeat(n / 5),
+  "comments": (n) => "#\n".repeat(n / 2),
+  "boats": (n) => "8s " + "🚣".repeat(n) + " | a",
+};
+
+for (const [shape, make] of Object.entries(SHAPES)) {
+  test(`time to read and write a script grows with its length: ${shape}`, () => {
+    const work = (/** @type {string} */ script) => () => {
+      try {
+        serialize(parse(script));
+      } catch (error) {
+        assert.ok(error instanceof TimelineError, String(error));
+      }
+    };
+    const [small, large] = [make(8000), make(32_000)].map((script) => cost(work(script)));
+    assert.ok(large < 1 || large < 10 * Math.max(small, 0.5), `${large} ms for four times what takes ${small} ms`);
+  });
+}
+
+test("a script beyond the largest size is refused in code points", () => {
+  const script = "8s | ".padEnd(200_000, "a");
+  assert.equal(parse(script)[0].blocks, 11);
+  assert.equal(parse(script.replaceAll("a", "🚣"))[0].blocks, 11);
+  assert.throws(() => parse(`${script}🚣`), { message: /the script has 200001 characters; 200000 at most are read/ });
+});

@@ -18,6 +18,7 @@
 export const FPS = 16; // pixel frames a second
 const PIXEL_FRAMES_PER_FRAME = 4;
 const MAX_SECONDS = 24 * 60 * 60; // of one segment
+const MAX_CHARACTERS = 200_000; // of a script; hours of video have fewer
 
 /** @type {Record<Boundary, string>} */
 const WORDS = { recache: "", renew: "renew", keep: "keep", discard: "cut" };
@@ -26,12 +27,12 @@ BOUNDARIES.set("recache", "recache"); // what no word means
 const UNITS = new Map(["seconds", "blocks", "frames"].flatMap((name) =>
   [name[0], name.slice(0, -1), name].map((unit) => [unit, name[0]])));
 
-const SPACE = " \\t\\u00a0\\u3000"; // with the no-break and the ideographic space of pasted text
+const SPACE = " \t\u00a0\u3000"; // with the no-break and the ideographic space of pasted text
 const LOOKALIKES = "｜│¦"; // bars that are not the plain one
-const NUMBER = /^[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)/;
+const SHOWN = 40; // characters of a word that a message repeats
+// No two parts of these may share what they match in more than one way: their time grows with the text, not its square.
+const NUMBER = /^[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)/;
 const WORD = new RegExp(`[^${SPACE}]+`, "g");
-const EDGES = new RegExp(`^[${SPACE}]+|[${SPACE}]+$`, "g");
-const INDENT = new RegExp(`^[${SPACE}]`);
 const UNIT = `(?:${[...UNITS.keys()].join("|")})`;
 const HEAD = new RegExp(`${NUMBER.source}[${SPACE}]*${UNIT}(?:[${SPACE}]+[a-z]+)?[${SPACE}]*[|${LOOKALIKES}]`, "i");
 
@@ -49,6 +50,11 @@ export class TimelineError extends Error {
 
 /** Read a script for blocks of `block` frames. @param {string} text @returns {Segment[]} */
 export function parse(text, block = 3) {
+  const characters = count(text);
+  if (characters > MAX_CHARACTERS) {
+    const cure = `${MAX_CHARACTERS} at most are read, so use several timelines`;
+    throw new TimelineError(`the script has ${characters} characters; ${cure}`, 1, 1);
+  }
   /** @type {Segment[]} */ const segments = [];
   /** @type {number[]} */ const columns = []; // where each prompt begins
   /** @type {string[]} */ let above = [];
@@ -56,7 +62,7 @@ export function parse(text, block = 3) {
     const content = strip(line);
     if (!content || content.startsWith("#")) {
       above.push(line);
-    } else if (!INDENT.test(line)) {
+    } else if (!SPACE.includes(line[0])) {
       const { column, ...segment } = parseLine(line, index + 1, block);
       segments.push({ ...segment, above });
       columns.push(column);
@@ -144,21 +150,22 @@ function parseLine(line, number, block) {
     const problem = `a segment begins with its duration: ${choices}, as in 8s | a prompt`;
     throw error(bar < 0 ? `${problem}; to continue the prompt above, indent the line` : problem, 0);
   }
+  const written = shown(value);
   const words = [...head.slice(value.length).matchAll(WORD)].map((match) => {
     const start = value.length + match.index;
     return { text: match[0], start, end: start + match[0].length };
   });
-  const unit = words[0]?.text.toLowerCase() ?? "";
+  const unit = lower(words[0]?.text ?? "");
   if (BOUNDARIES.has(unit)) { // which has the empty word too
-    const choices = `${value}s (seconds), ${value}b (blocks) or ${value}f (frames)`;
+    const choices = `${written}s (seconds), ${written}b (blocks) or ${written}f (frames)`;
     throw error(`the duration has no unit; write ${choices}`, value.length);
   }
   const canonical = UNITS.get(unit);
   if (!canonical) {
-    throw error(`unknown unit '${words[0].text}'; use s (seconds), b (blocks) or f (frames)`, words[0].start);
+    throw error(`unknown unit '${shown(words[0].text)}'; use s (seconds), b (blocks) or f (frames)`, words[0].start);
   }
 
-  const word = words[1]?.text.toLowerCase() ?? "";
+  const word = lower(words[1]?.text ?? "");
   const boundary = BOUNDARIES.get(word);
   if (bar < 0) {
     const behind = word && boundary ? words[1] : words[0];
@@ -167,11 +174,11 @@ function parseLine(line, number, block) {
   if (!boundary) {
     const near = nearest(word);
     const cure = near ? `did you mean ${near}?` : "use renew, keep or cut, or no word to recache";
-    throw error(`unknown boundary '${words[1].text}'; ${cure}`, words[1].start);
+    throw error(`unknown boundary '${shown(words[1].text)}'; ${cure}`, words[1].start);
   }
-  if (words.length > 2) throw error(`'${words[2].text}' is one word too many before the bar`, words[2].start);
+  if (words.length > 2) throw error(`'${shown(words[2].text)}' is one word too many before the bar`, words[2].start);
 
-  const blocks = blocksOf(Number(value), canonical, block);
+  const blocks = blocksOf(value, canonical, block);
   if (typeof blocks === "string") throw error(blocks, 0);
   const asked = head.slice(0, words[0].end);
   return { prompt: strip(line.slice(bar + 1)), blocks, boundary, line: number, asked, column: columnAt(line, bar + 1) };
@@ -179,35 +186,58 @@ function parseLine(line, number, block) {
 
 /**
  * Blocks that a duration comes to, or what is wrong with it.
- * @param {number} value @param {string} unit @param {number} block @returns {number | string}
+ * @param {string} written @param {string} unit @param {number} block @returns {number | string}
  */
-function blocksOf(value, unit, block) {
-  if (unit === "s" && !(value > 0)) return `the duration is ${value} s; use more than 0 seconds`;
+function blocksOf(written, unit, block) {
+  const value = Number(written);
+  if (unit === "s" && value <= 0) return `the duration is ${shown(written)} s; use more than 0 seconds`;
   const step = unit === "f" ? block : 1;
   const seconds = unit === "s" ? value : secondsOf(value / step, block);
   if (seconds > MAX_SECONDS) {
-    return `the duration is ${value}${unit}; one segment may last ${MAX_SECONDS} s (a day) at most`;
+    return `the duration is ${shown(written)}${unit}; one segment may last ${MAX_SECONDS} s (a day) at most`;
   }
   if (unit === "s") return Math.max(1, Math.floor((FPS * value) / (PIXEL_FRAMES_PER_FRAME * block) + 0.5));
   if (value > 0 && value % step === 0) return value / step;
   const low = Math.floor(Math.max(0, value) / step) * step;
-  const fitting = [low, low + step].filter(Boolean).map((count) => count + unit).join(" or ");
+  const fitting = [low, low + step].filter(Boolean).map((number) => number + unit).join(" or ");
   const goal = unit === "f" ? `blocks of ${block} frames` : "whole blocks";
-  return `a segment of ${value}${unit} does not fill ${goal}; use ${fitting}`;
+  return `a segment of ${shown(written)}${unit} does not fill ${goal}; use ${fitting}`;
 }
 
 /** The boundary of about this length that has all letters but one in common. @param {string} word */
 function nearest(word) {
   const misses = (/** @type {string} */ known) => [...new Set(known)].filter((letter) => !word.includes(letter)).length;
-  return ["renew", "keep", "cut"].find((known) => Math.abs(known.length - word.length) <= 2 && misses(known) <= 1);
+  const length = count(word);
+  return ["renew", "keep", "cut", "recache"].find((known) => Math.abs(known.length - length) <= 2 && misses(known) <= 1);
 }
 
-/** @param {string} text */
+/** Small letters where they are plain ones: others have small letters that no two languages agree on. @param {string} word */
+function lower(word) {
+  return /[^\x00-\x7f]/.test(word) ? word : word.toLowerCase();
+}
+
+/** What a message repeats of a text. @param {string} text */
+function shown(text) {
+  const beginning = [...text.slice(0, 2 * SHOWN + 2)]; // a code point has two units at most
+  return beginning.length <= SHOWN ? text : `${beginning.slice(0, SHOWN).join("")}...`;
+}
+
+/** Without the spaces at its ends; not by a regular expression, which would try at each space within. @param {string} text */
 function strip(text) {
-  return text.replace(EDGES, "");
+  let [start, end] = [0, text.length];
+  while (start < end && SPACE.includes(text[start])) start += 1;
+  while (end > start && SPACE.includes(text[end - 1])) end -= 1;
+  return text.slice(start, end);
+}
+
+/** Code points, as Python counts. @param {string} text */
+function count(text) {
+  let number = 0;
+  for (const _ of text) number += 1;
+  return number;
 }
 
 /** @param {string} line @param {number} index */
 function columnAt(line, index) {
-  return [...line.slice(0, index)].length + 1;
+  return count(line.slice(0, index)) + 1;
 }

@@ -1,0 +1,71 @@
+"""Timeline scripts for the two parsers, Python's and the editor's, and what each makes of them."""
+
+import json
+import random
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from longlive.errors import TimelineError
+from longlive.timeline import parse
+
+NODE = shutil.which("node")
+OUTCOMES = Path(__file__).parents[1] / "web" / "outcomes.mjs"
+PIECES = (
+    *"0123456789", "8s", "10b", "30f", "7.5 s", "86400s", "115201b", "1e3", "+", "-", ".", ",", "_", "1" * 50, "0.001",
+    "s", "b", "f", "S", "B", "sec", "seconds", "BLOCKS", "frame", "recache", "renew", "keep", "cut", "CUT", "cutt",
+    "recahce", "discard", "k", "K", "\u212a", "ſ", "İ", "ı", "ß", "ﬀ", "s\u0307", "a boat", "# ", "#", "|", "|", " | ",
+    "｜", "│", "¦", " ", " ", "  ", "\t", "\u00a0", "\u3000", "\u2003", "\u200b", "\ufeff", "\n", "\n", "\n ", "\n\t",
+    "\r", "\r\n", "\u2028", "\u0085", "\v", "\f", "\x1c", "\0", "🚣", "猫", "e\u0301", "\u0660", "８", "'", '"', "\\",
+    "${x}", "{0}", "%s", "<b>",
+)  # fmt: skip
+
+Outcome = list[list[object]] | list[object]  # segments; or line, column and problem
+
+
+def random_scripts(seed: int, count: int) -> Iterator[tuple[str, int]]:
+    """Scripts of `PIECES` with the frames of a block, the same ones for the same seed."""
+    draw = random.Random(seed)
+    for _ in range(count):
+        lines = [_random_line(draw) for _ in range(draw.randint(1, 4))]
+        yield draw.choice(("\n", "\n", "\r\n", "\r")).join(lines), draw.choice((1, 2, 3, 3, 3, 5, 7))
+
+
+def outcome(script: str, block: int) -> Outcome:
+    """What Python's parser makes of a script."""
+    try:
+        segments = parse(script, block)
+    except TimelineError as error:
+        return [error.line, error.column, error.problem]
+    return [[s.prompt, s.blocks, str(s.boundary), s.line, s.asked] for s in segments]
+
+
+def editor_outcomes(scripts: Sequence[tuple[str, int]]) -> list[Outcome]:
+    """What the editor's parser makes of scripts; one process reads them all."""
+    assert NODE
+    lines = "".join(json.dumps(script) + "\n" for script in scripts)
+    done = subprocess.run([NODE, OUTCOMES], input=lines, capture_output=True, text=True, encoding="utf-8", check=True)
+    return [json.loads(line) for line in done.stdout.split("\n") if line]
+
+
+def differences(scripts: Sequence[tuple[str, int]]) -> list[tuple[str, Outcome, Outcome]]:
+    """The scripts that the parsers disagree about, each with what Python and the editor make of it."""
+    twins = zip(scripts, editor_outcomes(scripts), strict=True)
+    return [(text, mine, theirs) for (text, block), theirs in twins if (mine := outcome(text, block)) != theirs]
+
+
+def _random_line(draw: random.Random) -> str:
+    """Half of them nearly right, half of anything."""
+    if draw.random() < 0.5:
+        return "".join(draw.choices(PIECES, k=draw.randint(0, 12)))
+    number = draw.choice(
+        ("8", "7.5", "30", "0", "-3", "86401", f"{draw.uniform(0, 1e6)}", f"{draw.randint(0, 200_000)}")
+    )
+    unit = draw.choice(("s", "b", "f", " seconds", "Blocks", "", "ſ", "min"))
+    word = draw.choice(("", "", " cut", " Keep", " renw", " \u212aeep", " recach", " cut keep"))
+    line = f"{draw.choice(('', '', '', ' ', '  '))}{number}{unit}{word} | a boat"
+    if draw.random() < 0.5:
+        place = draw.randint(0, len(line))
+        line = line[:place] + draw.choice(PIECES) + line[place + draw.randint(0, 2) :]
+    return line
