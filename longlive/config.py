@@ -4,16 +4,20 @@ Knows no tensor. All counts are latent frames; *window* counts the sink and the 
 """
 
 import math
+import reprlib
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
 from .errors import ConfigError
+from .untrusted import conform_fields
 
 FPS = 16  # pixel frames a second (Wan2.1)
 PIXEL_FRAMES_PER_FRAME = 4  # the VAE's temporal compression; the first frame is one pixel frame
 PIXELS_PER_CELL = 8  # the VAE's spatial compression
 SIZE_STEP = 2 * PIXELS_PER_CELL  # of width and height in pixels: a token is 2 x 2 cells
 TABLE_FRAMES = 1024  # rows of the reference's rotary table: absolute positions end here
+MAX_WINDOW = 16 * TABLE_FRAMES  # more than an hour
+MAX_SEED = 2**64 - 1
 MAX_STEP = 1000
 MAX_SECONDS = 24 * 60 * 60  # of one segment
 
@@ -38,15 +42,7 @@ class RolloutConfig:
     positions: Positions = Positions.ABSOLUTE
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "steps", tuple(self.steps))
-        object.__setattr__(self, "shift", float(self.shift))
-        object.__setattr__(self, "context_noise", float(self.context_noise))
-        object.__setattr__(self, "positions", Positions(self.positions))
-        for name, value in (("window", self.window), ("sink", self.sink), ("block", self.block)):
-            if not isinstance(value, int):
-                raise ConfigError(f"{name} is {value!r}; it counts frames, so give a whole number")
-        if not all(isinstance(step, int) for step in self.steps):
-            raise ConfigError(f"steps are {list(self.steps)}; give whole numbers such as 1000, 750, 500, 250")
+        conform_fields(self)
         if self.block < 1:
             raise ConfigError(f"block is {self.block}; a block holds at least 1 frame")
         if self.sink < 0:
@@ -61,12 +57,16 @@ class RolloutConfig:
                 f"window is {self.window}, but absolute positions end at {TABLE_FRAMES} frames; "
                 f"use a smaller window or unbounded positions"
             )
+        if self.window > MAX_WINDOW:
+            raise ConfigError(f"window is {self.window}; a block may attend {MAX_WINDOW} frames at most")
         if not self.steps:
             raise ConfigError("steps is empty; give at least one, for example 1000, 750, 500, 250")
         descending = all(a > b for a, b in zip(self.steps, self.steps[1:], strict=False))
         if not descending or self.steps[0] > MAX_STEP or self.steps[-1] < 1:
-            raise ConfigError(f"steps are {list(self.steps)}; they must fall from at most {MAX_STEP} to at least 1")
-        if not (math.isfinite(self.shift) and self.shift > 0):
+            raise ConfigError(
+                f"steps are {reprlib.repr(list(self.steps))}; they must fall from at most {MAX_STEP} to at least 1"
+            )
+        if self.shift <= 0:
             raise ConfigError(f"shift is {self.shift}; use a positive number (the released models use 5)")
         if not 0 <= self.context_noise < MAX_STEP:
             raise ConfigError(f"context noise is {self.context_noise}; it is a timestep from 0 to below {MAX_STEP}")

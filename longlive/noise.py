@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .config import MAX_SEED
+
 Noise = Callable[[int, int], Tensor]
 """From (block, step) to standard normal noise [B, F, C, H, W]; step 0 is what the block starts from."""
-
-MAX_SEED = 2**64 - 1
 
 
 def normal(seed: int, place: tuple[int, int, int], shape: tuple[int, ...]) -> Tensor:

@@ -15,11 +15,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .config import FPS, PIXELS_PER_CELL, SIZE_STEP, RolloutConfig, blocks_to_seconds, pixel_frames
+from .config import FPS, MAX_SEED, PIXELS_PER_CELL, SIZE_STEP, RolloutConfig, blocks_to_seconds, pixel_frames
 from .digest import digest_of_tensors
 from .errors import ConditioningError, ConfigError, SessionError
 from .finite import is_finite
-from .noise import MAX_SEED
 from .timeline import Boundary
 from .untrusted import printable
 

@@ -14,12 +14,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .config import SIZE_STEP, RolloutConfig
+from .config import MAX_SEED, SIZE_STEP, RolloutConfig
 from .digest import digest_of_tensors
 from .errors import ConfigError, SessionError, StoreError
 from .files import check_regular
 from .finite import is_finite
-from .noise import MAX_SEED
 from .session import Prompt, Session, Switch
 from .store import write_atomically
 from .timeline import Boundary

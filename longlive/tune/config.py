@@ -5,17 +5,23 @@ Knows no tensor. Each section of the file is one class here; a word that no clas
 
 import difflib
 import json
-import math
+import reprlib
 import tomllib
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
 
-from ..config import SIZE_STEP, RolloutConfig
+from ..config import MAX_SEED, SIZE_STEP, RolloutConfig
 from ..errors import ConfigError, TuningError
+from ..files import read_text
 from ..timeline import Boundary
+from ..untrusted import brief, conform, conform_fields
 
 NEWEST = 3  # checkpoints that are kept
+MAX_COUNT = 1_000_000  # of steps, frames, videos: whoever writes more means something else
+MAX_SIZE = 1 << 14  # pixels
+SHOWN = 40  # letters of an unknown word
+MAX_FILE_BYTES = 100_000  # of a configuration
 
 
 class Precision(StrEnum):
@@ -37,6 +43,7 @@ class ModelConfig:
     pipeline: str = ""  # diffusers-format folder with the text encoder and the VAE
 
     def __post_init__(self) -> None:
+        conform_fields(self)
         named = [name for name in ("weights", "teacher", "pipeline") if not getattr(self, name)]
         if not self.miniature and named:
             raise ConfigError(f"model has no {' and no '.join(named)}; name the files, or set miniature = true")
@@ -55,9 +62,11 @@ class DataConfig:
     height: int = 480
 
     def __post_init__(self) -> None:
+        conform_fields(self)
+        check_range(self, SIZE_STEP, MAX_SIZE, "width", "height")
         for name in ("width", "height"):
-            if getattr(self, name) <= 0 or getattr(self, name) % SIZE_STEP:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be a positive multiple of {SIZE_STEP}")
+            if getattr(self, name) % SIZE_STEP:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be a multiple of {SIZE_STEP}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,15 +81,14 @@ class StreamConfig:
     reference_behaviour: bool = False  # at a switch recache a clip and leave the sink zero; lose links as it does
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "boundary", Boundary(self.boundary))
+        conform_fields(self)
         if not 0 < self.overlap < self.clip:
             raise ConfigError(f"overlap is {self.overlap}; it must be 1 to {self.clip - 1} frames of a clip")
         if self.length < self.clip:
             raise ConfigError(f"length is {self.length}; a video has at least a clip, {self.clip} frames")
         if self.boundary not in (Boundary.RECACHE, Boundary.RENEW):
             raise ConfigError(f"boundary is {self.boundary}; tuning knows recache and renew")
-        if self.anchored_on < 1:
-            raise ConfigError(f"anchored_on is {self.anchored_on}; at least 1 frame must be decoded")
+        check_range(self, 1, MAX_COUNT, "length", "anchored_on")
 
     @property
     def switches(self) -> tuple[int, ...]:
@@ -110,17 +118,14 @@ class LearnConfig:
     precision: Precision = Precision.HALF
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "precision", Precision(self.precision))
-        object.__setattr__(self, "betas", tuple(self.betas))
-        for name in ("ratio", "batch", "accumulation"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; use at least 1")
-        for name in ("rank", "average_from"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; use 0 or more")
+        conform_fields(self)
+        check_range(self, 1, MAX_COUNT, "ratio", "batch", "accumulation")
+        check_range(self, 0, MAX_COUNT, "rank", "average_from", "guidance", "weight_decay")
         for name in ("rate", "critic_rate", "largest_norm", "alpha"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+            if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; use a number above 0")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"betas are {list(self.betas)}; use numbers from 0 to below 1, such as 0.0 and 0.999")
         if not 0 <= self.average < 1:
             raise ConfigError(f"average is {self.average}; use 0 for none, or a number below 1 such as 0.99")
 
@@ -138,9 +143,10 @@ class RunConfig:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("save_every", 1), ("keep", 1), ("sample_every", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} is {getattr(self, name)}; use at least {least}")
+        conform_fields(self)
+        check_range(self, 1, MAX_COUNT, "steps", "save_every", "keep")
+        check_range(self, 0, MAX_COUNT, "sample_every")
+        check_range(self, 0, MAX_SEED, "seed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +169,13 @@ class TuneConfig:
         return json.loads(json.dumps(flat))
 
 
+def check_range(config: object, low: int, high: int, *names: str) -> None:
+    """Refuse numbers out of range. Raises ConfigError."""
+    for name in names:
+        if not low <= getattr(config, name) <= high:
+            raise ConfigError(f"{name} is {getattr(config, name)}; it must be from {low} to {high}")
+
+
 SECTIONS = {
     "model": ModelConfig,
     "data": DataConfig,
@@ -175,41 +188,54 @@ PATHS = {"model": ("weights", "lora", "teacher", "critic", "pipeline"), "data": 
 
 
 def read_config(path: Path) -> TuneConfig:
-    """Read a TOML file; paths in it are relative to it. Raises TuningError, or ConfigError for a wrong number."""
+    """Read a TOML file; paths in it are relative to it. Raises TuningError."""
     try:
-        with path.open("rb") as file:
-            found = tomllib.load(file)
+        found = tomllib.loads(read_text(path, MAX_FILE_BYTES))
     except FileNotFoundError as error:
         raise TuningError(f"there is no configuration at {path}; begin with one of longlive/tune/configs") from error
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise TuningError(f"{path} cannot be read as TOML: {error}; mend that line") from error
+    except OSError as error:
+        raise TuningError(f"{path} cannot be read ({error.strerror or error}); give a TOML file") from error
+    except (ValueError, RecursionError) as error:  # of a wrong word; of a number, of brackets without end
+        raise TuningError(f"{path} cannot be read as TOML ({brief(error)}); mend that line") from error
     refuse_unknown(path, "section", found, SECTIONS)
     made = {}
-    for name, values in found.items():
-        if not isinstance(values, dict):
-            raise TuningError(f"{path}: {name} stands outside of its section; write [{name}] above its settings")
-        known = {option.name: option for option in fields(SECTIONS[name])}
-        refuse_unknown(path, f"setting of [{name}]", values, known)
-        values = {key: resolved(path, value) if key in PATHS.get(name, ()) else value for key, value in values.items()}
-        try:
-            made[name] = SECTIONS[name](**values)
-        except (TypeError, ValueError) as error:
-            raise TuningError(f"{path}: [{name}] has a wrong value ({error}); see longlive/tune/configs") from error
+    try:
+        for name, values in found.items():
+            made[name] = read_section(path, name, values)
+    except ConfigError as error:
+        raise TuningError(f"{path}: {error}") from error
     if "model" not in made:
         raise TuningError(f"{path} has no [model]; name the weights there, or set miniature = true")
     return TuneConfig(**made)
 
 
+def read_section(path: Path, name: str, values: object) -> object:
+    """The section `name` of a configuration. Raises TuningError, or ConfigError for a wrong value."""
+    if not isinstance(values, dict):
+        raise TuningError(f"{path}: {name} stands outside of its section; write [{name}] above its settings")
+    refuse_unknown(path, f"setting of [{name}]", values, {option.name: option for option in fields(SECTIONS[name])})
+    return SECTIONS[name](
+        **{key: resolved(path, key, value) if key in PATHS.get(name, ()) else value for key, value in values.items()}
+    )
+
+
 def refuse_unknown(path: Path, what: str, found: dict, known: dict) -> None:
     for name in found:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
+            near = difflib.get_close_matches(name[:SHOWN], known, n=1)
             cure = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-            raise TuningError(f"{path}: {name!r} is no {what}; {cure}")
+            raise TuningError(f"{path}: {name[:SHOWN]!r} is no {what}; {cure}")
 
 
-def resolved(path: Path, value: str) -> str:
-    return str((path.parent / value).resolve()) if value else value
+def resolved(path: Path, name: str, value: object) -> str:
+    """A path in a configuration that stands at `path`. Raises ConfigError for what is none."""
+    try:
+        text = conform(value, str, name)
+        return str((path.parent / text).resolve()) if text else text
+    except (OSError, RuntimeError) as error:  # links that lead to each other
+        raise ConfigError(f"{name} is {brief(value)}, which leads nowhere: {error}") from error
+    except ValueError as error:
+        raise ConfigError(f"{name} is {reprlib.repr(value)}; it must be a path") from error
 
 
 def refuse_other(path: Path, then: dict[str, object], now: dict[str, object]) -> None:

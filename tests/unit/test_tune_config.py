@@ -1,5 +1,6 @@
 """The configuration of a tuning: what the shipped files say, and what is refused with its cure."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -56,12 +57,56 @@ def test_paths_are_those_beside_the_file(tmp_path):
         ("[learn]\nrank = 4", r"has no \[model\]; name the weights there, or set miniature = true"),
         ("model = 3", r"model stands outside of its section; write \[model\] above its settings"),
         ("[model]\nminiature = ", "cannot be read as TOML"),
-        ("[model]\nminiature = true\n[learn]\nprecision = 'fp8'", r"\[learn\] has a wrong value \('fp8' is not"),
+        ("[model]\nminiature = true\n[learn]\nprecision = 'fp8'", r"tune\.toml: precision is 'fp8'; use fp32 or bf16"),
+        ("a = " + "[" * 10_000, "cannot be read as TOML .*recursion.*; mend that line"),
+        ("a = " + "9" * 5000, "cannot be read as TOML"),
+        ("[model]\nweights = 5", "weights is 5; it must be a path"),
+        ('[model]\nweights = "a\\u0000b"', r"weights is 'a\\x00b'; it must be a path"),
+        ('[model]\nweights = "loop/a"', "weights is loop/a, which leads nowhere"),
+        ("[model]\nminiature = 1", "miniature is 1; it must be true or false"),
+        (f"[model]\n{'x' * 1000} = 1", r"'x{40}' is no setting of \[model\]; there are miniature"),
+        ("[data]\nnegative = 5", "negative is 5; it must be text"),
+        ("[data]\nwidth = 1979-05-27", r"width is datetime.date\(1979, 5, 27\); it must be a whole number"),
+        ("[stream]\nboundary = 'x'", "boundary is 'x'; use recache or renew or keep or discard"),
+        ("[stream]\nlength = 1000000000000000000", "length is 1000000000000000000; it must be from 1 to 1000000"),
+        ("[learn]\nguidance = 'x'", "guidance is 'x'; it must be a number"),
+        ("[learn]\nweight_decay = nan", "weight_decay is nan; it must be a finite number"),
+        ("[learn]\nalpha = inf", "alpha is inf; it must be a finite number"),
+        ("[learn]\ncheckpointing = 'x'", "checkpointing is 'x'; it must be true or false"),
+        ("[learn]\nrank = 2.5", "rank is 2.5; it must be a whole number"),
+        ("[learn]\nrank = true", "rank is True; it must be a whole number"),
+        ("[learn]\nbetas = 0.5", "betas is 0.5; it must be a list"),
+        ("[learn]\nbetas = [0.5]", "betas has 1 values; it must have 2"),
+        ("[run]\nseed = 1.5", "seed is 1.5; it must be a whole number"),
+        ("[run]\nseed = -1", "seed is -1; it must be from 0 to 18446744073709551615"),
+        ("[run]\nsteps = nan", "steps is nan; it must be a whole number"),
+        ("[rollout]\nwindow = [1]", r"window is \[1\]; it must be a whole number"),
     ],
 )
 def test_a_file_that_cannot_be_meant_is_refused_in_a_sentence(text, sentence, tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with pytest.raises(TuningError, match=sentence):
         read_config(written(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("[model]\n# Bär".encode("latin-1"), r"cannot be read \(line 2 is not UTF-8\); give a TOML file"),
+        (b"#" * 100_001, r"cannot be read \(it is larger than 100,000 bytes\)"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_refused(content, sentence, tmp_path):
+    (tmp_path / "tune.toml").write_bytes(content)
+    with pytest.raises(TuningError, match=sentence):
+        read_config(tmp_path / "tune.toml")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a pipe")
+def test_a_pipe_is_no_configuration(tmp_path):
+    os.mkfifo(tmp_path / "tune.toml")
+    with pytest.raises(TuningError, match=r"cannot be read \(it is a pipe, not a file\)"):
+        read_config(tmp_path / "tune.toml")
 
 
 @pytest.mark.parametrize(
@@ -72,12 +117,16 @@ def test_a_file_that_cannot_be_meant_is_refused_in_a_sentence(text, sentence, tm
         (lambda: StreamConfig(overlap=21), "overlap is 21; it must be 1 to 20 frames of a clip"),
         (lambda: StreamConfig(length=20), "length is 20; a video has at least a clip, 21 frames"),
         (lambda: StreamConfig(boundary="keep"), "boundary is keep; tuning knows recache and renew"),
-        (lambda: LearnConfig(ratio=0), "ratio is 0; use at least 1"),
+        (lambda: LearnConfig(ratio=0), "ratio is 0; it must be from 1 to 1000000"),
         (lambda: LearnConfig(rate=0.0), "rate is 0.0; use a number above 0"),
         (lambda: LearnConfig(average=1.0), "average is 1.0; use 0 for none, or a number below 1"),
-        (lambda: LearnConfig(rank=-1), "rank is -1; use 0 or more"),
-        (lambda: RunConfig(save_every=0), "save_every is 0; use at least 1"),
-        (lambda: DataConfig(width=840), "width is 840; it must be a positive multiple of 16"),
+        (lambda: LearnConfig(rank=-1), "rank is -1; it must be from 0 to 1000000"),
+        (lambda: LearnConfig(betas=(0.9, 1.0)), r"betas are \[0.9, 1.0\]; use numbers from 0 to below 1"),
+        (lambda: LearnConfig(weight_decay=-0.1), "weight_decay is -0.1; it must be from 0"),
+        (lambda: DataConfig(height=0), "height is 0; it must be from 16 to 16384"),
+        (lambda: RunConfig(seed=2**64), "seed is 18446744073709551616; it must be from 0 to 18446744073709551615"),
+        (lambda: RunConfig(save_every=0), "save_every is 0; it must be from 1 to 1000000"),
+        (lambda: DataConfig(width=840), "width is 840; it must be a multiple of 16"),
     ],
 )
 def test_a_number_out_of_range_is_refused(make, sentence):
