@@ -2,8 +2,9 @@
 
 import gc
 import logging
+import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
@@ -21,18 +22,16 @@ from ..longlive.model.checkpoint import COMPUTE_DTYPES, dtype_name, model_of
 from ..longlive.model.wan import Geometry, WanModel, WanTree
 from ..longlive.model.weights import Weights
 from ..longlive.session import Prompt
-from .identity import PREFIX, kernels, unrecognisable, weights_as_loaded
+from .identity import PREFIX, is_called, kernels, unrecognisable, weights_as_loaded
 
 log = logging.getLogger(__name__)
 
 WAN21_CHANNELS = 16
-FORWARD_PATCHES = ("patches", "patches_replace", "wrappers")  # of transformer_options
-SAMPLER_FUNCTIONS = (
-    "model_function_wrapper",
-    "sampler_cfg_function",
-    "sampler_pre_cfg_function",
-    "sampler_post_cfg_function",
-)
+CALLED_PARTS = {"patch_embedding", "text_embedding", "time_embedding", "time_projection", "blocks", "head"}
+HONOURED_PATCHES = {"manual_cast_dtype", "model_sampling"}  # of objects outside the network, or named on their own
+HONOURED_OPTIONS = {"optimized_attention_override"}  # of transformer_options
+HARMLESS_OPTIONS = {"transformer_options", "disable_cfg1_optimization", "torch_compile_kwargs"}  # of model_options
+HONOURED_CALLBACKS = {"on_clone", "on_load_after", "on_detach_after", "on_pre_run", "on_cleanup"}  # the host calls them
 HARMLESS = {"pooled_output", "unprojected"}  # of a CONDITIONING; Wan2.1 reads the embedding alone
 SIZE_CHECK = "longlive_size_check"  # attachment of a MODEL that makes one size only
 
@@ -87,7 +86,20 @@ def wan_tree(
             f"{what} takes {found} latent channels and makes {tree.out_dim}, Wan2.1 text-to-video has "
             f"{WAN21_CHANNELS}; {cure}"
         )
+    if more := parts_beyond(patcher):
+        raise CheckpointError(
+            f"{what} is {type(tree).__name__} with {', '.join(more)}, which a rollout would leave out; {cure}"
+        )
     return tree
+
+
+def parts_beyond(patcher: ModelPatcher) -> list[str]:
+    """The parts of a network with weights that a text-to-video Wan2.1 has not: VACE's, S2V's, HuMo's and the like."""
+    patched = {name.removeprefix(PREFIX).partition(".")[0] for name in patcher.object_patches_backup}
+    children = patcher.model.diffusion_model.named_children()
+    return [
+        name for name, part in children if name not in CALLED_PARTS | patched and any(True for _ in part.parameters())
+    ]
 
 
 def check_whole(patcher: ModelPatcher, what: str, cure: str) -> None:
@@ -139,16 +151,34 @@ def host_attention(patcher: ModelPatcher) -> Attend:
 
 
 def ignored(patcher: ModelPatcher) -> list[str]:
-    """What the MODEL carries for ComfyUI's own samplers, and a causal rollout has no place for."""
-    options = patcher.model_options.get("transformer_options", {})
+    """What the MODEL carries for ComfyUI's own samplers and forward, and a causal rollout does not use."""
+    options, patches = patcher.model_options, patcher.object_patches
     found = {
-        "a model sampling (set the shift in LongLive Options)": "model_sampling" in patcher.object_patches,
-        "patches of the forward": any(any(options.get(kind, {}).values()) for kind in FORWARD_PATCHES),
-        "another forward (such as a compiled one)": "diffusion_model" in patcher.object_patches,
-        "wrappers": any(any(wrappers.values()) for wrappers in patcher.wrappers.values()),
-        "functions of a sampler": any(name in patcher.model_options for name in SAMPLER_FUNCTIONS),
+        "patched objects": [name for name in patches if name not in HONOURED_PATCHES and not is_called(name)],
+        "options of the forward": filled(options.get("transformer_options", {}), HONOURED_OPTIONS),
+        "options of a sampler": filled(options, HARMLESS_OPTIONS),
+        "wrappers": [f"{key or kind}" for kind, keys in patcher.wrappers.items() for key in filled(keys)],
+        "callbacks": filled(patcher.callbacks, HONOURED_CALLBACKS),
     }
-    return [name for name, carried in found.items() if carried]
+    listed = [f"{what} ({', '.join(sorted({*map(without_numbers, names)}))})" for what, names in found.items() if names]
+    return [*listed, *["a shift (set it in LongLive Options)"] * ("model_sampling" in patches)]
+
+
+def filled(options: dict, known: Collection[str] = ()) -> list[str]:
+    """The names of options that hold something, but for `known` ones."""
+    return [name for name, value in options.items() if name not in known and not is_empty(value)]
+
+
+def is_empty(value: object) -> bool:
+    """Whether containers in containers hold nothing."""
+    if isinstance(value, dict):
+        return all(map(is_empty, value.values()))
+    return value is None or (isinstance(value, list | tuple) and all(map(is_empty, value)))
+
+
+def without_numbers(name: str) -> str:
+    """One name for the same thing in all layers: `blocks.*.cross_attn.forward`."""
+    return re.sub(r"\.\d+(?=\.|$)", ".*", name)
 
 
 def on_device(device: torch.device) -> AbstractContextManager:

@@ -23,3 +23,15 @@ def test_a_host_without_flash_attention_is_asked_for_no_more_than_a_pass_needs(r
     small, large = inside(release, "compute", "check_announced_memory")[0]
     assert 1.0 < small < 1.8
     assert 2.2 < large < 3.9
+
+
+@RELEASES
+def test_what_a_model_carries_is_honoured_or_named_or_refused(release: Host):
+    inside(
+        release,
+        "honoured",
+        "check_what_is_ignored_is_named",
+        "check_what_is_ignored_changes_nothing",
+        "check_what_is_called_is_honoured",
+        "check_networks_with_more_to_them_are_refused",
+    )
