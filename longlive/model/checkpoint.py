@@ -4,17 +4,20 @@ Knows nothing of ComfyUI: the command line and the nodes read the same files by 
 """
 
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ConfigError
+from ..finite import is_finite
+from ..untrusted import brief, conform
 from .kinds import SIZES, Kind, expect, identify, size_name
 from .lora import Lora, MergeReport
-from .wan import HEAD_DIM, Geometry, WanModel
-from .weights import EMA, Weights, listed, normalised, read, stated
+from .wan import Geometry, WanModel
+from .weights import EMA, FLOATS, Weights, listed, normalised, read, stated
 
 __all__ = [
     "Kind",
@@ -125,8 +128,11 @@ def merged_weights(
     """A text-to-video state dict under released names, checked to the last tensor, with a LoRA summed in fp32.
 
     `dtype` None keeps each tensor's own. Every tensor is a copy: a mapped file that is later overwritten would
-    change it or kill the process.
+    change it or kill the process. Raises CheckpointError, also for NaN and infinity, and ConfigError for a `strength`
+    that is no number.
     """
+    if not math.isfinite(strength):
+        raise ConfigError(f"the strength of the LoRA is {strength}; give a number, 1 for all of it")
     expect(Kind.WAN_T2V, weights.tensors, source=weights.name, expected=EXPECTED, otherwise=CURE)
     geometry = geometry_of(weights, num_heads=num_heads, text_len=text_len)
     expected = WanModel(geometry, device="meta").state_dict()
@@ -137,6 +143,8 @@ def merged_weights(
     for name, tensor in weights.tensors.items():
         merged = lora.merged(name, tensor.to(device), strength) if lora else tensor
         state[name] = merged.to(device, dtype or tensor.dtype, copy=merged is tensor)
+        if not is_finite(state[name]):
+            raise CheckpointError(not_finite(name, tensor, merged, weights, lora, state[name].dtype))
 
     warnings = (
         merge_report.warning if merge_report else "",
@@ -162,27 +170,24 @@ def merged_weights(
 def geometry_of(weights: Weights, *, num_heads: int | None = None, text_len: int | None = None) -> Geometry:
     """Every size the weights and what is stated beside them give. Raises CheckpointError where these disagree."""
     source, known = weights.name, weights.config
-    num_heads = num_heads or known.get("num_heads")
+    num_heads = known.get("num_heads") if num_heads is None else num_heads
+    text_len = known.get("text_len", TEXT_LEN) if text_len is None else text_len
     try:
         geometry = Geometry.of_weights(
-            weights.tensors, num_heads=num_heads, text_len=text_len or known.get("text_len", TEXT_LEN)
+            weights.tensors,
+            num_heads=None if num_heads is None else conform(num_heads, int, "num_heads"),
+            text_len=conform(text_len, int, "text_len"),
         )
     except KeyError as error:
         raise CheckpointError(f"{source} lacks {error.args[0]}; {CURE}") from error
-    except (ValueError, IndexError) as error:
-        raise CheckpointError(f"{source} has no blocks, or sizes that no Wan2.1 network has; {CURE}") from error
-    if not num_heads and geometry.dim % HEAD_DIM:
-        raise CheckpointError(
-            f"{source} is {geometry.dim} wide, no multiple of {HEAD_DIM}, and states no heads; give `num_heads`"
-        )
-    if geometry.dim % geometry.num_heads:
-        raise CheckpointError(
-            f"{source} is {geometry.dim} wide, which {num_heads} heads do not divide; give another `num_heads`"
-        )
+    except ValueError as error:
+        raise CheckpointError(f"{source} has sizes that no Wan2.1 network has: {error}; {CURE}") from error
+    if geometry.out_dim != geometry.in_dim:
+        raise CheckpointError(f"{source} takes {geometry.in_dim} channels and makes {geometry.out_dim}; {CURE}")
     for name in ("dim", "ffn_dim", "num_layers", "freq_dim", "text_dim", "in_dim", "out_dim"):
         found = getattr(geometry, name)
         if known.get(name, found) != found:
-            raise CheckpointError(f"{source} states {name} {known[name]} but has {found}; download it again")
+            raise CheckpointError(f"{source} states {name} {brief(known[name])} but has {found}; download it again")
     return geometry
 
 
@@ -197,10 +202,24 @@ def refuse_misfits(weights: Weights, expected: dict[str, Tensor]) -> None:
             for name, tensor in expected.items()
             if name in tensors and tensors[name].shape != tensor.shape
         ],
+        "of no dtype that computes": [
+            f"{name} {dtype_name(tensor.dtype)}" for name, tensor in tensors.items() if tensor.dtype not in FLOATS
+        ],
     }
     found = "; ".join(f"{len(names)} {what} ({listed(names)})" for what, names in misfits.items() if names)
     if found:
         raise CheckpointError(f"{weights.name} does not fit a Wan2.1 text-to-video network: {found}; {CURE}")
+
+
+def not_finite(
+    name: str, tensor: Tensor, merged: Tensor, weights: Weights, lora: Lora | None, dtype: torch.dtype
+) -> str:
+    """Where in the making of a weight NaN or infinity came in, as a sentence."""
+    if not is_finite(tensor):
+        return f"{weights.name} holds NaN or infinity in {name}; download it again"
+    if lora and not is_finite(merged):
+        return f"{lora.source} makes NaN or infinity of {name}; use a smaller strength or another LoRA"
+    return f"{weights.name} holds numbers too large for {dtype_name(dtype)} in {name}; use bfloat16 or float32"
 
 
 def usual_dtype(weights: Weights) -> torch.dtype:
@@ -214,11 +233,11 @@ def usual_dtype(weights: Weights) -> torch.dtype:
 
 def trained_causal(weights: Weights) -> bool | None:
     """Whether the surroundings of the weights say that they roll out causally; the weights themselves cannot."""
-    host = stated(weights.metadata.get("config"), f"the metadata `config` of {weights.name}")
-    if weights.layout in ("generator", EMA) or host.get("transformer", {}).get("causal_ar"):
+    host = stated(weights.metadata.get("config"), f"the metadata `config` of {weights.name}").get("transformer")
+    if weights.layout in ("generator", EMA) or (isinstance(host, dict) and host.get("causal_ar")):
         return True
     name = weights.config.get("_class_name")
-    return None if name is None else name.startswith("Causal")
+    return name.startswith("Causal") if isinstance(name, str) else None
 
 
 def causality_warning(weights: Weights, lora: Lora | None) -> str:
@@ -242,7 +261,7 @@ def describe(path: str | Path) -> str:
     tensors, kind = weights.tensors, identify(weights.tensors)
     num_bytes = sum(tensor.nbytes for tensor in tensors.values())
     parts = f" (of {listed(weights.parts, 8)})" if weights.parts else ""
-    prefix = f', names after "{weights.prefix}"' if weights.prefix else ""
+    prefix = f', names after "{brief(weights.prefix)}"' if weights.prefix else ""
     dtypes = sorted({dtype_name(tensor.dtype) for tensor in tensors.values()})
     lines = {
         "kind": str(kind),
@@ -254,7 +273,7 @@ def describe(path: str | Path) -> str:
         lines |= described_model(weights)
     elif kind is Kind.LORA:
         lora = Lora.of(weights)
-        lines["modules"] = f"{len(lora.pairs)}, such as {next(iter(lora.pairs))}"
+        lines["modules"] = f"{len(lora.pairs)}, such as {brief(next(iter(lora.pairs)))}"
         lines["rank"] = f"{listed(lora.ranks)}, alpha {listed(f'{alpha:g}' for alpha in lora.alphas)}"
     elif kind is Kind.VAE and "decoder.head.2.weight" in tensors:
         lines["width"] = str(tensors["decoder.head.2.weight"].shape[1])

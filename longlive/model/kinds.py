@@ -10,6 +10,7 @@ from enum import StrEnum
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..untrusted import brief
 from .wan import Geometry
 
 
@@ -112,7 +113,7 @@ def expect(kind: Kind, tensors: Mapping[str, Tensor], *, source: str, expected: 
     found = identify(tensors)
     if found is kind:
         return
-    names = f" ({', '.join(list(tensors)[:3])}, ...)" if found is Kind.UNKNOWN else ""
+    names = f" ({', '.join(brief(name) for name in list(tensors)[:3])}, ...)" if found is Kind.UNKNOWN else ""
     raise CheckpointError(f"{source} holds {found}{names}; expected {expected}; {CURES.get(found, otherwise)}")
 
 

@@ -16,12 +16,15 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..finite import is_finite
+from ..untrusted import brief
 from .kinds import Kind, expect
-from .weights import Weights, listed, read
+from .weights import FLOATS, Weights, listed, read
 
 DOWN = (".lora_A.weight", ".lora_A.default.weight", ".lora_down.weight", ".lora_A", ".lora.down.weight")
 UP = (".lora_B.weight", ".lora_B.default.weight", ".lora_up.weight", ".lora_B", ".lora.up.weight")
 ALPHA = ".alpha"
+LARGEST = torch.finfo(torch.float32).max
 OTHER_FORMULA = re.compile(r"dora_scale|lora_magnitude_vector|hada_|lokr_|lora_mid|reshape_weight")
 KOHYA = re.compile(
     r"lora_unet__?(?:(blocks)_(\d+)_(self_attn|cross_attn|ffn)|(text_embedding|time_embedding|time_projection|head))_(\w+)"
@@ -49,6 +52,7 @@ class Pair:
         """weight + strength · alpha/rank · B A in fp32, on the device of `weight`."""
         up, down = (factor.to(weight.device, torch.float32).flatten(1) for factor in (self.up, self.down))
         scale = strength * self.alpha / self.rank
+        scale = scale if abs(scale) <= LARGEST else math.inf  # addmm takes infinity, but nothing between
         return torch.addmm(weight.float().flatten(1), up, down, alpha=scale).view(weight.shape)
 
 
@@ -116,10 +120,8 @@ class Lora:
 
         pairs = {}
         for module, down in downs.items():
-            if down.dim() < 2 or ups[module].dim() < 2 or down.shape[0] != ups[module].shape[1]:
-                shapes = f"{list(down.shape)} and {list(ups[module].shape)}"
-                raise CheckpointError(f"{source} has factors {shapes} for {module}, which share no rank; {CURE}")
-            own = alphas[module].item() if module in alphas else stated_alpha
+            refuse_misfit(down, ups[module], source, module)
+            own = number_of(alphas[module], source, module) if module in alphas else stated_alpha
             value = alpha if alpha is not None else own if own is not None else down.shape[0]
             pairs[module] = Pair(down, ups[module], float(value))
         return cls(source=source, pairs=pairs, unread=tuple(unread))
@@ -174,10 +176,33 @@ def module_name(name: str) -> str:
     return ".".join(filter(None, match.groups())) if match else name
 
 
+def refuse_misfit(down: Tensor, up: Tensor, source: str, module: str) -> None:
+    """Raise CheckpointError unless two factors share a rank and hold finite numbers."""
+    shares_rank = down.dim() >= 2 and up.dim() >= 2 and 0 < down.shape[0] == math.prod(up.shape[1:])
+    if not shares_rank or not down.numel() or not up.numel():
+        shapes = f"{list(down.shape)} and {list(up.shape)}"
+        raise CheckpointError(f"{source} has factors {shapes} for {brief(module)}, which share no rank; {CURE}")
+    for factor in (down, up):
+        if factor.dtype not in FLOATS or not is_finite(factor):
+            raise CheckpointError(
+                f"{source} holds NaN, infinity or numbers of {factor.dtype} in {brief(module)}; {CURE}"
+            )
+
+
+def number_of(alpha: Tensor, source: str, module: str) -> float:
+    """The alpha that a tensor states. Raises CheckpointError unless it is one finite number."""
+    if alpha.numel() != 1 or alpha.is_complex() or not is_finite(alpha):
+        raise CheckpointError(f"{source} states an alpha for {brief(module)} that is no number; give `alpha`")
+    return float(alpha)
+
+
 def stated_number(weights: Weights) -> float | None:
     """The alpha that stands in the metadata or in a PEFT folder's adapter_config.json."""
     value = weights.metadata.get("alpha", weights.config.get("lora_alpha"))
     try:
-        return None if value is None else float(value)
-    except ValueError as error:
-        raise CheckpointError(f"{weights.name} states alpha {value!r}, which is no number; give `alpha`") from error
+        number = None if value is None else float(value)
+        if number is None or math.isfinite(number):
+            return number
+    except (TypeError, ValueError):
+        pass
+    raise CheckpointError(f"{weights.name} states alpha {brief(repr(value))}, which is no number; give `alpha`")

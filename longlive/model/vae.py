@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from ..config import PIXEL_FRAMES_PER_FRAME, PIXELS_PER_CELL
 from ..errors import CheckpointError
+from ..finite import is_finite
+from ..untrusted import brief
 
 # fmt: off
 LATENT_MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
@@ -24,6 +26,7 @@ LATENT_STD = (2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
               3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160)
 # fmt: on
 LATENT_CHANNELS = len(LATENT_MEAN)
+MAX_WIDTH = 1 << 12  # of a base width, which is 96 as released
 MULTIPLIERS = (1, 2, 4, 4)  # width of each level over the base width
 HALVES_TIME = (False, True, True)  # of each step between levels, from pixels to latents
 ENCODER_BLOCKS, DECODER_BLOCKS = 2, 3  # residual blocks a level
@@ -158,7 +161,9 @@ class WanVAE(nn.Module):
         vae = cls(weights["decoder.head.0.gamma"].shape[0], device="meta")
         refuse_other_shapes(weights, vae.state_dict())
         dtype = dtype or weights["conv2.weight"].dtype
-        vae.load_state_dict({key: weight.to(device, dtype) for key, weight in weights.items()}, assign=True)
+        moved = {key: weight.to(device, dtype) for key, weight in weights.items()}
+        refuse_other_numbers(weights, moved)
+        vae.load_state_dict(moved, assign=True)
         return vae.requires_grad_(False)
 
     @property
@@ -371,9 +376,11 @@ def refuse_other_models(weights: Mapping[str, Tensor]) -> None:
     if any(key.startswith(("decoder.up_blocks.", "decoder.mid_block.")) for key in weights):
         raise CheckpointError(f"the VAE has the key names of diffusers, expected those of the original release; {CURE}")
     if not {"decoder.head.0.gamma", "conv2.weight"} <= weights.keys():
-        found = f"{len(weights)} tensors such as {min(weights)!r}" if weights else "no tensors"
+        found = f"{len(weights)} tensors such as {brief(min(weights))!r}" if weights else "no tensors"
         raise CheckpointError(f"this is not the Wan2.1 VAE: found {found}, expected 'decoder.head.0.gamma'; {CURE}")
-    channels = weights["conv2.weight"].shape[0]
+    channels, width = (weights[key].shape[:1].numel() for key in ("conv2.weight", "decoder.head.0.gamma"))
+    if not 0 < width <= MAX_WIDTH:
+        raise CheckpointError(f"the VAE is {width} wide, expected 1 to {MAX_WIDTH}; {CURE}")
     if channels != LATENT_CHANNELS:
         raise CheckpointError(
             f"the VAE has {channels} latent channels (Wan2.2's has 48), expected Wan2.1's {LATENT_CHANNELS}; {CURE}"
@@ -386,8 +393,16 @@ def refuse_other_shapes(weights: Mapping[str, Tensor], expected: Mapping[str, Te
     if missing:
         raise CheckpointError(f"the VAE lacks {len(missing)} of its {len(expected)} tensors: {min(missing)!r}…; {CURE}")
     if leftover:
-        raise CheckpointError(f"the VAE has {len(leftover)} tensors too many: {min(leftover)!r}…; {CURE}")
+        raise CheckpointError(f"the VAE has {len(leftover)} tensors too many: {brief(min(leftover))!r}…; {CURE}")
     for key, tensor in expected.items():
         found, wanted = list(weights[key].shape), list(tensor.shape)
         if found != wanted:
             raise CheckpointError(f"the VAE's {key!r} has shape {found}, expected {wanted}; {CURE}")
+
+
+def refuse_other_numbers(weights: Mapping[str, Tensor], moved: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError unless all weights were floating-point numbers and are finite where they were moved to."""
+    for key, weight in weights.items():
+        if not weight.is_floating_point() or not is_finite(moved[key]):
+            found = f"{weight.dtype}, as {moved[key].dtype}"
+            raise CheckpointError(f"the VAE holds NaN, infinity or whole numbers in {key!r} ({found}); {CURE}")

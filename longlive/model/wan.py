@@ -4,15 +4,22 @@ Holds weights and shapes only; `causal.py` is the forward. ComfyUI's `WanModel` 
 everything that reads a tree reads either.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from ..untrusted import brief
+
 HEAD_DIM = 128  # of every released Wan model; the weights themselves do not say
 MODULATIONS = 6  # shift, scale, gate for attention, then for the feed-forward
+MAX_WIDTH, MAX_LAYERS, MAX_TEXT_LEN = 1 << 16, 256, 1 << 12  # far beyond any Wan model: 13824, 40 and 512 at 14B
+PATCH_SIZE = (1, 2, 2)  # of every Wan2.1 model
+LAYER = re.compile(r"blocks\.(0|[1-9][0-9]{0,8})\.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +35,7 @@ class Geometry:
     text_len: int = 512  # rows a shorter prompt embedding is padded to with zeros
     in_dim: int = 16
     out_dim: int = 16
-    patch_size: tuple[int, int, int] = (1, 2, 2)  # frames, rows, columns of latent cells in a token
+    patch_size: tuple[int, int, int] = PATCH_SIZE  # frames, rows, columns of latent cells in a token
     eps: float = 1e-6
 
     @property
@@ -43,20 +50,38 @@ class Geometry:
     def of_weights(
         cls, weights: Mapping[str, Tensor], *, num_heads: int | None = None, text_len: int = 512
     ) -> "Geometry":
-        """Read every size from a state dict in released names; `num_heads` where heads are not 128 wide."""
-        dim, in_dim, *patch_size = weights["patch_embedding.weight"].shape
-        area = patch_size[0] * patch_size[1] * patch_size[2]
+        """Read every size from a state dict in released names; `num_heads` where heads are not 128 wide.
+
+        Raises KeyError for a tensor that is missing, ValueError for sizes that no Wan2.1 network has.
+        """
+
+        def sizes_of(name: str, dims: int) -> tuple[int, ...]:
+            shape = tuple(weights[name].shape)
+            if len(shape) != dims or not all(0 < size <= MAX_WIDTH for size in shape):
+                raise ValueError(f"{name} is {list(shape)}")
+            return shape
+
+        dim, in_dim, *patch_size = sizes_of("patch_embedding.weight", 5)
+        if tuple(patch_size) != PATCH_SIZE:
+            raise ValueError(f"its patches are {patch_size}, expected {list(PATCH_SIZE)}")
+        if num_heads is None and dim % HEAD_DIM:
+            raise ValueError(f"it is {dim} wide, no multiple of {HEAD_DIM}, and states no heads; give `num_heads`")
+        num_heads = dim // HEAD_DIM if num_heads is None else num_heads
+        if num_heads < 1 or dim % (2 * num_heads):
+            raise ValueError(f"it is {dim} wide, which {num_heads} heads do not divide; give another `num_heads`")
+        if not 0 < text_len <= MAX_TEXT_LEN:
+            raise ValueError(f"its text has {text_len} rows, expected 1 to {MAX_TEXT_LEN}")
         return cls(
             dim=dim,
-            ffn_dim=weights["blocks.0.ffn.0.weight"].shape[0],
-            num_heads=num_heads or dim // HEAD_DIM,
-            num_layers=1 + max(int(key.split(".")[1]) for key in weights if key.startswith("blocks.")),
-            freq_dim=weights["time_embedding.0.weight"].shape[1],
-            text_dim=weights["text_embedding.0.weight"].shape[1],
+            ffn_dim=sizes_of("blocks.0.ffn.0.weight", 2)[0],
+            num_heads=num_heads,
+            num_layers=count_layers(weights),
+            freq_dim=sizes_of("time_embedding.0.weight", 2)[1],
+            text_dim=sizes_of("text_embedding.0.weight", 2)[1],
             text_len=text_len,
             in_dim=in_dim,
-            out_dim=weights["head.head.weight"].shape[0] // area,
-            patch_size=(patch_size[0], patch_size[1], patch_size[2]),
+            out_dim=sizes_of("head.head.weight", 2)[0] // math.prod(patch_size),
+            patch_size=PATCH_SIZE,
         )
 
     @classmethod
@@ -75,6 +100,22 @@ class Geometry:
             patch_size=tree.patch_size,
             eps=tree.eps,
         )
+
+
+def count_layers(names: Iterable[str]) -> int:
+    """The layers that names of tensors speak of. Raises ValueError unless they are numbered 0, 1, 2 and so on."""
+    numbers = set()
+    for name in names:
+        if name.startswith("blocks."):
+            number = LAYER.match(name)
+            if not number:
+                raise ValueError(f"{brief(name)} is in no layer")
+            numbers.add(int(number[1]))
+    if len(numbers) > MAX_LAYERS:
+        raise ValueError(f"it has {len(numbers)} layers, expected at most {MAX_LAYERS}")
+    if missing := set(range(len(numbers))) - numbers:
+        raise ValueError(f"it has a layer {max(numbers)}, but no layer {min(missing)}")
+    return len(numbers)
 
 
 Layer = Callable[[Tensor], Tensor]

@@ -3,7 +3,11 @@
 import argparse
 import json
 import logging
+import os
 import pickle
+import warnings
+import zipfile
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -452,6 +456,268 @@ def test_weights_that_contradict_what_is_stated_are_refused(base, save):
         load_model(save("x.safetensors", base, metadata=stated))
     with pytest.raises(CheckpointError, match=r"the metadata `geometry` of x\.safetensors is not JSON"):
         load_model(save("x.safetensors", base, metadata={"geometry": "?"}))
+
+
+# files that anyone may have written
+
+
+@pytest.mark.parametrize("name", ["99999", "2", "-1", "x", "\u0663", "1_0", "+1", "00", "9" * 400])
+def test_layers_are_counted_by_names_alone_and_without_a_gap(base, save, monkeypatch, name):
+    monkeypatch.setattr(checkpoint, "WanModel", None)  # building 100 000 layers takes minutes
+    path = save("x.safetensors", base | {f"blocks.{name}.x": torch.zeros(1)})
+    if name == "2":  # the next one, of which all but one tensor is missing
+        monkeypatch.undo()
+    with pytest.raises(CheckpointError, match=r"is in no layer|but no layer 2|27 missing|names of up to"):
+        load_model(path, **TINY)
+
+
+def test_more_layers_than_any_model_has_are_refused(base, save):
+    with pytest.raises(CheckpointError, match="it has 1000 layers, expected at most 256"):
+        load_model(save("x.safetensors", base | {f"blocks.{n}.x": torch.zeros(1) for n in range(1000)}), **TINY)
+
+
+@pytest.mark.parametrize("name", ["num_heads", "text_len"])
+@pytest.mark.parametrize("value", ["a", 0.5, 2.0, -1, 0, 10**18, [2], {}, True])
+def test_a_geometry_that_is_none_is_refused(base, save, name, value):
+    stated = {"num_heads": 2, "text_len": 8} | {name: value}
+    path = save("x.safetensors", base, metadata={"geometry": json.dumps(stated)})
+    with pytest.raises(CheckpointError, match=r"^x\.safetensors has sizes that no Wan2\.1 network has: .*; download"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("value", ["x" * 10**6, None, [[]], {"a": 5}, "\x1b[2J"])
+def test_sizes_that_are_none_are_refused_in_a_short_sentence(base, save, value):
+    stated = {"num_heads": 2, "text_len": 8, "ffn_dim": value}
+    with pytest.raises(CheckpointError, match=r"states ffn_dim .* but has 64") as caught:
+        load_model(save("x.safetensors", base, metadata={"geometry": json.dumps(stated)}))
+    assert_harmless(caught.value)
+
+
+def assert_harmless(error):
+    assert len(str(error)) < 1500
+    assert str(error).isprintable()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"patch_embedding.weight": torch.zeros(0, 16, 1, 2, 2)},
+        {"patch_embedding.weight": torch.zeros(32, 16, 1, 1, 2)},
+        {"patch_embedding.weight": torch.zeros(32, 16, 1, 0, 2)},
+        {"patch_embedding.weight": torch.zeros(2**17, 16, 1, 0, 2)},
+        {"patch_embedding.weight": torch.zeros(6, 16, 1, 2, 2)},
+        {"patch_embedding.weight": torch.tensor(1.0)},
+        {"blocks.0.ffn.0.weight": torch.tensor(1.0)},
+        {"blocks.0.ffn.0.weight": torch.zeros(2**40, 0)},
+        {"time_embedding.0.weight": torch.zeros(32)},
+        {"text_embedding.0.weight": torch.zeros(32, 0)},
+        {"head.head.weight": torch.zeros(32, 32)},
+        {"head.head.weight": torch.zeros(64)},
+    ],
+    ids=lambda change: "{} {}".format(*next((name, list(x.shape)) for name, x in change.items())),
+)
+def test_sizes_that_make_no_network_are_refused(base, save, change):
+    path = save("x.safetensors", base | change)
+    with pytest.raises(CheckpointError, match=r"sizes that no Wan2\.1 network has|16 channels and makes 8|holds "):
+        load_model(path, **TINY)
+
+
+@pytest.mark.parametrize("text", ["[" * 10**5, '{"a": NaN}', '{"num_heads": 2, "num_heads": 2}', "{" + "9" * 10**6])
+def test_json_that_is_a_bomb_is_refused(base, save, text):
+    with pytest.raises(CheckpointError, match=r"the metadata `geometry` of x\.safetensors is not JSON") as caught:
+        load_model(save("x.safetensors", base, metadata={"geometry": text}))
+    assert_harmless(caught.value)
+
+
+@pytest.mark.parametrize("config", ['{"transformer": 5}', '{"transformer": null}', '{"transformer": []}'])
+def test_metadata_of_another_form_says_nothing(base, save, config):
+    path = save("x.safetensors", base, metadata={"config": config, "geometry": '{"num_heads": 2, "_class_name": 5}'})
+    assert "trained   not stated" in describe(path)
+
+
+@pytest.mark.parametrize(
+    "weight_map",
+    [
+        *(5, [1], {"a": 5}, {"a": None}, {"a": ["x"]}, {"a": "../x.safetensors"}, {"a": "/etc/passwd"}, {"a": "b/c"}),
+        *({"a": "..\\x"}, {"a": "C:x"}, {"a": ""}, {"a": "."}, {"a": "x\0"}, {"a": "\x1b[2J" * 10**5}),
+    ],
+)
+def test_an_index_names_files_beside_it_and_nothing_else(base, save, weight_map):
+    folder = save("wan/config.json", json.dumps(TINY)).parent
+    save("x.safetensors", base)
+    save("wan/diffusion_pytorch_model.safetensors.index.json", json.dumps({"weight_map": weight_map}))
+    with pytest.raises(CheckpointError, match=r"index\.json names .* as a file beside it; download") as caught:
+        load_model(folder)
+    assert_harmless(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model.safetensors"]
+)
+def test_a_pipe_in_a_folder_is_refused_at_once(base, save, name):
+    folder = save("wan/config.json", json.dumps(TINY)).parent
+    save("wan/diffusion_pytorch_model.safetensors", base)
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    with pytest.raises(CheckpointError, match=r"it is a pipe, not a file|without config\.json|lacks"):
+        load_model(folder)
+
+
+def test_a_pipe_a_device_and_a_name_that_is_none_are_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pt")
+    for path in (tmp_path / "pipe.pt", Path("/dev/zero"), Path("a\0b"), Path("~nobody-of-this-name/x.pt")):
+        with pytest.raises(CheckpointError, match=r"cannot be read|does not exist"):
+            read(path)
+
+
+def test_an_error_of_a_giant_header_is_short(save):
+    header = json.dumps({"x" * 10**7: {"dtype": "\x1b[2J" * 10, "shape": [1], "data_offsets": [0, 4]}}).encode()
+    with pytest.raises(CheckpointError, match=r"is truncated or damaged") as caught:
+        read(save("x.safetensors", len(header).to_bytes(8, "little") + header + bytes(4)))
+    assert_harmless(caught.value)
+
+
+def test_a_header_larger_than_any_model_needs_is_refused(save):
+    header = b"{" + b" " * (33 << 20)
+    with pytest.raises(CheckpointError, match="has a header of 34,603,009 bytes, expected at most 33,554,432"):
+        read(save("x.safetensors", len(header).to_bytes(8, "little") + header + bytes(len(header))))
+
+
+@pytest.mark.parametrize("shape", [[2**40], [2**62, 2**62, 0], [-1], [1.5], "x", [2**70]])
+def test_a_header_of_absurd_shapes_is_refused_before_anything_is_allocated(save, shape):
+    header = json.dumps({"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}).encode()
+    with pytest.raises(CheckpointError):
+        read(save("x.safetensors", len(header).to_bytes(8, "little") + header))
+
+
+def test_names_that_take_minutes_to_read_are_refused(save):
+    with pytest.raises(CheckpointError, match="names of up to 6,000,001 characters; expected at most 100,000 and 500"):
+        read(save("x.pt", {"model." * 10**6 + "x": torch.zeros(2)}))
+
+
+def test_many_names_twice_are_counted_in_a_moment(save):
+    pairs = {f"{prefix}{n}": torch.zeros(1) for n in range(20_000) for prefix in ("", "model.")}
+    with pytest.raises(CheckpointError, match=r"has two tensors for 0, 1, 10, 100 and 19996 more"):
+        checkpoint.normalised(pairs)
+
+
+def packed(path, *, compression=zipfile.ZIP_DEFLATED, twice=False):
+    """The same archive as another tool packs it."""
+    with zipfile.ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "w", compression) as archive:
+        warnings.simplefilter("ignore")  # of a name twice
+        for name, content in [*records.items()] * (2 if twice else 1):
+            archive.writestr(name, content)
+    return path
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_torch_file_packed_by_another_tool_is_refused(base, save, compression):
+    with pytest.raises(CheckpointError, match=r"x\.pt was compressed or encrypted after it was saved \(.*use the file"):
+        load_model(packed(save("x.pt", base), compression=compression), **TINY)
+
+
+def test_a_torch_file_packed_again_without_compression_loads(base, save):
+    assert_loads_as(base, packed(save("x.pt", base), compression=zipfile.ZIP_STORED))
+
+
+def test_an_encrypted_torch_file_is_refused(base, save):
+    path = save("x.pt", base)
+    content = bytearray(path.read_bytes())
+    directory = content.rindex(b"PK\x01\x02")
+    content[directory + 8] |= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="was compressed or encrypted"):
+        read(path)
+
+
+def test_a_torch_file_with_a_record_twice_is_refused(base, save):
+    with pytest.raises(CheckpointError, match="holds records twice or within each other"):
+        read(packed(save("x.pt", base), compression=zipfile.ZIP_STORED, twice=True))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    "expanded",
+    [
+        torch.zeros(1).expand(30_000, 30_000),
+        torch.zeros(1000).as_strided((30_000, 900), (0, 1)),
+        torch.zeros(60_000).as_strided((30_000, 30_000), (1, 1)),
+    ],
+)
+def test_tensors_much_larger_than_their_file_are_refused(base, save, zipped, expanded):
+    path = save("x.pt", base | {"head.head.weight": expanded}, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError, match=r"has [0-9,]+ bytes, but its tensors would take [0-9,]+; save them"):
+        load_model(path, **TINY)
+
+
+def test_tied_tensors_load(base, save):
+    tied = base | {"blocks.1.modulation": base["blocks.0.modulation"]}
+    assert_loads_as(tied, save("x.pt", tied))
+
+
+def in_itself():
+    state = {"x": torch.zeros(2)}
+    state["state_dict"] = state["model"] = state
+    return state
+
+
+class Shadowed:
+    """A pickle of this is one of a dict and a tensor with attributes in the place of their methods."""
+
+    def __reduce__(self):
+        x = torch.zeros(2)
+        x.dim = x.numel = 5
+        return OrderedDict, (), {"items": 5, "get": 5, "keys": 5}, None, iter({"x": x}.items())
+
+
+ODD_STATES = {
+    "a dict in itself": in_itself(),
+    "attributes in the place of methods": Shadowed(),
+    "names that are none": {5: torch.zeros(2), (1, 2): torch.zeros(2), None: 1, 10**5000: 2, "x": torch.zeros(2)},
+    "sparse": {"x": torch.zeros(2, 2).to_sparse()},
+    "meta": {"x": torch.zeros(2, 2, device="meta")},
+    "negated": {"x": torch.zeros(2, dtype=torch.complex64).conj().imag},
+    "escape codes": {"\x1b[2J" * 50: torch.zeros(2)},
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("state", ODD_STATES.values(), ids=ODD_STATES.keys())
+@pytest.mark.parametrize("zipped", [True, False])
+def test_odd_pickles_are_described_or_refused(save, state, zipped):
+    path = save("x.pt", state, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError) as caught:
+        load_model(path)
+    assert_harmless(caught.value)
+
+
+# numbers that are none
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float8_e5m2])
+def test_weights_that_are_not_finite_are_refused(base, save, value, dtype):
+    spoilt = {name: tensor.clone() for name, tensor in base.items()}
+    spoilt["blocks.1.ffn.2.bias"][-1] = value
+    path = save("x.safetensors", {name: tensor.to(dtype) for name, tensor in spoilt.items()})
+    with pytest.raises(CheckpointError, match=r"x\.safetensors holds NaN or infinity in blocks\.1\.ffn\.2\.bias; down"):
+        load_model(path, **TINY)
+
+
+def test_weights_too_large_for_their_dtype_are_refused(base, save):
+    path = save("x.safetensors", base | {"head.head.bias": torch.full((64,), 1e5)})
+    load_model(path, **TINY)
+    with pytest.raises(CheckpointError, match=r"numbers too large for float16 in head\.head\.bias; use bfloat16"):
+        load_model(path, dtype=torch.float16, **TINY)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.complex64])
+def test_weights_that_no_network_computes_with_are_refused(base, save, dtype):
+    path = save("x.pt", base | {"head.head.bias": torch.ones(64).to(dtype)})
+    with pytest.raises(CheckpointError, match=r"1 of no dtype that computes \(head\.head\.bias "):
+        load_model(path, **TINY)
 
 
 # what a reader is told

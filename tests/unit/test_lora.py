@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from longlive.errors import CheckpointError
+from longlive.errors import CheckpointError, ConfigError
 from longlive.model.checkpoint import describe, load_model, merged_weights, read
 from longlive.model.lora import Lora, MergeReport, Pair
 
@@ -344,3 +344,72 @@ def test_a_lora_is_described(adapter, tmp_path):
     assert "  kind      a LoRA for LongLive or Wan2.1" in text
     assert "  modules   20, such as blocks.0.cross_attn.k" in text
     assert "  rank      4, alpha 4" in text
+
+
+SINGLE = "blocks.0.self_attn.q"
+
+
+def single(down=(2, 32), up=(32, 2), dtype=torch.float32, **more):
+    """An adapter of one module."""
+    factors = {f"{SINGLE}.lora_A.weight": torch.ones(down), f"{SINGLE}.lora_B.weight": torch.ones(up)}
+    return {name: x.to(dtype) for name, x in factors.items()} | more
+
+
+@pytest.mark.parametrize(
+    ("down", "up"),
+    [((0, 32), (32, 0)), ((2, 32), (32, 2, 3, 3)), ((2, 0), (32, 2)), ((2, 32), (0, 2)), ((2,), (32, 2))],
+)
+def test_factors_without_a_common_rank_are_refused(tmp_path, down, up):
+    with pytest.raises(CheckpointError, match=rf"has factors .* for {SINGLE}, which share no rank"):
+        Lora.read(saved(tmp_path, single(down, up)))
+
+
+@pytest.mark.parametrize("alpha", [float("nan"), float("inf"), [1.0, 2.0], [], 1j])
+def test_an_alpha_that_is_no_number_is_refused(tmp_path, alpha):
+    with pytest.raises(CheckpointError, match=f"states an alpha for {SINGLE} that is no number; give `alpha`"):
+        Lora.read(saved(tmp_path, single(**{f"{SINGLE}.alpha": torch.tensor(alpha)})))
+
+
+@pytest.mark.parametrize("alpha", ["nan", "1e400", "-inf", "x" * 10**6, ""])
+def test_metadata_of_an_alpha_that_is_no_number_is_refused(tmp_path, alpha):
+    path = saved(tmp_path, single(), "lora.safetensors", metadata={"alpha": alpha})
+    with pytest.raises(CheckpointError, match=r"states alpha '.{0,300}, which is no number; give `alpha`"):
+        Lora.read(path)
+
+
+@pytest.mark.parametrize("alpha", ["[1]", "{}", '"x"'])
+def test_a_peft_folder_with_an_alpha_that_is_no_number_is_refused(tmp_path, alpha):
+    folder = saved(tmp_path, single(), "peft/adapter_model.safetensors").parent
+    (folder / "adapter_config.json").write_text(f'{{"lora_alpha": {alpha}}}')
+    with pytest.raises(CheckpointError, match=r"states alpha .*, which is no number; give `alpha`"):
+        Lora.read(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("factor", ["lora_A", "lora_B"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e5m2])
+def test_factors_that_are_not_finite_are_refused(tmp_path, value, factor, dtype):
+    adapter = single()
+    adapter[f"{SINGLE}.{factor}.weight"][0, 0] = value
+    adapter = {name: x.to(dtype) for name, x in adapter.items()}
+    with pytest.raises(CheckpointError, match=rf"holds NaN, infinity .* in {SINGLE}"):
+        Lora.read(saved(tmp_path, adapter, "lora.safetensors"))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64])
+def test_factors_that_no_network_computes_with_are_refused(tmp_path, dtype):
+    with pytest.raises(CheckpointError, match=f"numbers of {dtype} in {SINGLE}"):
+        Lora.read(saved(tmp_path, single(dtype=dtype)))
+
+
+@pytest.mark.parametrize("strength", [float("nan"), float("inf")])
+def test_a_strength_that_is_no_number_is_refused(base, lora, strength):
+    with pytest.raises(ConfigError, match=f"the strength of the LoRA is {strength}; give a number"):
+        load_model(CAUSAL, lora=lora, strength=strength)
+
+
+@pytest.mark.parametrize(("strength", "alpha"), [(1e39, 1.0), (1.0, 1e300)])
+def test_a_merge_that_is_not_finite_is_refused_and_names_the_lora(tmp_path, strength, alpha):
+    lora = Lora.read(saved(tmp_path, single()), alpha=alpha)
+    with pytest.raises(CheckpointError, match=rf"lora\.pt makes NaN or infinity of {SINGLE}\.weight; use a smaller"):
+        load_model(CAUSAL, lora=lora, strength=strength)

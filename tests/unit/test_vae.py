@@ -172,9 +172,26 @@ def test_pixels_that_do_not_fill_cells_are_refused(vae):
         (lambda w: {k: t for k, t in w.items() if k != "conv1.bias"}, r"lacks 1 of its 194 tensors: 'conv1\.bias'"),
         (lambda w: w | {"decoder.extra": torch.zeros(1)}, r"1 tensors too many: 'decoder\.extra'"),
         (lambda w: w | {"conv1.bias": torch.zeros(31)}, r"'conv1\.bias' has shape \[31\], expected \[32\]"),
+        (lambda w: w | {"decoder.head.0.gamma": torch.zeros(10**6, 0)}, "is 1000000 wide, expected 1 to 4096"),
+        (lambda w: w | {"decoder.head.0.gamma": torch.zeros(0)}, "is 0 wide"),
+        (lambda w: w | {"conv2.weight": torch.tensor(1.0)}, "has 1 latent channels"),
+        (lambda w: w | {"conv1.bias": torch.full((32,), float("nan"))}, r"NaN, infinity .*in 'conv1\.bias'"),
+        (lambda w: w | {"conv1.bias": torch.full((32,), float("inf"))}, r"NaN, infinity .*in 'conv1\.bias'"),
+        (lambda w: w | {"conv1.bias": torch.ones(32, dtype=torch.int64)}, r"whole numbers in 'conv1\.bias'"),
+        (lambda w: w | {"\x1b[2J" * 10**6: torch.zeros(1)}, r"1 tensors too many: '[^\x1b]{1,2000}\.\.\.'"),
     ],
-    ids=["nothing", "another model", "diffusers", "Wan2.2", "missing key", "leftover key", "wrong shape"],
+    ids=[
+        *("nothing", "another model", "diffusers", "Wan2.2", "missing key", "leftover key", "wrong shape"),
+        *("wide", "no width", "no shape", "NaN", "infinity", "whole numbers", "odd name"),
+    ],
 )
 def test_weights_of_anything_else_are_refused_with_the_file_to_use(weights, change, message):
     with pytest.raises(CheckpointError, match=message + r".*use Wan2\.1_VAE\.pth or wan_2\.1_vae\.safetensors"):
         WanVAE.of_weights(change(weights))
+
+
+def test_weights_too_large_for_their_dtype_are_refused(weights):
+    large = weights | {"conv1.bias": torch.full((32,), 1e5)}
+    WanVAE.of_weights(large)
+    with pytest.raises(CheckpointError, match=r"in 'conv1\.bias' \(torch\.float32, as torch\.float16\)"):
+        WanVAE.of_weights(large, dtype=torch.float16)
