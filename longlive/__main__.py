@@ -19,6 +19,7 @@ from .demo import ENLARGED, STORY
 from .digest import digest
 from .errors import CheckpointError, ConfigError, LongLiveError, ScriptError, SessionError
 from .evaluate import evaluate
+from .files import read_text
 from .miniature import claims, tuned
 from .miniature.files import DIT, VAE, check_size, load_miniature, present
 from .miniature.text import MiniatureText
@@ -32,8 +33,9 @@ from .sampler import Sampler, check_length
 from .session import Prompt, Session
 from .store import Store
 from .text import UMT5
-from .timeline import Segment, parse, report
+from .timeline import MAX_CHARACTERS, Segment, parse, report
 from .tune.commands import add_commands
+from .untrusted import printable_lines
 from .verify import verify
 from .video import VideoWriter
 
@@ -41,6 +43,7 @@ log = logging.getLogger("longlive")
 
 SESSION_SUFFIX = ".session.safetensors"  # beside the video
 RELEASED_SIZE = (832, 480)  # pixels
+MAX_SCRIPT_BYTES = 4 * MAX_CHARACTERS
 FAILED, NOT_A_RUN, INTERRUPTED = 1, 2, 130
 SEEDS = 32  # of the published tables
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -49,7 +52,9 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; the exit status."""
     options = parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PlainFormatter())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     try:
         return options.run(options)
     except LongLiveError as error:
@@ -57,6 +62,18 @@ def main(arguments: list[str] | None = None) -> int:
         return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+class PlainFormatter(logging.Formatter):
+    """Messages as they are, but for what could take hold of the terminal: names and prompts come from files."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable_lines(super().format(record))
+
+
+def say(text: object) -> None:
+    """Write lines to standard output, in which nothing can take hold of the terminal."""
+    sys.stdout.write(f"{printable_lines(str(text))}\n")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -240,11 +257,12 @@ def continued(path: Path, identity: str) -> Session:
 def written(path: Path) -> str:
     """The text of a script file."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_text(path, MAX_SCRIPT_BYTES)
     except FileNotFoundError as error:
         raise ScriptError(f"the script {path} does not exist; give a text file, one segment a line") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ScriptError(f"the script {path} cannot be read: {error}; give a text file in UTF-8") from error
+    except OSError as error:
+        reason = error.strerror or error
+        raise ScriptError(f"the script {path} cannot be read ({reason}); give a text file in UTF-8") from error
 
 
 def device_of(name: str) -> torch.device:
@@ -305,7 +323,7 @@ def film(
         log.warning("no video yet: there is no picture")
         return status
     log.info("%d pixel frames, %.2f s", writer.num_frames, writer.num_frames / FPS)
-    sys.stdout.write(f"{options.output}\n")
+    say(options.output)
     return status
 
 
@@ -331,7 +349,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
     else:
         segments = parse(written(options.script)) if options.script else ()
         found = evaluate(options.video, segments, Clip.of_folder(options.clip) if options.clip else None)
-    sys.stdout.write(str(found))
+    say(str(found).rstrip("\n"))
     if options.output:
         found.write(options.output)
     return 0
@@ -341,7 +359,7 @@ def run_info(options: argparse.Namespace) -> int:
     status = 0
     for path in options.files:
         try:
-            sys.stdout.write(f"{described(path)}\n")
+            say(described(path))
         except LongLiveError as error:
             log.error("%s: %s", type(error).__name__, error)
             status = FAILED
@@ -349,7 +367,7 @@ def run_info(options: argparse.Namespace) -> int:
 
 
 def described(path: Path) -> str:
-    if not path.exists():
+    if not os.path.exists(path):  # which is false where one may not look, too
         return describe(path)
     try:
         return f"{path.name}: a LongLive session\n{session_file.load(path).report()}"
@@ -364,14 +382,14 @@ def run_verify(options: argparse.Namespace) -> int:
         try:
             verdict = verify(path)
         except CheckpointError as error:
-            sys.stdout.write(f"{error}\n")
+            say(error)
             status = NOT_A_RUN
             continue
         outcome = "failed" if verdict.failures else "reproduced"
         apart = f"largest difference {verdict.difference:.2g} in {verdict.where}" if verdict.difference else "equal"
-        sys.stdout.write(f"{path.name}: {outcome}, {apart}\n")
+        say(f"{path.name}: {outcome}, {apart}")
         for failure in verdict.failures:
-            sys.stdout.write(f"  {failure}\n")
+            say(f"  {failure}")
         if verdict.failures:
             status = status or FAILED
     return status

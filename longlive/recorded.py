@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .config import MAX_STEP
 from .errors import CheckpointError
+from .files import check_regular
 from .schedule import Schedule
 
 RECORDED = ("out.", "trace.", "merged", "freqs.", "shift")  # beginnings of the names of results
@@ -31,6 +32,7 @@ class Run:
     def open(cls, path: Path) -> "Run":
         """Read a run. Raises CheckpointError for a file that is none."""
         try:
+            check_regular(path)
             with safe_open(path, "pt") as file:
                 meta = file.metadata() or {}
             return cls(path, load_file(path), meta)

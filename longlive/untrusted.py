@@ -61,6 +61,11 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() or char in JOINERS else repr(char)[1:-1] for char in text)
 
 
+def printable_lines(text: str) -> str:
+    """The same for text of several lines, which stay lines."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def brief(value: object, limit: int = MAX_SHOWN) -> str:
     """Give the text of a value for a message: printable, at most `limit` characters of it."""
     text = str(value)

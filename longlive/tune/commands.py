@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from ..errors import DataError
+from ..files import read_text
 from .config import read_config
 from .data import TEMPLATE, read_answers, read_pairs, write_pairs, write_requests
 from .load import load_parts
@@ -93,10 +94,11 @@ def asked_to_stop() -> Iterator:
 
 def run_request(options: argparse.Namespace) -> int:
     try:
-        template = options.template.read_text(encoding="utf-8") if options.template else TEMPLATE
-    except (OSError, UnicodeDecodeError) as error:
+        template = read_text(options.template) if options.template else TEMPLATE
+    except OSError as error:
+        reason = error.strerror or error
         raise DataError(
-            f"the template {options.template} cannot be read: {error}; give a text file in UTF-8"
+            f"the template {options.template} cannot be read ({reason}); give a text file in UTF-8"
         ) from error
     prompts = [pair.first for pair in read_pairs(options.prompts)]
     write_requests(prompts, options.output, template)

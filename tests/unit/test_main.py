@@ -192,3 +192,62 @@ def test_verify_exits_with_0_1_or_2(tmp_path, capsys):
     save_file(tensors, scheduler, metadata)
     assert main(["verify", str(scheduler), str(lora)]) == 1
     assert "shift5.sigmas differs by 0.001, allowed is 1e-06" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a pipe")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["render", "PIPE", "--miniature", "-o", "a.mp4"],
+        ["tune", "PIPE"],
+        ["pairs", "request", "PIPE", "-o", "a.jsonl"],
+        ["pairs", "request", "STORY", "--template", "PIPE", "-o", "a.jsonl"],
+        ["pairs", "read", "STORY", "PIPE", "-o", "a.jsonl"],
+        ["info", "PIPE"],
+        ["verify", "PIPE"],
+    ],
+    ids=" ".join,
+)
+def test_no_command_waits_for_a_pipe(arguments, tmp_path, caplog, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("PIPE")
+    Path("STORY").write_text('{"id": 1, "prompt": "a boat"}', encoding="utf-8")
+    assert main(arguments) != 0
+    assert "PIPE" in caplog.text + capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--window", "100000000", "--positions", "unbounded"], "a block may attend 16384 frames at most"),
+        (["--window", "100000000"], "absolute positions end at 1024 frames"),
+        (["--sink", "100000000"], "window 12 does not hold sink 100000000 and block 3"),
+        (["--block", "100000000"], "window 12 does not hold sink 3 and block 100000000"),
+        (["--seed", str(2**64)], "seed is 18446744073709551616; it must be from 0 to 18446744073709551615"),
+        (["--seed", "-1"], "seed is -1; it must be from 0 to 18446744073709551615"),
+        (["--shift", "nan"], "shift is nan; it must be a finite number"),
+        (["--context-noise", "inf"], "context_noise is inf; it must be a finite number"),
+        (["--steps", *map(str, range(5000, 0, -1))], "they must fall from at most 1000"),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else "",
+)
+def test_absurd_numbers_are_refused_before_anything_is_made(render, tmp_path, caplog, arguments, told):
+    assert render(STORY, "absurd.mp4", *arguments) == 1
+    assert told in caplog.text
+    assert not (tmp_path / "absurd.mp4").exists()
+
+
+def test_nothing_from_a_file_takes_hold_of_the_terminal(render, tmp_path):
+    assert render("3f | a red\x1b]0;fox\x07\u202e fox", "story.mp4") == 0
+    path = tmp_path / "a\x1b[2Jb.session.safetensors"
+    (tmp_path / "story.session.safetensors").rename(path)
+    told = subprocess.run(
+        [sys.executable, "-m", "longlive", "info", str(path), str(tmp_path / "no\x1b[2Jfile")],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+    )
+    assert "a\\x1b[2Jb.session.safetensors: a LongLive session" in told.stdout
+    assert "red\\x1b]0;fox\\x07\\u202e fox" in told.stdout
+    assert "no\\x1b[2Jfile" in told.stderr
+    assert not {"\x1b", "\x07", "\u202e"} & set(told.stdout + told.stderr)

@@ -16,7 +16,8 @@ import torch
 import tuned
 from accelerate.state import AcceleratorState
 from patience import wait_for_end, wait_until
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from longlive.config import Positions, RolloutConfig
 from longlive.errors import ConfigError, PositionError, TuningError
@@ -337,6 +338,53 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
     (tmp_path / "checkpoints" / "000001" / "process0.safetensors").write_bytes(b"torn")
     with pytest.raises(TuningError, match=r"000001 is damaged .*; delete that folder to go on from the one before"):
         run(tuned.tuning(), tmp_path)
+
+
+@pytest.fixture
+def two_checkpoints(tmp_path) -> Path:
+    """A folder with checkpoints of the first two steps."""
+    run(tuned.tuning(replace(tuned.CONFIG, run=replace(tuned.CONFIG.run, steps=2))), tmp_path)
+    return tmp_path / "checkpoints"
+
+
+@pytest.mark.parametrize(
+    ("metadata", "reason"),
+    [
+        ({}, "it is not what was saved"),
+        ({"longlive_tuning": "5"}, "it is not what was saved"),
+        ({"longlive_tuning": "5", "longlive_digest": None}, "its configuration is none"),
+        ({"longlive_tuning": "{", "longlive_digest": None}, "Expecting"),
+        ({"longlive_tuning": "[" * 100_000, "longlive_digest": None}, "it is nested deeper"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_checkpoint_that_changed_is_refused(two_checkpoints, metadata, reason):
+    path = two_checkpoints / "000002" / "process0.safetensors"
+    with safe_open(path, "pt") as file:
+        found = file.metadata() | metadata
+    tensors = load_file(path)
+    name = next(name for name, tensor in tensors.items() if tensor.is_floating_point())
+    tensors[name] = tensors[name] + 1
+    save_file(tensors, path, {name: value for name, value in found.items() if value is not None})
+    with pytest.raises(TuningError, match=f"000002 is damaged .{reason}.*; delete that folder to go on from the one"):
+        run(tuned.tuning(), two_checkpoints.parent)
+
+
+@pytest.mark.parametrize("name", ["²", "٣", "000009", "notes"])
+def test_a_folder_that_is_no_checkpoint_is_passed_over(two_checkpoints, name):
+    (two_checkpoints / name).mkdir()
+    resumed = tuned.tuning()
+    assert checkpoints.Checkpoints(resumed, two_checkpoints.parent).resume()
+    assert resumed.num_steps == 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a pipe")
+def test_a_pipe_is_no_checkpoint(two_checkpoints):
+    path = two_checkpoints / "000002" / "process0.safetensors"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(TuningError, match="it is a pipe, not a file"):
+        checkpoints.Checkpoints(tuned.tuning(), two_checkpoints.parent).resume()
 
 
 def test_out_of_memory_says_what_to_lower_in_which_order(monkeypatch):

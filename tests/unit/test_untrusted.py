@@ -6,7 +6,7 @@ from enum import StrEnum
 import pytest
 
 from longlive.errors import ConfigError
-from longlive.untrusted import MAX_DEPTH, brief, conform, conform_fields, parse_json, read_field
+from longlive.untrusted import MAX_DEPTH, brief, conform, conform_fields, parse_json, printable_lines, read_field
 
 
 class Colour(StrEnum):
@@ -150,3 +150,7 @@ def test_conform_names_the_field():
 )
 def test_text_in_a_message_is_printable_and_short(text, shown):
     assert brief(text) == shown
+
+
+def test_lines_stay_lines_and_nothing_else():
+    assert printable_lines("a\x1b[2Jb\nc\rd\n") == "a\\x1b[2Jb\nc\\rd\n"
