@@ -1,10 +1,12 @@
 """The node that loads the trained miniature, which lies in the pack itself: something that runs with no download."""
 
+from pathlib import Path
 from typing import ClassVar
 
 import comfy.sd
 import comfy.utils
 from comfy.latent_formats import Wan21
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from comfy_execution.utils import get_executing_context
 
@@ -46,12 +48,18 @@ class Miniature(io.ComfyNode):
         present(TEACHER)
         load_miniature()  # refuses files that are missing, damaged or something else, in sentences of ours
         load_model(TEACHER)
-        model, teacher = (comfy.sd.load_diffusion_model(str(path)) for path in (DIT, TEACHER))
-        for patcher in (model, teacher):
-            patcher.set_attachments(SIZE_CHECK, check_size)
-        model.model.latent_format = Latents()
+        model, teacher = load_network(DIT), load_network(TEACHER)
         vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(VAE)))
         return io.NodeOutput(model, MiniatureCLIP(), vae, teacher)
+
+
+def load_network(path: Path, *, disable_dynamic: bool = False) -> ModelPatcher:
+    """A MODEL of one of the miniature's networks; ComfyUI calls this again for one without dynamic VRAM."""
+    patcher = comfy.sd.load_diffusion_model(str(path), disable_dynamic=disable_dynamic)
+    patcher.set_attachments(SIZE_CHECK, check_size)
+    patcher.model.latent_format = Latents()
+    patcher.cached_patcher_init = (load_network, (path,))
+    return patcher
 
 
 class Latents(Wan21):

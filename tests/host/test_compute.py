@@ -35,3 +35,8 @@ def test_what_a_model_carries_is_honoured_or_named_or_refused(release: Host):
         "check_what_is_called_is_honoured",
         "check_networks_with_more_to_them_are_refused",
     )
+
+
+@RELEASES
+def test_our_loaders_files_are_loaded_again_where_a_node_asks_and_kept_as_they_are_computed_with(release: Host):
+    inside(release, "loading", "check_models_are_loaded_again_without_dynamic_vram", "check_default_dtype")

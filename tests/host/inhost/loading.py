@@ -1,0 +1,69 @@
+"""How our loaders hand their files to a host: in which dtype, and loaded again where a node asks for that."""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import comfy.model_management
+import folder_paths
+import pytest
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy_extras.nodes_torch_compile import TorchCompileModel
+from comfyui_longlive.nodes import host
+from comfyui_longlive.nodes.identity import model_digest
+from comfyui_longlive.nodes.load import ModelLoader
+from comfyui_longlive.nodes.miniature import Latents, Miniature
+from compute import begun, longer
+from identity import dynamic_vram
+from model_files import ORIGINAL_DIT, ORIGINAL_LORA, write_models
+
+
+def check_models_are_loaded_again_without_dynamic_vram() -> None:
+    """Core's TorchCompileModel asks for that; here the MODELs only say that they are dynamic, as on an NVIDIA card."""
+    with models():
+        loaded = ModelLoader.execute(ORIGINAL_DIT.name, ORIGINAL_LORA.name, 0.5, "bf16").result[0]
+        miniature, _, _, teacher = Miniature.execute().result
+        for model in (loaded, miniature, teacher):
+            expected = model_digest(model)
+            model.is_dynamic = lambda: True
+            clone = compiled(model)
+            assert type(clone) is ModelPatcher
+            assert clone.model is not model.model
+            assert model_digest(clone) == expected
+            assert host.ignored(clone) == ["wrappers (torch.compile)"]
+            del model.is_dynamic
+        assert isinstance(compiled(miniature).model.latent_format, Latents)
+        clone = compiled(loaded)
+        assert torch.equal(longer(clone, begun(clone)).blocks[0], longer(loaded, begun(loaded)).blocks[0])
+
+
+@contextlib.contextmanager
+def models() -> Iterator[None]:
+    """A models folder with the tiny files."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_models(Path(folder))
+        for kind in ("diffusion_models", "loras"):
+            folder_paths.add_model_folder_path(kind, str(Path(folder) / kind))
+        yield
+
+
+def compiled(model: ModelPatcher) -> ModelPatcher:
+    """What TorchCompileModel makes; its schema differs between releases, nothing is compiled before it runs."""
+    return TorchCompileModel.execute(model, "inductor").result[0]
+
+
+def check_default_dtype() -> None:
+    """Weights of fp32 are kept as the host computes, which a host with dynamic VRAM would not do by itself."""
+    with models(), dynamic_vram(), pytest.MonkeyPatch.context() as patch:
+        for chosen, kept in (
+            (torch.float16, torch.float16),
+            (torch.bfloat16, torch.bfloat16),
+            (torch.float32, torch.float32),
+        ):
+            patch.setattr(comfy.model_management, "unet_dtype", lambda *_, chosen=chosen, **__: chosen)
+            model = ModelLoader.execute(ORIGINAL_DIT.name, "none", 1.0, "default").result[0]
+            network = model.model.diffusion_model
+            assert {weight.dtype for weight in network.parameters()} == {kept}
+            assert model.model.get_dtype() is chosen
