@@ -4,12 +4,14 @@ import argparse
 import hashlib
 import logging
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from torch.nn.functional import interpolate
 from tqdm import tqdm
 
 from . import __version__, session_file
@@ -20,6 +22,7 @@ from .digest import digest
 from .errors import CheckpointError, ConfigError, LongLiveError, ScriptError, SessionError
 from .evaluate import evaluate
 from .files import read_text
+from .film import Film
 from .miniature import claims, tuned
 from .miniature.files import DIT, VAE, check_size, load_miniature, present
 from .miniature.text import MiniatureText
@@ -37,14 +40,14 @@ from .timeline import MAX_CHARACTERS, Segment, parse, report
 from .tune.commands import add_commands
 from .untrusted import printable_lines
 from .verify import verify
-from .video import VideoWriter
+from .video import VideoWriter, check_output
 
 log = logging.getLogger("longlive")
 
 SESSION_SUFFIX = ".session.safetensors"  # beside the video
 RELEASED_SIZE = (832, 480)  # pixels
 MAX_SCRIPT_BYTES = 4 * MAX_CHARACTERS
-FAILED, NOT_A_RUN, INTERRUPTED = 1, 2, 130
+FAILED, NOT_A_RUN, INTERRUPTED, TERMINATED = 1, 2, 130, 143  # the last two as a shell names SIGINT and SIGTERM
 SEEDS = 32  # of the published tables
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -56,12 +59,49 @@ def main(arguments: list[str] | None = None) -> int:
     handler.setFormatter(PlainFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     try:
-        return options.run(options)
+        with terminable():
+            return options.run(options)
     except LongLiveError as error:
-        log.error("%s: %s", type(error).__name__, error)
+        for each in reversed([*chain_of(error)]):
+            log.error("%s: %s", type(each).__name__, each)
         return FAILED
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    except KeyboardInterrupt as interrupt:
+        return status_of(interrupt)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: a Ctrl-C from another process."""
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Turn SIGTERM into an interrupt, so that it keeps as much as Ctrl-C does."""
+
+    def interrupt(*_: object) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def status_of(interrupt: KeyboardInterrupt) -> int:
+    return TERMINATED if isinstance(interrupt, Terminated) else INTERRUPTED
+
+
+def chain_of(error: BaseException | None) -> Iterator[LongLiveError]:
+    """The errors of ours that led to this one, the last first: that of a clean-up must not hide the first."""
+    is_explained = False  # by the error that was raised from it
+    while error:
+        if isinstance(error, LongLiveError) and not is_explained:
+            yield error
+        is_explained = error.__cause__ is not None
+        error = error.__cause__ or error.__context__
 
 
 class PlainFormatter(logging.Formatter):
@@ -173,6 +213,7 @@ def run_demo(options: argparse.Namespace) -> int:
 
 def rendered(options: argparse.Namespace, script: str) -> int:
     """Make the video of a script."""
+    check_output(options.output)
     device, dtype = device_of(options.device), DTYPES[options.dtype]
     weights, vae_file = files_of(options)
     facts = [digest(path, cache_dir=cache_folder()) for path in (weights, options.lora) if path]
@@ -293,32 +334,32 @@ def film(
     log.info("%s", report(segments, video.config.block, video.num_frames))
     blocks, steps = sum(segment.blocks for segment in segments), len(video.config.steps)
     status = 0
-    decoder = StreamingDecoder(vae)
-    with (
-        VideoWriter(options.output) as writer,
-        tqdm(total=blocks * steps, unit="step", disable=None) as bar,
-        Sampler(
-            model,
-            store=Store(options.store),
-            watch=lambda done: bar.update(done.kind is PassKind.DENOISE),
-            found=lambda: bar.update(steps),
-        ) as sampler,
-    ):
-        sampler.check(video, [(segment.boundary, segment.blocks) for segment in segments])
-        try:
+    writer = VideoWriter(options.output)
+    film = Film(StreamingDecoder(vae), writer, fragment_store(options), enlarged=options.enlarged)
+    try:
+        with (
+            writer,
+            tqdm(total=blocks * steps, unit="step", disable=None) as bar,
+            Sampler(
+                model,
+                store=Store(options.store),
+                watch=lambda done: bar.update(done.kind is PassKind.DENOISE),
+                found=lambda: bar.update(steps),
+            ) as sampler,
+        ):
+            sampler.check(video, [(segment.boundary, segment.blocks) for segment in segments])
             for latents in video.blocks:
-                writer.write(enlarged(decoder.push(latents), options.enlarged))
+                film.push(latents)
             for segment, prompt in zip(segments, prompts, strict=True):
                 for longer in sampler.extend(video.switched_to(prompt, segment.boundary), segment.blocks):
                     video = longer
-                    writer.write(enlarged(decoder.push(video.blocks[-1]), options.enlarged))
-            writer.write(enlarged(decoder.flush(), options.enlarged))
-        except KeyboardInterrupt:
-            status = INTERRUPTED
-            log.warning("interrupted: %s", "the same command goes on from here" if options.store else "begin again")
-        finally:
-            session_file.save(video, session_path)
-    log.info("session: %s, %d frames", session_path, video.num_frames)
+                    film.push(video.blocks[-1])
+            film.finish()
+    except KeyboardInterrupt as interrupt:
+        status = status_of(interrupt)
+        log.warning("interrupted: %s", "the same command goes on from here" if options.store else "begin again")
+    finally:
+        keep(video, session_path)
     if not writer.num_frames:
         log.warning("no video yet: there is no picture")
         return status
@@ -327,12 +368,23 @@ def film(
     return status
 
 
-def enlarged(pixels_BFCHW: Tensor, times: int) -> Tensor:
-    """Pixels for looking at, smooth between the true ones."""
-    if times == 1 or not pixels_BFCHW.shape[1]:
-        return pixels_BFCHW
-    frames = interpolate(pixels_BFCHW.flatten(0, 1), scale_factor=times, mode="bicubic").clamp(-1, 1)
-    return frames.unflatten(0, pixels_BFCHW.shape[:2])
+def fragment_store(options: argparse.Namespace) -> Store | None:
+    """Where the encoded blocks of films are kept, beside the blocks of latents."""
+    return Store(options.store.with_name(f"{options.store.name}-fragments"), memory_bytes=0) if options.store else None
+
+
+def keep(video: Session, path: Path) -> None:
+    """Save a session, unless a longer one that begins with it is there already. Raises SessionError, StoreError."""
+    if path.exists():
+        try:
+            earlier = session_file.load(path)
+        except LongLiveError:  # another file, or a damaged one
+            earlier = None
+        if earlier and len(earlier.blocks) > len(video.blocks) and earlier.begins_as(video):
+            log.info("session: %s stays as it is, which goes on after these %d frames", path, video.num_frames)
+            return
+    session_file.save(video, path)
+    log.info("session: %s, %d frames", path, video.num_frames)
 
 
 def run_evaluate(options: argparse.Namespace) -> int:

@@ -232,6 +232,13 @@ class Session:
             block() is own for block, own in zip(earlier.blocks, self.blocks[:shared], strict=True)
         )
 
+    def begins_as(self, other: "Session") -> bool:
+        """Whether `other`, wherever it comes from, is an earlier state of this video, frame for frame."""
+        ours, theirs = ((s.model, s.config, s.height, s.width, s.seed, s.dtype) for s in (self, other))
+        if ours != theirs or len(self.blocks) < len(other.blocks):
+            return False
+        return all(torch.equal(a, b) for a, b in zip(self.blocks, other.blocks, strict=False))
+
 
 def _hash(facts: Sequence[object]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -1,34 +1,122 @@
-"""A video file, encoded block by block as the pixels come (H.264 in MP4, through PyAV).
+"""A video file, made of fragments that are encoded one by one as the pixels come (H.264 in MP4, through PyAV).
 
-Knows pixels and a path. Nothing piles up: the memory it takes does not depend on the length of the video.
+Knows pixels and a path. Each fragment has an encoder and a container of its own, so it never changes once it is made,
+and a file that ends behind any of them plays. Memory does not depend on the length of the video.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+import glob
+import io
+import os
+import uuid
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from fractions import Fraction
+from itertools import zip_longest
 from pathlib import Path
 
 import av
 import torch
-from av.container import OutputContainer
+from av.container import InputContainer
 from av.video.stream import VideoStream
 from torch import Tensor
 
 from .config import FPS
 from .errors import VideoError
-from .model.vae import VideoDecoder
+from .files import atomic_write, claim, is_claimed
 
 CRF = 18  # H.264's constant quality, 0 (lossless) to 51; at 18 the eye finds no loss
+THREADS = 4  # of the encoder: another number gives other bytes, so it must not follow the machine
 
 # Code points of ITU-T H.273. The matrix is the one every player assumes where it ignores the tags.
 MATRIX_BT601, SRGB_PRIMARIES, BT709_TRANSFER, LIMITED_RANGE = 6, 1, 1, 1
+
+# B-frames would begin a fragment before its first frame. x264's macroblock tree reads memory it never wrote, so the
+# same frames would give other bytes each time.
+ENCODER = {"bf": "0", "x264-params": "mbtree=0"}
+# A fragment says itself when it begins. Without the last option they all begin at 0.
+FRAGMENT = {
+    "movflags": "frag_keyframe+empty_moov+default_base_moof+frag_discont",
+    "use_editlist": "0",
+    "avoid_negative_ts": "disabled",
+}
+# MP4 drops names of metadata that it does not know otherwise; its index comes first, so that a page plays at once.
+FILE = {"movflags": "use_metadata_tags+faststart"}
+GROWING = ".part.mp4"  # a file that is not finished, but plays
+CELL_PIXELS = 4  # of a picture of latents, where a cell of true pixels has 8
+HEADER_BYTES = 8  # of a box of MP4: its length and its name
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """Some pixel frames of a video. `header` and the `media` of all fragments in order are a file that plays."""
+
+    header: bytes  # the same in all fragments of a video
+    media: bytes
+    num_frames: int
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """How pixels become fragments."""
+
+    fps: Fraction = Fraction(FPS)
+    crf: float = CRF
+
+    @property
+    def identity(self) -> str:
+        """What else the bytes of a fragment depend on, beside its pixels and the number of its first frame."""
+        library = ".".join(map(str, av.library_versions["libavcodec"]))
+        return f"h264 {self.fps} {self.crf} {ENCODER} {FRAGMENT} {THREADS} threads, libavcodec {library}"
+
+    def fragment(self, frames_FHWC: Tensor, first_frame: int) -> Fragment:
+        """Encode frames of bytes, the first of which is number `first_frame` of its video."""
+        rows, columns = frames_FHWC.shape[1:3]
+        if rows % 2 or columns % 2:
+            raise VideoError(f"frames are {columns} x {rows}; H.264 in yuv420p needs even sizes, so crop or pad by one")
+        sink = io.BytesIO()
+        with av.open(sink, "w", format="mp4", options=FRAGMENT) as container:
+            stream = container.add_stream("h264", rate=self.fps, options={**ENCODER, "crf": str(self.crf)})
+            describe(stream, rows, columns)
+            for number, frame_HWC in enumerate(frames_FHWC.cpu().numpy(), first_frame):
+                frame = av.VideoFrame.from_ndarray(frame_HWC, format="rgb24")
+                frame = frame.reformat(format="yuv420p", dst_colorspace="ITU601")
+                frame.pts, frame.time_base = number, 1 / self.fps
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        header, media = divide(sink.getvalue())
+        return Fragment(header, media, len(frames_FHWC))
+
+
+def describe(stream: VideoStream, rows: int, columns: int) -> None:
+    stream.width, stream.height, stream.pix_fmt = columns, rows, "yuv420p"
+    context = stream.codec_context
+    context.thread_count = THREADS
+    context.colorspace, context.color_range = MATRIX_BT601, LIMITED_RANGE
+    context.color_primaries, context.color_trc = SRGB_PRIMARIES, BT709_TRANSFER
+
+
+def divide(file: bytes) -> tuple[bytes, bytes]:
+    """The boxes of an MP4 that describe the video, and those that hold its frames."""
+    boxes: dict[bytes, bytes] = {}
+    start = 0
+    while start < len(file):
+        length = int.from_bytes(file[start : start + 4], "big")
+        assert length >= HEADER_BYTES, length
+        name = file[start + 4 : start + HEADER_BYTES]
+        boxes[name] = boxes.get(name, b"") + file[start : start + length]
+        start += length
+    return boxes[b"ftyp"] + boxes[b"moov"], boxes[b"moof"] + boxes[b"mdat"]
 
 
 class VideoWriter:
     """Writes pixels into an MP4 as they come.
 
-    The file grows under a temporary name beside `path` and takes its place on `close`. `with` closes it, also on
-    Ctrl-C: such a video plays up to its last frame. After any other error, or without a frame, there is no file.
+    Until `close` the video grows in a file of its own beside `path`, or in the folder `growing`, which plays up to its
+    last fragment even after the process was killed. `with` closes the video, also on Ctrl-C: `path` then plays up to
+    the last frame, unless a longer video that begins alike is there already. After any other error, or without a
+    frame, `path` is as it was.
     """
 
     def __init__(
@@ -38,83 +126,68 @@ class VideoWriter:
         fps: int | Fraction = FPS,
         crf: float = CRF,
         metadata: Mapping[str, str] | None = None,
+        growing: Path | None = None,
     ) -> None:
-        self.path, self.fps, self.crf, self.metadata = Path(path), Fraction(fps), crf, dict(metadata or {})
+        self.path, self.encoding, self.metadata = Path(path), Encoding(Fraction(fps), crf), dict(metadata or {})
         self.num_frames = 0
         self._size: tuple[int, int] | None = None  # rows, columns
-        self._container: OutputContainer | None = None
-        self._stream: VideoStream | None = None
-        if not self.path.parent.is_dir():
-            raise VideoError(f"there is no folder {self.path.parent} for {self.path.name}; make it or choose another")
+        check_output(self.path)
+        self._growing = GrowingFile((growing or self.path.parent) / self.path.name)
 
     def __enter__(self) -> "VideoWriter":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None or issubclass(kind, KeyboardInterrupt):
-            self.close()
-        else:
-            self._discard()
+        try:
+            if kind is None:
+                self.close()
+            elif issubclass(kind, KeyboardInterrupt):
+                self._close_interrupted()
+        finally:
+            self._growing.remove()
 
-    @property
-    def _part(self) -> Path:
-        return self.path.with_name(f"{self.path.name}.part")
-
-    def write(self, pixels: Tensor) -> None:
-        """Append pixel frames [F 3 H W] or [1 F 3 H W], -1..1, from any device; none is fine."""
+    def write(self, pixels: Tensor) -> Fragment | None:
+        """Append pixel frames [F 3 H W] or [1 F 3 H W], -1..1, from any device, as a fragment; none is fine."""
         if not pixels.numel():
-            return
-        frames_FHWC = to_bytes(pixels).cpu().numpy()
+            return None
+        frames_FHWC = to_bytes(pixels)
         rows, columns = frames_FHWC.shape[1:3]
         if self._size not in (None, (rows, columns)):
             raise VideoError(f"frames (rows, columns) of {(rows, columns)} cannot follow those of {self._size}")
+        fragment = self.encoding.fragment(frames_FHWC, self.num_frames)
+        self._size = rows, columns
+        self.append(fragment)
+        return fragment
+
+    def append(self, fragment: Fragment) -> None:
+        """Append a fragment whose first frame is the next one."""
         with self._disk_errors():
-            if self._container is None:
-                self._open(rows, columns)
-            for frame_HWC in frames_FHWC:
-                frame = av.VideoFrame.from_ndarray(frame_HWC, format="rgb24")
-                frame = frame.reformat(format="yuv420p", dst_colorspace="ITU601")
-                frame.pts, frame.time_base = self.num_frames, 1 / self.fps
-                self._encode(frame)
-                self.num_frames += 1
+            self._growing.append(fragment)
+        self.num_frames += fragment.num_frames
+
+    def save(self, path: Path) -> None:
+        """Write what there is so far into an ordinary file; more may follow."""
+        with self._disk_errors(), atomic_write(path) as part:
+            remux(self._growing.path, part, self.metadata)
 
     def close(self) -> None:
         """Finish the file and give it its name; a second call does nothing."""
-        if self._container is None:
+        if not self._growing.is_open:
             return
-        with self._disk_errors():
-            self._encode(None)
-            self._container.close()
-            self._container = None
-            self._part.replace(self.path)
+        try:
+            self.save(self.path)
+        finally:
+            self._growing.remove()
 
-    def _open(self, rows: int, columns: int) -> None:
-        if rows % 2 or columns % 2:
-            raise VideoError(f"frames are {columns} x {rows}; H.264 in yuv420p needs even sizes, so crop or pad by one")
-        self._part.touch()  # PyAV opens the file only when the first packet is due, far too late for a read-only disk
-        keep_metadata = {"movflags": "use_metadata_tags"}  # MP4 drops names it does not know otherwise
-        self._container, self._size = av.open(self._part, "w", format="mp4", options=keep_metadata), (rows, columns)
-        self._container.metadata.update(self.metadata)
-        stream = self._stream = self._container.add_stream("h264", rate=self.fps, options={"crf": str(self.crf)})
-        stream.width, stream.height, stream.pix_fmt = columns, rows, "yuv420p"
-        stream.time_base = 1 / self.fps
-        context = stream.codec_context
-        context.colorspace, context.color_range = MATRIX_BT601, LIMITED_RANGE
-        context.color_primaries, context.color_trc = SRGB_PRIMARIES, BT709_TRANSFER
+    def discard(self) -> None:
+        """Leave `path` as it was."""
+        self._growing.remove()
 
-    def _encode(self, frame: av.VideoFrame | None) -> None:
-        assert self._container is not None
-        assert self._stream is not None
-        self._container.mux(self._stream.encode(frame))
-
-    def _discard(self) -> None:
-        """Leave nothing behind."""
-        container, self._container = self._container, None
-        with suppress(OSError):
-            if container is not None:
-                container.close()
-        with suppress(OSError):
-            self._part.unlink(missing_ok=True)
+    def _close_interrupted(self) -> None:
+        if self._growing.is_open and self.num_frames:
+            self._growing.trim()
+            if not begins_alike(self.path, self._growing.path):
+                self.close()
 
     @contextmanager
     def _disk_errors(self) -> Iterator[None]:
@@ -122,11 +195,118 @@ class VideoWriter:
         try:
             yield
         except OSError as error:
-            self._discard()
-            raise VideoError(
-                f"{self.path} cannot be written after {self.num_frames} frames: {error.strerror}; "
-                f"free some space or choose a folder you may write to"
-            ) from error
+            self._growing.remove()
+            raise unwritable(self.path, error, self.num_frames) from error
+
+
+class GrowingFile:
+    """The fragments of a video that is to become `path`, in a file beside it that no other writer has.
+
+    It is gone when it is removed, when nobody holds it, and at the end of the process, unless that is killed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.final = path
+        self.path = path.with_name(f"{path.stem}.{uuid.uuid4().hex[:8]}{GROWING}")
+        self.is_open = False
+        self._length = 0  # bytes of the whole fragments
+        self._held = ExitStack()
+        self._end = weakref.finalize(self, discard, self._held, self.path)
+
+    def append(self, fragment: Fragment) -> None:
+        """Raises OSError where the disk refuses."""
+        if not fragment.num_frames:
+            return
+        if not self.is_open:
+            self._open(fragment.header)
+        self._file.write(fragment.media)
+        self._file.flush()
+        self._length = self._file.tell()
+
+    def trim(self) -> None:
+        """Drop what an interrupt left of a fragment."""
+        self._file.seek(self._length)
+        self._file.truncate()
+
+    def remove(self) -> None:
+        self.is_open = False
+        self._end()
+
+    def _open(self, header: bytes) -> None:
+        remove_abandoned(self.final)
+        hidden = self.path.with_name(f".{self.path.name}")  # until it is claimed
+        self._held.callback(discard, ExitStack(), hidden)
+        hidden.touch()
+        self._held.enter_context(claim(hidden))
+        os.replace(hidden, self.path)
+        self._file = self._held.enter_context(self.path.open("wb"))
+        self._file.write(header)
+        self.is_open = True
+
+
+def discard(held: ExitStack, path: Path) -> None:
+    with suppress(OSError):
+        held.close()
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+def remove_abandoned(path: Path) -> None:
+    """Remove the growing files of killed processes that were to become `path`."""
+    for other in path.parent.glob(f"{glob.escape(path.stem)}.????????{GROWING}"):
+        with suppress(OSError):
+            if not is_claimed(other):
+                other.unlink()
+
+
+def remux(fragments: Path, path: Path, metadata: Mapping[str, str]) -> None:
+    """Copy the packets of a fragmented file into an ordinary one, without decoding. Raises OSError."""
+    with av.open(fragments) as source, av.open(path, "w", format="mp4", options=FILE) as container:
+        container.metadata.update(metadata)
+        incoming = source.streams.video[0]
+        outgoing = container.add_stream_from_template(incoming)
+        for packet in source.demux(incoming):
+            if packet.dts is not None:
+                packet.stream = outgoing
+                container.mux(packet)
+
+
+def begins_alike(path: Path, fragments: Path) -> bool:
+    """Whether the video at `path` has all packets of another one as its first."""
+    if not path.is_file():
+        return False
+    try:
+        with av.open(path) as longer, av.open(fragments) as shorter:
+            pairs = zip_longest(packets(longer), packets(shorter))
+            return all(ours is None or ours == theirs for theirs, ours in pairs)
+    except (OSError, IndexError):  # a file that is no video
+        return False
+
+
+def packets(container: InputContainer) -> Iterator[bytes]:
+    return (bytes(packet) for packet in container.demux(container.streams.video[0]) if packet.dts is not None)
+
+
+def check_output(path: Path) -> None:
+    """Refuse a path that no video can be written to. Raises VideoError."""
+    if path.is_dir():
+        raise VideoError(f"{path} is a folder; give the name of a file, such as {path / 'video.mp4'}")
+    if not path.parent.is_dir():
+        raise VideoError(f"there is no folder {path.parent} for {path.name}; make it or choose another")
+    probe = path.with_name(f".{uuid.uuid4().hex}{GROWING}")
+    try:
+        probe.touch()
+    except OSError as error:
+        raise unwritable(path, error, 0) from error
+    finally:
+        discard(ExitStack(), probe)
+
+
+def unwritable(path: Path, error: OSError, num_frames: int) -> VideoError:
+    return VideoError(
+        f"{path} cannot be written after {num_frames} frames: {error.strerror}; "
+        f"free some space or choose a folder you may write to"
+    )
 
 
 def to_bytes(pixels: Tensor) -> Tensor:
@@ -142,14 +322,9 @@ def to_bytes(pixels: Tensor) -> Tensor:
     return scaled_FCHW.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
-def render(blocks: Iterable[Tensor], decoder: VideoDecoder, writer: VideoWriter) -> Tensor | None:
-    """Decode blocks of latents as they come and write their pixels; the last pixel frame [1 3 H W], if there is one."""
-    last = None
-    for latents_BFCHW in blocks:
-        last = _written(decoder.push(latents_BFCHW), writer, last)
-    return _written(decoder.flush(), writer, last)
-
-
-def _written(pixels_BFCHW: Tensor, writer: VideoWriter, last: Tensor | None) -> Tensor | None:
-    writer.write(pixels_BFCHW)
-    return pixels_BFCHW[:, -1].cpu() if pixels_BFCHW.shape[1] else last
+def latent_colours(latents_BFCHW: Tensor, factors: list[list[float]], bias: list[float] | None) -> Tensor:
+    """A picture [1 F 3 H W], -1..1, of each latent: every channel has a colour, every cell a square of pixels."""
+    colours_CR = torch.tensor(factors)
+    pixels_BFRHW = torch.einsum("bfchw,cr->bfrhw", latents_BFCHW.float(), colours_CR)
+    pixels_BFRHW += torch.tensor(bias or [0.0] * 3).view(-1, 1, 1)
+    return pixels_BFRHW.repeat_interleave(CELL_PIXELS, -1).repeat_interleave(CELL_PIXELS, -2)

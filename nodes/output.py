@@ -2,13 +2,16 @@
 
 import json
 
+import comfy.model_management
 from comfy_api.latest import InputImpl, io, ui
 
 from ..longlive.errors import SessionError
-from ..longlive.video import VideoWriter, render
+from ..longlive.film import Film, render
+from ..longlive.video import VideoWriter
 from . import host, paths
-from .sampling import counted
+from .sampling import counted, fragment_store
 from .sockets import LiveSession, SessionSocket
+from .unfinished import show_unfinished
 from .vae import streaming_decoder
 
 
@@ -46,15 +49,15 @@ class Decode(io.ComfyNode):
             raise SessionError("the session has no frames yet; connect a LongLive Chunk Sampler or Timeline before it")
         path, subfolder = paths.film_path(filename_prefix, video.width, video.height)
         decoder = streaming_decoder(vae)
-        with VideoWriter(path, metadata=cls.workflow()) as writer:
-            last_frame = render(counted(video.blocks), decoder, writer)
-        assert last_frame is not None
+        with VideoWriter(path, metadata=cls.workflow(), growing=paths.temporary_folder()) as writer:
+            try:
+                last_FHWC = render(counted(video.blocks), Film(decoder, writer, fragment_store()))
+            except comfy.model_management.InterruptProcessingException:
+                show_unfinished(writer)
+                raise
+        assert last_FHWC is not None
         result = ui.SavedResult(path.name, subfolder, io.FolderType.output)
-        return io.NodeOutput(
-            InputImpl.VideoFromFile(str(path)),
-            last_frame.movedim(1, -1) / 2 + 0.5,
-            ui=ui.PreviewVideo([result]),
-        )
+        return io.NodeOutput(InputImpl.VideoFromFile(str(path)), last_FHWC / 255, ui=ui.PreviewVideo([result]))
 
     @classmethod
     def workflow(cls) -> dict[str, str]:

@@ -73,5 +73,12 @@ def loras_folder() -> Path:
     return Path(folder_paths.get_folder_paths("loras")[0]).resolve()
 
 
+def temporary_folder() -> Path:
+    """ComfyUI's folder for what need not outlive it."""
+    folder = Path(folder_paths.get_temp_directory())
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def output_folder() -> Path:
     return (Path(folder_paths.get_output_directory()) / "longlive").resolve()

@@ -13,6 +13,7 @@ from . import host
 from .length import blocks_of, length_inputs
 from .sampling import sampling
 from .sockets import LiveSession, SessionSocket
+from .unfinished import extended
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class ChunkSampler(io.ComfyNode):
         before = session.session
         blocks = blocks_of(length, unit, before.config)
         with sampling(session.model, before, blocks) as sampler:
-            after = sampler.extended(before, blocks)
+            after = extended(sampler, before, blocks, session.model)
         chunk = after.frames(before.num_frames, after.num_frames - before.num_frames)
         return io.NodeOutput(session.with_session(after), host.to_latent(session.model, chunk))
 
@@ -99,7 +100,8 @@ class Timeline(io.ComfyNode):
         prompts = [encoded(clip, segment.prompt, session) for segment in segments]
         with sampling(session.model, video, blocks) as sampler:
             for segment, prompt in zip(segments, prompts, strict=True):
-                video = sampler.extended(video.switched_to(prompt, segment.boundary), segment.blocks)
+                begun = video.switched_to(prompt, segment.boundary)
+                video = extended(sampler, begun, segment.blocks, session.model)
         text = report(segments, before.config.block, before.num_frames)
         if before.switches and not before.blocks:
             text += "\nnote: the session's own prompt gives way to the first segment's"

@@ -120,5 +120,13 @@ def block_store() -> Store:
 
     Nothing is held in memory: ComfyUI's own cache does that, and frees it when told to.
     """
-    folder = Path(folder_paths.get_user_directory()) / "longlive" / "blocks"
-    return store_of(folder, memory_bytes=0, disk_bytes=STORE_BYTES)
+    return store_of(store_folder() / "blocks", memory_bytes=0, disk_bytes=STORE_BYTES)
+
+
+def fragment_store() -> Store:
+    """Finished fragments of films, so that what was decoded and encoded once is not again."""
+    return store_of(store_folder() / "fragments", memory_bytes=0, disk_bytes=STORE_BYTES)
+
+
+def store_folder() -> Path:
+    return Path(folder_paths.get_user_directory()) / "longlive"

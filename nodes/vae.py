@@ -5,8 +5,10 @@ pixels. They encode the first pixel frame alone and then pairs, the last one mar
 cut is found by trying: on a little noise it must give what the host's own one call on the whole gives.
 """
 
+import copy
 import logging
 import math
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -19,29 +21,33 @@ import torch
 from torch import Tensor, nn
 
 from ..longlive.config import PIXEL_FRAMES_PER_FRAME, PIXELS_PER_CELL
+from ..longlive.digest import digest_of_tensors
 from ..longlive.errors import CheckpointError
 from ..longlive.model.vae import (
     LATENT_CHANNELS,
+    ResumableDecoder,
     StreamingDecoder,
     StreamingEncoder,
     VideoDecoder,
     VideoEncoder,
     WanVAE,
     cut,
+    layers_needed,
+    recent_blocks,
 )
 from ..longlive.tune.stream import Codec
 from .host import on_device
 
 log = logging.getLogger(__name__)
 
-Stream = TypeVar("Stream", VideoDecoder, VideoEncoder)
+Stream = TypeVar("Stream", ResumableDecoder, VideoEncoder)
 TRIAL_LATENTS = 1, 5, LATENT_CHANNELS, 4, 4  # the first latent, then two pairs
 TRIAL_PIXELS = 1, 13, 3, 32, 32  # the first frame, four pairs that make two latents, two that owe one at the end
 TOLERANCE = 0.02  # relative; bfloat16 stays below, a wrong cut far above
 VIDEO_FRAMES = 5  # the host's estimate of memory takes fewer for an image
 
 
-def streaming_decoder(vae: comfy.sd.VAE, *, interruptible: bool = True) -> VideoDecoder:
+def streaming_decoder(vae: comfy.sd.VAE, *, interruptible: bool = True) -> ResumableDecoder:
     """A decoder of model-space latents over a ComfyUI VAE. Raises CheckpointError for any VAE but Wan2.1's.
 
     After `flush` it takes the next video, of any batch and size. Interruptible means between two passes.
@@ -152,46 +158,86 @@ class HostStream:
         self.waiting_BFCHW: Tensor | None = None
         self.past: list = [None] * sum(1 for _ in self.half.modules())  # more slots than any host counts
 
+    @property
+    def past_bytes(self) -> int:
+        return sum(slot.nbytes for slot in self.past if isinstance(slot, Tensor))
+
     def _take(self, video_BFCHW: Tensor, *out_size: int) -> Tensor:
         if self.waiting_BFCHW is not None:
             video_BFCHW = torch.cat([self.waiting_BFCHW.to(video_BFCHW), video_BFCHW], dim=1)
-        batch, count = video_BFCHW.shape[:2]
-        self.nothing_BFCHW = torch.empty(batch, 0, self.out_channels, *out_size, device=self.vae.device)
+        self.nothing_BFCHW = torch.empty(len(video_BFCHW), 0, self.out_channels, *out_size, device=self.vae.device)
+        ready_BFCHW, self.waiting_BFCHW = self._divide(video_BFCHW)
+        return self._run(ready_BFCHW)
+
+    def _divide(self, video_BFCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """What can pass now, and what waits for more."""
+        count = video_BFCHW.shape[1]
         num_waiting = (count - (not self.begun)) % self.together if count else 0
         ready_BFCHW, waiting_BFCHW = video_BFCHW.split([count - num_waiting, num_waiting], dim=1)
-        self.waiting_BFCHW = waiting_BFCHW.clone()  # a view would keep all of the push alive
-        return self._run(ready_BFCHW)
+        return ready_BFCHW, waiting_BFCHW.clone()  # a view would keep all of the push alive
 
     def _run(self, video_BFCHW: Tensor, *, last: bool = False) -> Tensor:
         pieces = cut(video_BFCHW, begun=self.begun, at_once=self.at_once)
         if not pieces:
             return self.nothing_BFCHW
         made = []
-        with ready(self.vae, self.memory_used, video_BFCHW):
+        with ready(self.vae, self.memory_used, video_BFCHW, held=self.past_bytes):
             for piece in pieces:
-                if self.interruptible:
-                    comfy.model_management.throw_exception_if_processing_interrupted()
+                self._obey()
                 made.append(self._pass(piece, last=last and piece is pieces[-1]))
         self.begun = True
         return torch.cat(made, dim=1)
 
+    def _obey(self) -> None:
+        if self.interruptible:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+
 
 class HostDecoder(HostStream):
-    """A `VideoDecoder` over the host's network."""
+    """A `ResumableDecoder` over the host's network."""
 
     out_channels = 3
 
     def __init__(self, vae: comfy.sd.VAE, at_once: int, *, interruptible: bool = True) -> None:
         decoder, memory_used = vae.first_stage_model.decoder, vae.memory_used_decode
         super().__init__(vae, decoder, memory_used, at_once, together=at_once, interruptible=interruptible)
+        self.identity = f"the host's, {at_once} at once, {identity(vae)}"
+
+    def catch_up(self, blocks: Sequence[Tensor]) -> None:
+        self._forget()
+        if not blocks:
+            return
+        ready_BFCHW, waiting_BFCHW = self._divide(torch.cat([*recent_blocks(blocks, self.together)], dim=1))
+        distance = ready_BFCHW.shape[1]
+        with ready(self.vae, self.memory_used, ready_BFCHW[:, : self.at_once]):
+            for piece in cut(ready_BFCHW, begun=False, at_once=self.at_once):
+                self._obey()
+                distance -= piece.shape[1]
+                self._network(piece, layers_needed(distance) if self.begun else None)
+                self.begun = True  # each layer doubles frames from the second piece on that it has seen
+        self.waiting_BFCHW = waiting_BFCHW
 
     def push(self, latents_BFCHW: Tensor) -> Tensor:
         return self._take(latents_BFCHW, *(PIXELS_PER_CELL * n for n in latents_BFCHW.shape[-2:]))
 
     def _pass(self, latents_BFCHW: Tensor, *, last: bool) -> Tensor:
-        z_BCTHW = self.vae.first_stage_model.conv2(to_vae_space(self.vae, latents_BFCHW))
-        pixels = self.half(z_BCTHW, feat_cache=self.past, feat_idx=[0])
+        pixels = self._network(latents_BFCHW)
         return as_pixels(torch.cat(pixels, dim=2) if isinstance(pixels, list) else pixels)
+
+    def _network(self, latents_BFCHW: Tensor, num_layers: int | None = None) -> Tensor | list[Tensor]:
+        z_BCTHW = self.vae.first_stage_model.conv2(to_vae_space(self.vae, latents_BFCHW))
+        return shortened(self.half, num_layers)(z_BCTHW, feat_cache=self.past, feat_idx=[0])
+
+
+def shortened(decoder: nn.Module, num_layers: int | None) -> nn.Module:
+    """A decoder over the same layers that ends behind so many of its `upsamples`; the host's stays as it is."""
+    if num_layers is None:
+        return decoder
+    short = copy.copy(decoder)
+    upsamples = decoder.get_submodule("upsamples")
+    assert isinstance(upsamples, nn.Sequential)
+    short._modules = {**decoder._modules, "upsamples": upsamples[:num_layers], "head": nn.Sequential()}
+    return short
 
 
 class HostEncoder(HostStream):
@@ -254,12 +300,28 @@ def relative_error(stream: VideoDecoder | VideoEncoder, trial_BFCHW: Tensor, who
     return float(torch.dist(made_BFCHW.float(), whole_BFCHW) / whole_BFCHW.norm())
 
 
+def identity(vae: comfy.sd.VAE) -> str:
+    """What else the pixels of a VAE depend on, beside the latents and how they are cut."""
+    network = vae.first_stage_model
+    if network not in digests:
+        halves = ("conv2.", "decoder.")
+        digests[network] = digest_of_tensors({k: w for k, w in vae.get_sd().items() if k.startswith(halves)})
+    return f"{vae.vae_dtype} on {vae.device.type}, torch {torch.__version__}, {digests[network]}"
+
+
+digests: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()  # hashing takes a second: once
+
+
 @contextmanager
-def ready(vae: comfy.sd.VAE, memory_used: Callable, video_BFCHW: Tensor) -> Iterator[None]:
-    """Have the host make room, load the network (cheap where it is loaded) and make its GPU the current one."""
+def ready(vae: comfy.sd.VAE, memory_used: Callable, video_BFCHW: Tensor, *, held: int = 0) -> Iterator[None]:
+    """Have the host make room, load the network (cheap where it is loaded) and make its GPU the current one.
+
+    `held` bytes of what the pass takes are taken already.
+    """
     batch, num_frames, channels, *size = video_BFCHW.shape
     estimate = memory_used((batch, channels, max(num_frames, VIDEO_FRAMES), *size), vae.vae_dtype)
-    comfy.model_management.load_models_gpu([vae.patcher], memory_required=estimate, force_full_load=vae.disable_offload)
+    needed = max(estimate - held, 0)
+    comfy.model_management.load_models_gpu([vae.patcher], memory_required=needed, force_full_load=vae.disable_offload)
     with torch.no_grad(), on_device(vae.device):
         yield
 

@@ -6,7 +6,8 @@ saw last is kept in a `Past`, which belongs to one video and not to the network.
 Dimension key: B batch, F frames, C channels, T frames of one pass, H rows, W columns, N cells of a frame.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -15,6 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..config import PIXEL_FRAMES_PER_FRAME, PIXELS_PER_CELL
+from ..digest import digest_of_tensors
 from ..errors import CheckpointError
 from ..finite import is_finite
 from ..untrusted import brief
@@ -31,6 +33,7 @@ MULTIPLIERS = (1, 2, 4, 4)  # width of each level over the base width
 HALVES_TIME = (False, True, True)  # of each step between levels, from pixels to latents
 ENCODER_BLOCKS, DECODER_BLOCKS = 2, 3  # residual blocks a level
 TINY = 1e-24  # mean square of a position that is zero
+LOOKBACK = 2  # frames before a frame that a convolution sees
 AT_ONCE = 3  # latents of one pass: a third of the time of 1 on a CPU; the cut of a video moves its last bits (4e-6)
 
 
@@ -43,6 +46,19 @@ class VideoDecoder(Protocol):
 
     def flush(self) -> Tensor:
         """End the video: return the pixel frames still due and forget it."""
+        ...
+
+
+class ResumableDecoder(VideoDecoder, Protocol):
+    """A `VideoDecoder` that can begin in the middle of a video."""
+
+    identity: str  # of weights and arithmetic: equal ones make equal pixels
+
+    def catch_up(self, blocks: Sequence[Tensor]) -> None:
+        """Begin a video with latents [B F C h w] whose pixels are known; what is pushed next follows on them.
+
+        The pixels to come are those of a decoder to which all of `blocks` was pushed, one by one.
+        """
         ...
 
 
@@ -62,6 +78,16 @@ class StreamingDecoder:
     def __init__(self, vae: "WanVAE", *, at_once: int = AT_ONCE) -> None:
         self.vae, self.at_once, self.past = vae, at_once, Past()
         self.nothing_BFCHW = torch.empty(1, 0, 3, 0, 0)
+        self.identity = f"ours, {at_once} at once, {vae.identity}"
+
+    @torch.no_grad()
+    def catch_up(self, blocks: Sequence[Tensor]) -> None:
+        self.past, recent = Past(), recent_blocks(blocks)
+        distance = sum(block.shape[1] for block in recent)
+        for block in recent:
+            for piece in cut(block, begun=self.past.begun, at_once=self.at_once):
+                distance -= piece.shape[1]
+                self.vae.remember(piece, self.past, layers_needed(distance))
 
     @torch.no_grad()
     def push(self, latents_BFCHW: Tensor) -> Tensor:
@@ -125,6 +151,47 @@ def cut(video_BFCHW: Tensor, *, begun: bool, at_once: int) -> list[Tensor]:
     return [piece for piece in pieces if piece.shape[1]]
 
 
+def recent_blocks(blocks: Sequence[Tensor], together: int = 1) -> Sequence[Tensor]:
+    """The blocks that the pixels after them depend on, and some before these, which may then be cut as a beginning.
+
+    `together` latents make a pass after the first one: the frame at which the first block begins is a multiple of it.
+    """
+    start, count = len(blocks), 0
+    while start and (count < WARM_UP or start == len(blocks)):
+        start -= 1
+        count += blocks[start].shape[1]
+    start -= start > 0  # its passes are cut in another way, so nothing may depend on it
+    while start and sum(block.shape[1] for block in blocks[:start]) % together:
+        start -= 1
+    return blocks[start:]
+
+
+def layers_needed(distance: int) -> int | None:
+    """How many of the decoder's `upsamples` latents must pass that end `distance` latents before the first wanted one.
+
+    None for the whole decoder. Layers of few cells look back far, those at full size, which cost most, hardly.
+    """
+    count = sum(reach > distance for reach in REACHES)
+    return count if count < len(REACHES) else None
+
+
+def _reaches() -> tuple[list[int], int]:
+    """How many latents back each layer of `upsamples` and the whole decoder matter to the next pixel frame."""
+    frames, frames_per_latent, reaches = LOOKBACK, PIXEL_FRAMES_PER_FRAME, []
+    for level, doubles_time in reversed([*enumerate((*HALVES_TIME[::-1], None))]):
+        if doubles_time:
+            frames, frames_per_latent = -(-frames // 2) + LOOKBACK, frames_per_latent // 2
+        if level < len(HALVES_TIME):
+            reaches.append(-(-frames // frames_per_latent))
+        for _ in range(DECODER_BLOCKS):
+            frames += 2 * LOOKBACK
+            reaches.append(-(-frames // frames_per_latent))
+    return reaches[::-1], frames + (2 * 2 + 1) * LOOKBACK  # two residual blocks in the middle, and the first one
+
+
+REACHES, WARM_UP = _reaches()
+
+
 class Past:
     """The frames every convolution saw last in one video; zeros before its beginning."""
 
@@ -170,13 +237,23 @@ class WanVAE(nn.Module):
     def device(self) -> torch.device:
         return self.conv2.weight.device
 
+    @cached_property
+    def identity(self) -> str:
+        """What its pixels depend on, as words and a hash."""
+        weights = {name: weight for name, weight in self.state_dict().items() if name.startswith(("conv2", "decoder"))}
+        return f"{digest_of_tensors(weights)} on {self.device.type}"
+
     def decode_next(self, latents_BFCHW: Tensor, past: Past) -> Tensor:
         """Decode the latents that follow `past` in one pass; the first of a video must come alone. Not clamped."""
+        return self.remember(latents_BFCHW, past).transpose(1, 2)
+
+    def remember(self, latents_BFCHW: Tensor, past: Past, num_layers: int | None = None) -> Tensor:
+        """The same, but through the first `num_layers` of the decoder's `upsamples` alone, which then know them."""
         z_BFCHW = denormalised(latents_BFCHW.to(self.device))
         z_BCTHW = self.conv2(z_BFCHW.to(self.conv2.weight.dtype).transpose(1, 2))
-        x_BCTHW = self.decoder(z_BCTHW, past)
+        x_BCTHW = self.decoder(z_BCTHW, past, num_layers)
         past.begun = True
-        return x_BCTHW.transpose(1, 2)
+        return x_BCTHW
 
     def encode_next(self, pixels_BFCHW: Tensor, past: Past) -> Tensor:
         """Encode the pixel frames that follow `past` in one pass: the first of a video alone, then fours."""
@@ -247,10 +324,13 @@ class Decoder(nn.Module):
         self.upsamples = nn.ModuleList(layers)
         self.head = head(wide, 3, **like)
 
-    def forward(self, z_BCTHW: Tensor, past: Past) -> Tensor:
+    def forward(self, z_BCTHW: Tensor, past: Past, num_layers: int | None = None) -> Tensor:
+        """Pixels; with `num_layers`, what so many of `upsamples` make of the latents."""
         x_BCTHW = self.conv1(z_BCTHW, past)
-        for layer in (*self.middle, *self.upsamples):
+        for layer in (*self.middle, *self.upsamples[:num_layers]):
             x_BCTHW = layer(x_BCTHW, past)
+        if num_layers is not None:
+            return x_BCTHW
         norm, silu, conv = self.head
         return conv(silu(norm(x_BCTHW)), past)
 

@@ -111,9 +111,9 @@ def test_ctrl_c_leaves_a_playable_file_and_a_session_that_goes_on(tmp_path, weig
     assert wait_for_end(run, "the end after Ctrl-C") == 130
 
     session = session_file.load(tmp_path / "story.session.safetensors")
-    assert 3 <= len(session.blocks) < 300
+    assert 2 <= len(session.blocks) < 300  # the third may be in the store alone
     assert 0 < pixel_frames(tmp_path / "story.mp4") <= session.pixel_frames
-    assert list(tmp_path.glob("*.part")) == []
+    assert [path.name for path in tmp_path.iterdir() if ".part" in path.name] == []
 
 
 def test_the_demo_tells_five_prompts_in_twenty_seconds_and_names_its_recaches(tmp_path, caplog, capsys):
