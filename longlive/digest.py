@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from .errors import CheckpointError
-from .files import write_text
+from .files import open_regular, read_text, write_text
 from .model.weights import files_of
+from .untrusted import brief, parse_json
 
 MEMORY = "digests.json"
 SAMPLES, SAMPLE_BYTES = 64, 4096  # evenly over a file, its ends included
@@ -35,12 +36,12 @@ def digest(path: str | Path, *, cache_dir: Path | None = None) -> str:
 
     With `cache_dir`, remembered there under the resolved path for as long as the file bears the same `mark`.
     """
-    path = Path(path).expanduser().resolve()
     try:
+        path = Path(os.path.expanduser(path)).resolve()  # that of Path raises for a user there is not
         if path.is_dir():
             parts = {file.name: digest(file, cache_dir=cache_dir) for file in files_of(path)}
             return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             before = mark(file)
             *known_mark, known = remembered(cache_dir).get(str(path), [""])
             if tuple(known_mark) == before:
@@ -48,10 +49,9 @@ def digest(path: str | Path, *, cache_dir: Path | None = None) -> str:
             file.seek(0)
             found = hashlib.file_digest(file, "sha256").hexdigest()
             after = mark(file)
-    except OSError as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({error.strerror or error}); check the path and the disk"
-        ) from error
+    except (OSError, RuntimeError, ValueError) as error:  # the last two of links that lead to each other, a null byte
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{path} cannot be read ({brief(reason)}); check the path and the disk") from error
 
     _, *times, _, _ = after
     if cache_dir and before == after and time.time() - max(times) / 1e9 > SETTLED_SECONDS:
@@ -102,10 +102,17 @@ def remembered(cache_dir: Path | None) -> dict[str, list]:
     if cache_dir is None:
         return {}
     try:
-        entries = json.loads((cache_dir / MEMORY).read_text(encoding="utf-8"))
-        return {path: entry for path, entry in entries.items() if len(entry) == 6 and len(entry[-1]) == 64}
-    except (OSError, ValueError, TypeError, AttributeError, LookupError, RecursionError):
+        entries = parse_json(read_text(cache_dir / MEMORY))
+    except (OSError, ValueError):
         return {}
+    if not isinstance(entries, dict):
+        return {}
+    return {path: entry for path, entry in entries.items() if isinstance(entry, list) and is_entry(entry)}
+
+
+def is_entry(entry: list) -> bool:
+    """Whether a list has the form of a `mark` and a digest."""
+    return len(entry) == 6 and isinstance(entry[-1], str) and len(entry[-1]) == 64
 
 
 def remember(cache_dir: Path, path: str, entry: list) -> None:

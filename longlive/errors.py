@@ -8,6 +8,7 @@ LongLiveError
 ├── ConditioningError  a prompt embedding the model cannot take
 ├── SessionError       a session file, or a session continued with what it was not made for
 ├── PositionError      the table of absolute positions has ended
+├── SamplingError      a block that came out as NaN or infinity
 ├── StoreError         a session that cannot be written
 ├── VideoError         a video file that cannot be written
 ├── EvaluationError    what cannot be measured, or a report that cannot be written
@@ -53,6 +54,10 @@ class SessionError(LongLiveError):
 
 class PositionError(LongLiveError):
     """The table of absolute positions has ended."""
+
+
+class SamplingError(LongLiveError):
+    """A block came out as NaN or infinity."""
 
 
 class StoreError(LongLiveError):

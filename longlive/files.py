@@ -9,8 +9,8 @@ import stat
 import time
 import uuid
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 try:
     import fcntl
@@ -52,7 +52,7 @@ def check_regular(path: Path) -> None:
     _refuse_irregular(mode)
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a regular file to read its bytes. Never waits, for a pipe neither. Raises OSError as `check_regular`."""
     check_regular(path)
     handle = os.open(path, READ_FLAGS)

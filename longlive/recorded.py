@@ -1,6 +1,5 @@
 """A recorded run of the reference, as a file, and its statistics (`tests/reference/README.md` is the format)."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,12 @@ from torch import Tensor
 
 from .config import MAX_STEP
 from .errors import CheckpointError
-from .files import check_regular
+from .files import check_regular, is_plain_name
 from .schedule import Schedule
+from .untrusted import brief, conform, parse_json
 
 RECORDED = ("out.", "trace.", "merged", "freqs.", "shift")  # beginnings of the names of results
+MAX_NUMBER = 1 << 16  # frames, widths and the like of a run, which is tiny
 EDGE = 8  # first and last values a statistic holds
 INTEGERS = ("kind", "segment", "num_frames", "current_start", "gend", "lend", "flag")  # columns of a trace
 
@@ -36,14 +37,14 @@ class Run:
             with safe_open(path, "pt") as file:
                 meta = file.metadata() or {}
             return cls(path, load_file(path), meta)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{path} cannot be read as a recorded run: {error}") from error
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise CheckpointError(f"{path} cannot be read as a recorded run: {brief(error)}") from error
 
     @property
     def results(self) -> dict[str, Tensor]:
         found = {name: tensor for name, tensor in self.tensors.items() if name.startswith(RECORDED)}
         if "grads" in self.meta:  # in a file of their own
-            found |= {f"grad.{name}": x for name, x in Run.open(self.path.parent / self.meta["grads"]).tensors.items()}
+            found |= {f"grad.{name}": x for name, x in Run.open(self.beside("grads")).tensors.items()}
         return found
 
     def group(self, prefix: str) -> dict[str, Tensor]:
@@ -51,10 +52,24 @@ class Run:
         return {name.removeprefix(prefix): x for name, x in self.tensors.items() if name.startswith(prefix)}
 
     def number(self, name: str) -> int:
-        return int(self.meta[name])
+        number = int(self.meta[name])
+        if abs(number) > MAX_NUMBER:
+            raise ValueError(f"{name} is {number}; it must be at most {MAX_NUMBER}")
+        return number
 
     def values(self, name: str) -> list:
-        return json.loads(self.meta[name])
+        return conform(parse_json(self.meta[name]), list, name)
+
+    def geometry(self) -> dict[str, int]:
+        """The sizes of the network that was recorded."""
+        return conform(parse_json(self.meta["geometry"]), dict, "geometry")
+
+    def beside(self, name: str) -> Path:
+        """The file in the run's own folder that its metadata name. Raises CheckpointError for one elsewhere."""
+        file = self.meta[name]
+        if not is_plain_name(file):
+            raise CheckpointError(f"{self.path} names {brief(file)!r} as a file beside it; record it anew")
+        return self.path.parent / file
 
 
 def statistic(x: Tensor | None) -> Tensor:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from .cache import Memory, TextMemory
 from .config import PIXELS_PER_CELL, Positions, RolloutConfig
-from .errors import SessionError
+from .errors import SamplingError, SessionError
+from .finite import is_finite
 from .model.causal import CausalWan
 from .noise import counted_noise
 from .replay import Call, calls_before, needed
@@ -100,8 +101,8 @@ class Sampler:
         """The session after each of the next `blocks` blocks.
 
         Raises PositionError before anything is computed if the video would outrun the table of positions, and
-        SessionError for a session of another kind of model. After an error the sampler is empty; the sessions it
-        yielded stay good.
+        SessionError for a session of another kind of model. A block of NaN or infinity is not kept, but raises
+        SamplingError. After an error the sampler is empty; the sessions it yielded stay good.
         """
         self.check(session, [(Boundary.KEEP, blocks)])
         if not session.switches:
@@ -137,7 +138,13 @@ class Sampler:
             self._remember(rollout, session)
             text = self._read(session.switches[-1].prompt)
             noise = counted_noise(session.seed, session.block_shape, session.dtype)
-            return rollout.denoise(session.num_frames - session.origin, text, noise, len(session.blocks)).cpu()
+            latents = rollout.denoise(session.num_frames - session.origin, text, noise, len(session.blocks)).cpu()
+            if not is_finite(latents):
+                raise SamplingError(
+                    f"the model made NaN or infinity of frame {session.num_frames} on, in {session.dtype}; what is "
+                    f"finished is kept; use bfloat16 or float32 if this is float16, else other weights or a weaker LoRA"
+                )
+            return latents
         except BaseException:
             self.close()
             raise

@@ -1,6 +1,5 @@
 """Replays of the reference's recorded training, through the classes that tune (`longlive/verify.py` compares)."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -22,7 +21,7 @@ from .student import Student
 
 def scores(run: Run) -> dict[str, Tensor]:
     """The teacher on clips of several lengths; what pads a clip is masked in the reference and not there in ours."""
-    teacher, found = score_of(run, run.meta["weights"], run.meta["prefix"]), {}
+    teacher, found = score_of(run, "weights", run.meta["prefix"]), {}
     for frames in run.values("frames"):
         noisy, timesteps = run.tensors[f"in.x.{frames}"], run.tensors[f"in.t.{frames}"][:, 0]
         found[f"out.flow.{frames}"] = teacher.flow(noisy, timesteps, run.tensors["in.ctx"])
@@ -32,7 +31,7 @@ def scores(run: Run) -> dict[str, Tensor]:
 
 def matching(run: Run) -> dict[str, Tensor]:
     """The student's loss on one clip, all of it and masked."""
-    teacher, critic = (score_of(run, run.meta["weights"], f"{name}_score.") for name in ("real", "fake"))
+    teacher, critic = (score_of(run, "weights", f"{name}_score.") for name in ("real", "fake"))
     noising = Noising.of(run.tensors["rng.index"], run.tensors["rng.eps"])
     frames = run.tensors["in.x"].shape[1]
     found = {"out.timestep": noising.timesteps_B[:, None].expand(-1, frames)}
@@ -136,8 +135,8 @@ class _Streaming:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        geometry = json.loads(run.meta["geometry"])
-        tree = tree_of(read(run.path.parent / run.meta["weights"]).tensors, geometry)
+        geometry = run.geometry()
+        tree = tree_of(read(run.beside("weights")).tensors, geometry)
         self.trace = _Trace(
             geometry["num_layers"], run.number("sink"), run.number("cache_frames"), geometry["tokens_per_frame"]
         )
@@ -151,8 +150,8 @@ class _Streaming:
         )
         frames = run.number("cache_frames")
         student = _RecordedStudent(tree, config, self.trace, kv_gradients=True, reference_frames=frames)
-        self.teacher, self.critic = (score_of(run, run.meta["score_weights"], f"{n}_score.") for n in ("real", "fake"))
-        vae = WanVAE.of_weights(Run.open(run.path.parent / run.meta["vae_weights"]).group(run.meta["vae_prefix"]))
+        self.teacher, self.critic = (score_of(run, "score_weights", f"{n}_score.") for n in ("real", "fake"))
+        vae = WanVAE.of_weights(Run.open(run.beside("vae_weights")).group(run.meta["vae_prefix"]))
         stream = StreamConfig(length=run.number("max_length"), reference_behaviour=True)
         self.stream = Stream(student, Codec.of_vae(vae), stream)
         self.sequence = self.stream.begun((0,), run.number("switch_frame"))
@@ -207,10 +206,11 @@ def detached(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.detach()
 
 
-def score_of(run: Run, file: str, prefix: str) -> Score:
-    weights = read(run.path.parent / file).tensors
+def score_of(run: Run, name: str, prefix: str) -> Score:
+    """The network of the file that a run's metadata give under `name`, its tensors those that begin with `prefix`."""
+    weights = read(run.beside(name)).tensors
     mine = {name.removeprefix(prefix): x for name, x in weights.items() if name.startswith(prefix)}
-    return Score(tree_of(mine, json.loads(run.meta["geometry"])))
+    return Score(tree_of(mine, run.geometry()))
 
 
 def tree_of(weights: Mapping[str, Tensor], geometry: Mapping[str, int]) -> WanModel:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import stat
 import weakref
 from types import SimpleNamespace
 
@@ -108,7 +109,7 @@ def test_a_file_of_the_same_size_and_time_is_hashed_again(tmp_path, cache, in_pl
 
 def test_where_the_disk_numbers_no_files_other_weights_are_told_by_a_sample(tmp_path, cache, monkeypatch):
     """As read-only images and some network drives are: every time and every number the same."""
-    alike = SimpleNamespace(st_size=1_000_000, st_mtime_ns=1, st_ctime_ns=1, st_ino=0)
+    alike = SimpleNamespace(st_size=1_000_000, st_mtime_ns=1, st_ctime_ns=1, st_ino=0, st_mode=stat.S_IFREG)
     monkeypatch.setattr(module.os, "fstat", lambda _: alike)
     file = tmp_path / "weights.pt"
     for _ in range(2):
@@ -125,8 +126,8 @@ def test_hard_links_to_one_file_share_its_digest(file, cache):
 
 def test_what_an_earlier_version_remembered_is_made_anew(file, cache):
     cache.mkdir(parents=True)
-    stat = file.stat()
-    (cache / "digests.json").write_text(json.dumps({str(file.resolve()): [stat.st_size, stat.st_mtime_ns, "a" * 64]}))
+    found = file.stat()
+    (cache / "digests.json").write_text(json.dumps({str(file.resolve()): [found.st_size, found.st_mtime_ns, "a" * 64]}))
     assert digest(file, cache_dir=cache) == digest(file)
 
 
@@ -202,6 +203,20 @@ def test_a_released_folder_is_all_it_is_read_from_and_nothing_else(tmp_path):
 def test_a_missing_file_is_named(tmp_path, cache):
     with pytest.raises(CheckpointError, match=r"gone\.pt cannot be read \(No such file"):
         digest(tmp_path / "gone.pt", cache_dir=cache)
+
+
+def test_a_pipe_a_loop_of_links_and_a_name_that_is_none_are_refused_at_once(tmp_path, cache):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name in ("pipe", "loop", "a\0b", "/dev/zero"):
+        with pytest.raises(CheckpointError, match=r"cannot be read"):
+            digest(tmp_path / name, cache_dir=cache)
+
+
+def test_a_memory_that_is_a_pipe_costs_only_time(file, cache):
+    cache.mkdir(parents=True)
+    os.mkfifo(cache / "digests.json")
+    assert digest(file, cache_dir=cache) == digest(file)
 
 
 # tensors

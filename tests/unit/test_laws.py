@@ -8,6 +8,7 @@ import torch
 
 from longlive.cache import RollingKVCache
 from longlive.config import Positions, RolloutConfig
+from longlive.errors import SamplingError
 from longlive.replay import calls_before, needed
 from longlive.rollout import Rollout
 from longlive.sampler import Sampler
@@ -146,6 +147,22 @@ def test_law_7_no_bytes_are_held_after_a_failure_though_its_traceback_is(positio
     assert held.value.__traceback__
     assert memories[0].num_bytes == 0
     assert sum(view.untyped_storage().nbytes() for view in seen[0]) == 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_law_7_a_block_that_is_not_finite_is_told_and_not_kept(value):
+    model, store = tiny.model(), Store()
+    sampler = Sampler(model, store=store)
+    making = sampler.extend(tiny.session(), 4)
+    next(making)
+    finished = next(making)
+    model.tree.head.head.bias.data[0] = value
+    with pytest.raises(SamplingError, match=r"made NaN or infinity of frame 6 on, in torch.float32; what is finished"):
+        next(making)
+    assert sampler._rollout is None
+    assert store.get(finished.next_key(model.kernel), finished.block_shape) is None
+    whole = Sampler(MODEL, store=store).extended(finished, 2)
+    assert torch.equal(whole.latents(), Sampler(MODEL).extended(tiny.session(), 4).latents())
 
 
 def test_law_7_no_memory_is_alive_after_a_sampler_ends_or_fails():

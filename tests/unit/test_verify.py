@@ -1,5 +1,6 @@
 """Law 1: recorded runs of the reference are reproduced, and one changed number in any of their results is noticed."""
 
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from longlive.errors import CheckpointError
+from longlive.errors import CheckpointError, LongLiveError
 from longlive.recorded import Run
 from longlive.verify import REPLAYS, distance, verify
 from longlive.verify import replay as replay_of
@@ -49,11 +50,11 @@ def changed(tensor: torch.Tensor, index: int) -> torch.Tensor:
     return copy
 
 
-def altered(path: Path, folder: Path, **tensors: torch.Tensor) -> Path:
-    """A copy of a run with other tensors, its weights beside it."""
+def altered(path: Path, folder: Path, meta: dict[str, str] | None = None, **tensors: torch.Tensor) -> Path:
+    """A copy of a run with other tensors or metadata, its weights beside it."""
     run = Run.open(path)
     copy = folder / path.name
-    save_file({**run.tensors, **tensors}, copy, dict(run.meta))
+    save_file({**run.tensors, **tensors}, copy, {**run.meta, **(meta or {})})
     for name in ("weights", "score_weights", "vae_weights", "grads"):
         if name in run.meta:
             shutil.copy(path.parent / run.meta[name], folder)
@@ -186,3 +187,58 @@ def test_a_run_without_its_weights_names_them(tmp_path):
     shutil.copy(REFERENCE / "single.safetensors", tmp_path)
     with pytest.raises(CheckpointError, match=r"weights_causal.safetensors does not exist"):
         verify(tmp_path / "single.safetensors")
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        {"weights": "../weights_causal.safetensors"},
+        {"weights": "/etc/passwd"},
+        {"weights": "\x1b[2J" * 10**5},
+        {"kind": "\x1b[2J" * 10**5},
+        {"geometry": "[" * 10**5},
+        {"geometry": "5"},
+        {"geometry": '{"num_heads": "x", "text_len": 8}'},
+        {"frames": str(10**12)},
+        {"window": str(10**12)},
+        {"block": "0"},
+        {"sink": "x"},
+        {"timestep_shift": "nan"},
+        {"denoise_steps": '{"a": 1}'},
+    ],
+    ids=lambda meta: str(meta)[:40],
+)
+def test_metadata_that_anyone_may_have_written_are_refused_in_a_short_sentence(tmp_path, meta):
+    path = altered(REFERENCE / "single.safetensors", tmp_path, meta)
+    with pytest.raises(LongLiveError) as caught:
+        verify(path)
+    assert len(str(caught.value)) < 2000
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        torch.zeros(0),
+        torch.zeros(1, 21, 3, 4, 4),
+        torch.zeros(1, 21, 16, 5, 5),
+        torch.zeros(1, 21, 16, 4, 4, dtype=torch.int8),
+    ],
+    ids=lambda x: f"{x.dtype} {list(x.shape)}",
+)
+def test_inputs_that_fit_no_network_are_refused(tmp_path, noise):
+    with pytest.raises(CheckpointError, match="is an incomplete run"):
+        verify(altered(REFERENCE / "single.safetensors", tmp_path, **{"in.noise": noise}))
+
+
+def test_a_result_of_another_dtype_is_refused(tmp_path):
+    path = REFERENCE / "scheduler.safetensors"
+    halves = {name: x.bfloat16() for name, x in Run.open(path).results.items()}
+    with pytest.raises(CheckpointError, match="is an incomplete run"):
+        verify(altered(path, tmp_path, **halves))
+
+
+def test_a_pipe_is_no_run(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(CheckpointError, match=r"cannot be read as a recorded run: it is a pipe, not a file"):
+        verify(tmp_path / "pipe")
