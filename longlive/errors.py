@@ -16,9 +16,16 @@ LongLiveError
 └── TuningError        a tuning that cannot begin, go on or be resumed
 """
 
+from .printable import brief
+
+MAX_MESSAGE = 900  # characters
+
 
 class LongLiveError(Exception):
-    """Base of everything the user can cure."""
+    """Base of everything the user can cure. Its text is one printable line, whatever a name or a file brought in."""
+
+    def __str__(self) -> str:
+        return brief(super().__str__(), MAX_MESSAGE)
 
     def __init_subclass__(cls) -> None:
         cls.__module__ = "longlive"  # ComfyUI shows it, and imports packs under the path of their folder

@@ -15,13 +15,14 @@ from functools import cache
 from typing import NoReturn, TypeVar
 
 from .errors import ConfigError
+from .printable import brief as brief
+from .printable import printable as printable
+from .printable import printable_lines as printable_lines
 
 MAX_JSON = 16 << 20  # characters; the header of a session of two days has as many
 MAX_DEPTH = 32  # lists and objects inside each other
 MIN_INTEGER, MAX_INTEGER = -(2**63), 2**64 - 1  # the range of seeds, beyond that of any count
 MAX_DIGITS = 20  # of both, the sign included
-MAX_SHOWN = 200  # characters of a text from outside that a message shows
-JOINERS = "\u200c\u200d"  # between letters of some scripts and parts of an emoji; they do no harm
 WORDS = {
     int: "a whole number",
     float: "a number",
@@ -54,22 +55,6 @@ def parse_json(text: str | bytes, limit: int = MAX_JSON) -> object:
         raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels") from error
     _check_tree(value)
     return value
-
-
-def printable(text: str) -> str:
-    """Give text with everything escaped that could move a terminal's cursor, colour it or turn its lines around."""
-    return "".join(char if char.isprintable() or char in JOINERS else repr(char)[1:-1] for char in text)
-
-
-def printable_lines(text: str) -> str:
-    """The same for text of several lines, which stay lines."""
-    return "\n".join(map(printable, text.split("\n")))
-
-
-def brief(value: object, limit: int = MAX_SHOWN) -> str:
-    """Give the text of a value for a message: printable, at most `limit` characters of it."""
-    text = str(value)
-    return printable(text) if len(text) <= limit else f"{printable(text[:limit])}..."
 
 
 def read_field(entry: object, name: str, kind: type[Kind]) -> Kind:

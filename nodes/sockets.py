@@ -1,11 +1,14 @@
 """The pack's own socket types, and what travels on them."""
 
+import functools
 from dataclasses import dataclass, replace
 
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..longlive.errors import ConfigError
+from ..longlive.printable import brief
 from ..longlive.session import Session
 from ..longlive.tune.data import PromptPair
 from ..longlive.tune.tuning import EmbeddedPair
@@ -45,3 +48,27 @@ class Pairs:
 
     def _comfy_cache_tensors(self) -> list[Tensor]:
         return [self.unprompted, *(half for pair in self.embedded for half in (pair.first, pair.second))]
+
+
+def refuse_literals(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
+    """Let a node refuse what only an API prompt can give: a value written where an output must be connected."""
+    sockets = [entry for entry in node.define_schema().inputs if not isinstance(entry, io.WidgetInput)]
+    execute = node.execute.__func__
+
+    @functools.wraps(execute)
+    def checked(cls: type[io.ComfyNode], **inputs: object) -> io.NodeOutput:
+        for socket in sockets:
+            value = inputs.get(socket.id)
+            if socket.id in inputs and not (value is None and socket.optional) and is_literal(value):
+                raise ConfigError(f"{socket.id} is {brief(repr(value))}; connect the output of a node to it")
+        return execute(cls, **inputs)
+
+    node.execute = classmethod(checked)
+    return node
+
+
+def is_literal(value: object) -> bool:
+    """Whether a value is JSON and not what a node gives. A CONDITIONING is a list of pairs that begin with a tensor."""
+    if isinstance(value, list):
+        return not all(isinstance(pair, (list, tuple)) and pair and isinstance(pair[0], Tensor) for pair in value)
+    return value is None or isinstance(value, (bool, int, float, str, dict))

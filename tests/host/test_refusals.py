@@ -101,6 +101,17 @@ def test_a_senseless_length(newest, length, unit, told):
     assert sentence(newest, changed(SHORT, "chunk0", length=length, unit=unit)).startswith(told)
 
 
+@pytest.mark.parametrize("value", [5, True, "chunk0", {}, ["chunk0"], None], ids=repr)
+def test_a_value_written_where_an_output_belongs(newest, value):
+    graph = changed(SHORT, "chunk0", session=value) | {"end": node("TestProbe", value=["chunk0", 0])}
+    with pytest.raises(HostError) as refusal:
+        newest.run(graph)
+    assert "AttributeError" not in str(refusal.value)
+    if not isinstance(value, list):  # which the host takes for a link
+        told = f"longlive.ConfigError: session is {value!r}; connect the output of a node to it"
+        assert told in str(refusal.value)
+
+
 @pytest.mark.parametrize("length", [-1, 0, 1e9])
 def test_a_length_the_host_itself_refuses(newest, length):
     with pytest.raises(HostError, match="length"):
@@ -162,7 +173,7 @@ def test_a_timeline_that_cannot_be_made(newest, script, told):
         ({"steps": "many"}, "steps are 'many'; give whole numbers such as 1000, 750, 500, 250"),
         ({"steps": "500, 750"}, "steps are [500, 750]; they must fall from at most 1000 to at least 1"),
         ({"steps": "1001"}, "steps are [1001]; they must fall from at most 1000 to at least 1"),
-        ({"shift": float("nan")}, "shift is nan; use a positive number (the released models use 5)"),
+        ({"shift": float("nan")}, "shift is nan; it must be a finite number"),
     ],
     ids=str,
 )

@@ -12,7 +12,7 @@ LIBRARY, NODES = ROOT / "longlive", ROOT / "nodes"
 FILES = sorted([*LIBRARY.rglob("*.py"), *NODES.rglob("*.py"), ROOT / "__init__.py"])
 
 LAYERS = (  # of the library, from the ground up; a module imports from the rows below its own, or to its left
-    "errors precision finite files untrusted config",
+    "printable errors precision finite files untrusted config",
     "timeline schedule noise window",
     "model.rope model.attention",
     "cache",
