@@ -86,7 +86,7 @@ class Progress:
     """Tells ComfyUI of each denoising step, with a picture of the newest frame, and obeys its interrupt."""
 
     def __init__(self, patcher: ModelPatcher, blocks: int, steps: int) -> None:
-        self.steps = steps  # of a block
+        self.patcher, self.steps = patcher, steps  # of a block
         self.bar = comfy.utils.ProgressBar(blocks * steps)
         self.previewer = latent_preview.get_previewer(patcher.load_device, patcher.model.latent_format)
 
@@ -98,6 +98,8 @@ class Progress:
         picture = None
         if self.previewer and done.clean is not None:
             picture = self.previewer.decode_latent_to_preview_image("JPEG", to_host(done.clean[:, -1:]))
+            if self.patcher not in comfy.model_management.loaded_models():  # a preview by a VAE took its room
+                comfy.model_management.load_models_gpu([self.patcher])
         self.bar.update_absolute(self.bar.current + 1, preview=picture)
 
     def block(self) -> None:

@@ -18,6 +18,11 @@ def test_what_a_node_switches_on_for_a_run_is_in_the_key_of_its_blocks(release: 
 
 
 @RELEASES
+def test_a_preview_that_unloads_the_model_does_not_end_a_block(release: Host):
+    inside(release, "compute", "check_a_preview_that_takes_the_room_of_the_model")
+
+
+@RELEASES
 def test_a_host_without_flash_attention_is_asked_for_no_more_than_a_pass_needs(release: Host):
     """It unloads or streams weights for what is announced. Counted: 0.93 GB for a recache at 832 x 480, 2.1 at 720p."""
     small, large = inside(release, "compute", "check_announced_memory")[0]

@@ -98,6 +98,23 @@ def check_a_failed_start_is_cleaned_up() -> None:
     assert events == ["on", "off"]
 
 
+def check_a_preview_that_takes_the_room_of_the_model() -> None:
+    """Previews by a small VAE load it, and a full card unloads the network for that in the middle of a block."""
+    patched = computing_in(loaded(), "bf16")
+    expected = longer(patched, begun(patched)).blocks[0]
+    evicted: list[bool] = []
+
+    def decode_latent_to_preview_image(*_) -> None:
+        evicted.append(patched in comfy.model_management.loaded_models())
+        comfy.model_management.unload_all_models()
+
+    previewer = SimpleNamespace(decode_latent_to_preview_image=decode_latent_to_preview_image)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling.latent_preview, "get_previewer", lambda *_: previewer)
+        assert torch.equal(longer(patched, begun(patched)).blocks[0], expected)
+    assert evicted == [True] * 4
+
+
 def check_announced_memory() -> list[float]:
     """The GiB announced beside keys and values at 832 x 480 and 1280 x 720, by a host without flash attention."""
     true_size = Geometry(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30, freq_dim=256, text_dim=4096)
