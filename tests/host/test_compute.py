@@ -45,3 +45,8 @@ def test_what_a_model_carries_is_honoured_or_named_or_refused(release: Host):
 @RELEASES
 def test_our_loaders_files_are_loaded_again_where_a_node_asks_and_kept_as_they_are_computed_with(release: Host):
     inside(release, "loading", "check_models_are_loaded_again_without_dynamic_vram", "check_default_dtype")
+
+
+@RELEASES
+def test_the_released_lora_is_merged_by_our_loader_and_unknown_to_a_stock_node(release: Host):
+    inside(release, "loading", "check_the_released_lora_in_a_stock_node")

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import comfy.model_management
+import comfy.sd
 import folder_paths
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_extras.nodes_torch_compile import TorchCompileModel
+from comfyui_longlive.longlive.model.lora import Lora
 from comfyui_longlive.nodes import host
 from comfyui_longlive.nodes.identity import model_digest
 from comfyui_longlive.nodes.load import ModelLoader
@@ -18,6 +20,8 @@ from comfyui_longlive.nodes.miniature import Latents, Miniature
 from compute import begun, longer
 from identity import dynamic_vram
 from model_files import ORIGINAL_DIT, ORIGINAL_LORA, write_models
+
+from nodes import LoraLoaderModelOnly
 
 
 def check_models_are_loaded_again_without_dynamic_vram() -> None:
@@ -37,6 +41,23 @@ def check_models_are_loaded_again_without_dynamic_vram() -> None:
         assert isinstance(compiled(miniature).model.latent_format, Latents)
         clone = compiled(loaded)
         assert torch.equal(longer(clone, begun(clone)).blocks[0], longer(loaded, begun(loaded)).blocks[0])
+
+
+def check_the_released_lora_in_a_stock_node() -> None:
+    """It does nothing there, as README says; in the names of ComfyUI it is the LoRA that our loader merges."""
+    with models():
+        base = ModelLoader.execute(ORIGINAL_DIT.name, "none", 1.0, "fp32").result[0]
+        [stock] = LoraLoaderModelOnly().load_lora_model_only(base, ORIGINAL_LORA.name, 1.0)
+        assert stock.patches == {}
+        assert model_digest(stock) == model_digest(base)
+
+        path = folder_paths.get_full_path_or_raise("loras", ORIGINAL_LORA.name)
+        named = Lora.read(path).comfy_keys()
+        patched, _ = comfy.sd.load_lora_for_models(base, None, named, 1.0, 0.0)
+        merged = ModelLoader.execute(ORIGINAL_DIT.name, ORIGINAL_LORA.name, 1.0, "fp32").result[0]
+        made = [longer(model, begun(model)).blocks[0] for model in (base, patched, merged)]
+        assert (made[0] - made[2]).abs().max() > 1e-2
+        torch.testing.assert_close(made[1], made[2], rtol=0, atol=1e-4)
 
 
 @contextlib.contextmanager
