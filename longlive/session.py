@@ -19,7 +19,7 @@ from .config import FPS, MAX_SEED, PIXELS_PER_CELL, SIZE_STEP, RolloutConfig, bl
 from .digest import digest_of_tensors
 from .errors import ConditioningError, ConfigError, SessionError
 from .finite import is_finite
-from .timeline import Boundary
+from .timeline import Boundary, count_blocks
 from .untrusted import printable
 
 KEY_VERSION = 1  # raised whenever the same inputs would give other latents
@@ -204,7 +204,7 @@ class Session:
         config = self.config
         length = f"{self.num_frames} frames, {self.pixel_frames} pixel frames, {self.seconds:.2f} s"
         lines = [
-            f"{len(self.blocks)} blocks, {length}",
+            f"{count_blocks(len(self.blocks))}, {length}",
             f"{self.width} x {self.height}, seed {self.seed}, window {config.window} with sink {config.sink}, "
             f"block {config.block}, steps {', '.join(map(str, config.steps))}, {config.positions.value} positions",
         ]

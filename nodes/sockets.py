@@ -70,5 +70,6 @@ def refuse_literals(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
 def is_literal(value: object) -> bool:
     """Whether a value is JSON and not what a node gives. A CONDITIONING is a list of pairs that begin with a tensor."""
     if isinstance(value, list):
-        return not all(isinstance(pair, (list, tuple)) and pair and isinstance(pair[0], Tensor) for pair in value)
+        pairs = all(isinstance(pair, (list, tuple)) and pair and isinstance(pair[0], Tensor) for pair in value)
+        return not (value and pairs)
     return value is None or isinstance(value, (bool, int, float, str, dict))

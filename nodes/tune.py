@@ -153,7 +153,8 @@ def read_file(path: Path) -> tuple[PromptPair, ...]:
 
 
 def told(texts: tuple[PromptPair, ...], file: str) -> str:
-    lines = [f"{len(texts)} pairs" + (f" of {file}; the text above is not used" if file else "")]
+    number = "1 pair" if len(texts) == 1 else f"{len(texts)} pairs"
+    lines = [number + (f" of {file}; the text above is not used" if file else "")]
     lines += [f"{pair.first} -> {pair.second}" if pair.first != pair.second else pair.first for pair in texts]
     return "\n".join(lines)
 

@@ -173,7 +173,7 @@ def test_pairs_of_a_file_are_read_again_when_it_changes(newest):
         seen.append(newest.run(graph).text(PAIRS))
 
     assert seen == [
-        "1 pairs of pairs.txt; the text above is not used\n"
+        "1 pair of pairs.txt; the text above is not used\n"
         "a red ring moves left at night -> a red ring moves up at night",
-        "1 pairs of pairs.txt; the text above is not used\na blue ring moves up by day",
+        "1 pair of pairs.txt; the text above is not used\na blue ring moves up by day",
     ]

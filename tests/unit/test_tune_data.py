@@ -1,9 +1,11 @@
 """Prompt pairs: what is read, what is refused and where, and the way by a language model and back."""
 
+import contextlib
 import json
 import os
 
 import pytest
+from growth import growth
 
 from longlive.errors import DataError
 from longlive.tune.data import (
@@ -348,3 +350,14 @@ def test_a_folder_that_cannot_be_made_is_refused(file):
 def test_pairs_are_written_for_people_too(tmp_path):
     write_pairs([PromptPair("ein Bär", "猫\u2028")], tmp_path / "pairs.jsonl")
     assert (tmp_path / "pairs.jsonl").read_bytes() == '{"prompts": ["ein Bär", "猫\u2028"]}\n'.encode()
+
+
+@pytest.mark.parametrize("piece", ["-", "=", "- ", "->", " -", "\r", "\n", "#", "a", "\u2028"], ids=repr)
+def test_time_to_read_typed_pairs_grows_with_their_length(piece):
+    """Four times the text takes four times as long, sixteen times where every dash is tried with every other."""
+
+    def read(text: str) -> None:
+        with contextlib.suppress(DataError):
+            parsed_pairs(f"a -> b\n{text}")
+
+    assert growth(read, piece * 8_000, piece * 32_000) < 10
