@@ -6,6 +6,7 @@ which costs 600 multiplications a pass; merged in fp32 they cost none and differ
 Knows names and shapes of a state dict, no module tree.
 """
 
+import contextlib
 import math
 import re
 from collections.abc import Mapping
@@ -199,10 +200,8 @@ def number_of(alpha: Tensor, source: str, module: str) -> float:
 def stated_number(weights: Weights) -> float | None:
     """The alpha that stands in the metadata or in a PEFT folder's adapter_config.json."""
     value = weights.metadata.get("alpha", weights.config.get("lora_alpha"))
-    try:
+    with contextlib.suppress(TypeError, ValueError):
         number = None if value is None else float(value)
         if number is None or math.isfinite(number):
             return number
-    except (TypeError, ValueError):
-        pass
     raise CheckpointError(f"{weights.name} states alpha {brief(repr(value))}, which is no number; give `alpha`")
