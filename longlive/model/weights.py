@@ -4,8 +4,11 @@ Anyone may have written it: nothing in it makes the reader wait, or take more me
 Knows containers, layouts and prefixes; what the tensors mean is `kinds.py`, whether they fit is `checkpoint.py`.
 """
 
+import contextlib
+import io
 import itertools
 import os
+import pickletools
 import re
 import zipfile
 from collections import Counter
@@ -42,6 +45,9 @@ REFUSED_GLOBAL = re.compile(r"GLOBAL (\S+)")
 ENCRYPTED = 1  # a flag of a zip's record
 MAX_HEADER = 32 << 20  # bytes of a safetensors header; that of 14B has 100 kB
 MAX_TENSORS, MAX_NAME = 100_000, 500  # of a file; characters
+MAX_TUPLES = 40_000  # of a pickle, four a tensor; a hash of a few times as many in each other overflows the stack
+MAX_PICKLE = 64 << 20  # bytes of a pickle; that of a training checkpoint has 1 MB
+PICKLES = 4  # before the tensors of a file of before torch 1.6
 MAX_NESTING = 4  # of the parts of a training checkpoint in each other
 MAX_SHARING = 4  # how often each byte of a file may be in a tensor, as tied weights are twice
 MAX_LISTED = 10_000  # files of a folder that are looked through for weights
@@ -251,6 +257,7 @@ def read_torch(path: Path, *, zipped: bool) -> dict:
     check_regular(path)
     if zipped:
         refuse_packed(path)
+    refuse_deep(path, zipped=zipped)
     try:
         state = torch.load(str(path), map_location="cpu", weights_only=True, mmap=zipped)
     except UNPICKLING_ERROR as error:
@@ -297,6 +304,31 @@ def refuse_packed(path: Path) -> None:
     is_whole = sum(record.file_size for record in records) <= path.stat().st_size
     if not is_whole or len({record.filename for record in records}) < len(records):
         raise CheckpointError(f"{path.name} holds records twice or within each other; download it again")
+
+
+def refuse_deep(path: Path, *, zipped: bool) -> None:
+    """Raise CheckpointError for a pickle with more tuples than a checkpoint has: Python crashes on a hash of deep ones.
+
+    The opcodes are read and not executed.
+    """
+    with open_regular(path) as file:
+        if zipped:
+            with zipfile.ZipFile(file) as archive:
+                pickled = [archive.read(record) for record in archive.infolist() if record.filename.endswith(".pkl")]
+        else:
+            pickled = [file.read(MAX_PICKLE)]
+    for stream in map(io.BytesIO, pickled):
+        tuples = 0
+        with contextlib.suppress(Exception):  # what is damaged is for torch to refuse
+            for opcode, _, _ in itertools.chain.from_iterable(pickletools.genops(stream) for _ in range(PICKLES)):
+                tuples += opcode.name.startswith("TUPLE")
+                if tuples > MAX_TUPLES:
+                    break
+        if tuples > MAX_TUPLES or len(stream.getbuffer()) > MAX_PICKLE:
+            raise CheckpointError(
+                f"{path.name} holds a pickle of more than {MAX_TUPLES:,} tuples or {MAX_PICKLE:,} bytes; "
+                f"use a file that holds one model"
+            )
 
 
 def refuse_expanded(tensors: Mapping[str, Tensor], num_bytes: int, source: str) -> None:

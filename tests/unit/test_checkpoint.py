@@ -693,6 +693,20 @@ def test_odd_pickles_are_described_or_refused(save, state, zipped):
     assert_harmless(caught.value)
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_that_would_crash_python_is_refused(save, zipped):
+    """A million tuples in each other as a name: its hash overflows the stack."""
+    path = save("x.pt", {"x": torch.zeros(2)}, _use_new_zipfile_serialization=zipped)
+    deep = b"\x80\x02})" + b"\x85" * 1_000_000 + b"K\x01s."
+    if zipped:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("x/data.pkl", deep)
+    else:
+        path.write_bytes(b"".join(pickle.dumps(x, 2) for x in (119547037146038801333356, 1001, {})) + deep)
+    with pytest.raises(CheckpointError, match="holds a pickle of more than 40,000 tuples"):
+        read(path)
+
+
 # numbers that are none
 
 
