@@ -23,6 +23,7 @@ from torch import Tensor
 from .clip import Clip
 from .config import RolloutConfig, pixel_frames
 from .errors import EvaluationError, ScriptError
+from .files import check_regular
 from .miniature import grammar
 from .miniature.measure import jump, observed, right
 from .miniature.world import SIZE
@@ -116,12 +117,14 @@ def look_at(path: Path, clip: Clip | None = None, *, is_world: bool = False) -> 
 def opened(path: Path) -> Iterator[tuple[float, Iterator[Tensor]]]:
     """The rate of a video file and its pixel frames [F, H, W, 3], bytes, a few at a time. Raises EvaluationError."""
     try:
+        check_regular(path)  # FFmpeg would wait for a pipe, and takes a name such as a:b for an address
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise EvaluationError(f"{path} holds no pictures; give a video")
             yield float(container.streams.video[0].average_rate or 1), passes_of(container)
     except (FFmpegError, OSError) as error:
-        raise EvaluationError(f"{path} cannot be read as a video: {error.strerror}; give one that plays") from error
+        reason = error.strerror or error
+        raise EvaluationError(f"{path} cannot be read as a video: {reason}; give one that plays") from error
 
 
 def passes_of(container: InputContainer) -> Iterator[Tensor]:

@@ -203,6 +203,7 @@ def test_verify_exits_with_0_1_or_2(tmp_path, capsys):
         ["pairs", "request", "PIPE", "-o", "a.jsonl"],
         ["pairs", "request", "STORY", "--template", "PIPE", "-o", "a.jsonl"],
         ["pairs", "read", "STORY", "PIPE", "-o", "a.jsonl"],
+        ["evaluate", "PIPE"],
         ["info", "PIPE"],
         ["verify", "PIPE"],
     ],
