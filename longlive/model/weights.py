@@ -311,12 +311,11 @@ def refuse_deep(path: Path, *, zipped: bool) -> None:
 
     The opcodes are read and not executed.
     """
-    with open_regular(path) as file:
-        if zipped:
-            with zipfile.ZipFile(file) as archive:
-                pickled = [archive.read(record) for record in archive.infolist() if record.filename.endswith(".pkl")]
-        else:
-            pickled = [file.read(MAX_PICKLE)]
+    try:
+        with open_regular(path) as file:
+            pickled = pickles_in(zipfile.ZipFile(file)) if zipped else [file.read(MAX_PICKLE)]
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+        raise CheckpointError(f"{path.name} is truncated or damaged ({brief(error)}); download it again") from error
     for stream in map(io.BytesIO, pickled):
         tuples = 0
         with contextlib.suppress(Exception):  # what is damaged is for torch to refuse
@@ -329,6 +328,10 @@ def refuse_deep(path: Path, *, zipped: bool) -> None:
                 f"{path.name} holds a pickle of more than {MAX_TUPLES:,} tuples or {MAX_PICKLE:,} bytes; "
                 f"use a file that holds one model"
             )
+
+
+def pickles_in(archive: zipfile.ZipFile) -> list[bytes]:
+    return [archive.read(record) for record in archive.infolist() if record.filename.endswith(".pkl")]
 
 
 def refuse_expanded(tensors: Mapping[str, Tensor], num_bytes: int, source: str) -> None:

@@ -707,6 +707,14 @@ def test_a_pickle_that_would_crash_python_is_refused(save, zipped):
         read(path)
 
 
+def test_a_torch_file_whose_pickle_was_changed_is_refused(base, save):
+    path = save("x.pt", base)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"blocks.0.", b"blocks.7.", 1))
+    with pytest.raises(CheckpointError, match=r"x\.pt is truncated or damaged \(Bad CRC-32.*; download it again"):
+        read(path)
+
+
 # numbers that are none
 
 
