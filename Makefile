@@ -44,7 +44,8 @@ $(CORE): pyproject.toml
 	$(BIN)/python -m pip install --quiet $(TORCH) --editable .
 	touch $@
 
-$(TEST): $(CORE) tests/host/requirements.txt tests/host/hosts.py
+$(TEST): $(CORE) tests/host/requirements.txt tests/host/hosts.py tests/browser/frontends.py
 	$(BIN)/python -m pip install --quiet $(TORCH) --editable .[headless,tune,dev] --requirement tests/host/requirements.txt
 	$(BIN)/python tests/host/hosts.py setup
+	$(BIN)/python tests/browser/frontends.py setup
 	touch $@

@@ -4,52 +4,131 @@
 import { app } from "../../scripts/app.js";
 import { TimelineView } from "./timeline/view.js";
 
-const MIN_HEIGHT = 260; // in units of the canvas: ruler, two rows, foot
-const MIN_SIZE = [400, 420]; // of a new node
+const EDITOR = "LONGLIVE_TIMELINE"; // the editor's type among the widgets
+const MIN_SIZE = [400, 330]; // of a new node
+const MIN_WIDTH = 300; // of a node, or the totals would not fit in
+const SESSION_COLOR = "#7fc97f";
 /** @type {Map<string, HTMLElement | null>} where Nodes 2.0 had put the editor of a node: it does so only once */
 const homes = new Map();
+/** @type {Set<() => void>} to be called when what is linked into a script may have changed */
+const readers = new Set();
 const KEPT_EVENTS = "pointerdown pointermove pointerup mousedown dblclick contextmenu wheel keydown keyup".split(" ");
 
 app.registerExtension({
   name: "longlive.timeline",
+  setup: colorSessions,
   nodeCreated(/** @type {any} */ node) {
     if (node.constructor.comfyClass === "LongLiveTimeline") showTimeline(node);
     if (node.constructor.comfyClass === "LongLiveSessionInfo") showReport(node);
+    if (node.isSubgraphNode?.()) showPromoted(node);
   },
 });
 
-/** Hide the widget `script` behind an editor. It stays the one truth; without it the node is left alone. */
+/** Put an editor in the place of the widget `script`, under its name. Without that widget the node is left alone. */
 function showTimeline(/** @type {any} */ node) {
-  const script = node.widgets?.find((/** @type {any} */ widget) => widget.name === "script");
-  if (!script || !node.addDOMWidget) return;
-  addStyle();
+  const text = node.widgets?.find((/** @type {any} */ widget) => widget.name === "script");
+  if (!text || !node.addDOMWidget) return;
   const view = new TimelineView();
-  view.element.dataset.captureWheel = "true"; // Nodes 2.0 asks here
-  for (const type of KEPT_EVENTS) view.element.addEventListener(type, keepFromCanvas);
-  const options = { serialize: false, getMinHeight: () => MIN_HEIGHT, getValue: () => script.value };
-  const widget = node.addDOMWidget("timeline", "LONGLIVE_TIMELINE", view.element, options);
-  Object.defineProperty(widget, "width", { get: () => undefined, set() {} }); // the side panel would narrow it for good
-  widget.serialize = false; // the workflow holds the script, nothing else
-  script.hidden = true;
-  script.options.hidden = true; // Nodes 2.0 asks here
+  view.value = text.value ?? "";
+  const place = node.widgets.indexOf(text);
+  node.widgets.splice(place, 1);
+  const editor = addEditor(node, "script", view);
+  node.widgets.splice(place, 0, node.widgets.pop());
 
-  const read = () => ((view.block = blockOf(node)), (view.value = script.value ?? ""));
-  const lock = () => {
-    const input = node.inputs?.find((/** @type {any} */ slot) => slot.widget?.name === "script");
-    view.locked = input?.link == null ? "" : "The script comes from the connected input.";
+  const read = () => ((view.block = blockOf(node)), lock(node, view));
+  view.element.addEventListener("pointerenter", read); // what is linked may have been edited elsewhere
+  readers.add(read);
+  chain(node, "onAdded", () => text.onRemove?.()); // for the host takes its element up again
+  chain(editor, "onRemove", () => readers.delete(read));
+  chain(node, "onConfigure", () => (read(), setTimeout(() => bringHome(node, view.element))));
+  chain(node, "onConnectionsChange", read);
+  chain(node, "onResize", () => (node.size[0] = Math.max(node.size[0], MIN_WIDTH)));
+  read();
+  node.setSize(node.size.map((/** @type {number} */ length, /** @type {number} */ i) => Math.max(length, MIN_SIZE[i])));
+}
+
+/** Give the node of a subgraph an editor for each script that was promoted to it. */
+function showPromoted(/** @type {any} */ node) {
+  const replace = () => {
+    for (const input of node.inputs) {
+      const plain = input._widget; // which the host draws for this type as nothing
+      if (plain?.type !== EDITOR || plain.element) continue;
+      const view = new TimelineView();
+      view.value = plain.value ?? "";
+      node.addCustomWidget = (/** @type {any} */ widget) => widget; // the widgets of a subgraph follow from its inputs
+      const editor = addEditor(node, input.name, view);
+      delete node.addCustomWidget;
+      Object.defineProperty(editor, "widgetId", { value: plain.widgetId, configurable: true });
+      const write = () => ((plain.value = view.value), readers.forEach((read) => read()));
+      view.addEventListener("change", write);
+      view.element.addEventListener("pointerenter", () => (view.value = plain.value)); // the side panel edits it too
+      chain(editor.options, "setValue", write);
+      input._widget = editor;
+      readers.forEach((read) => read());
+      setTimeout(() => bringHome(node, view.element));
+    }
   };
-  view.addEventListener("change", () => (script.value = view.value));
+  node.subgraph.events.addEventListener("widget-promoted", replace);
+}
+
+/** Add an editor to a node as the widget whose value is the script. */
+function addEditor(/** @type {any} */ node, /** @type {string} */ name, /** @type {TimelineView} */ view) {
+  addStyle();
+  view.element.dataset.captureWheel = "true"; // Nodes 2.0 asks here
+  for (const type of KEPT_EVENTS) view.element.addEventListener(type, shareWithCanvas);
+  const editor = node.addDOMWidget(name, EDITOR, view.element, {
+    getMinHeight: () => view.minHeight,
+    getValue: () => view.value,
+    setValue: (/** @type {string} */ script) => (view.value = script ?? ""),
+  });
+  Object.defineProperty(editor, "width", { get: () => undefined, set() {} }); // the side panel would narrow it for good
+  for (const name of ["computedDisabled", "connectionSuppressed"]) {
+    Object.defineProperty(editor, name, { get: () => false, set() {} }); // the host would hide it when it is linked
+  }
+  view.addEventListener("change", () => {
+    editor.callback?.(view.value);
+    if (!view.problem) clearErrors(node);
+  });
   view.addEventListener("changed", rememberForUndo);
-  view.element.addEventListener("pointerenter", read); // a promoted widget may have been edited elsewhere
-  chain(script, "callback", read);
-  chain(node, "onConfigure", () => (read(), lock(), setTimeout(() => bringHome(node, view.element))));
-  chain(node, "onConnectionsChange", lock);
-  chain(widget, "onRemove", () => {
+  for (const way of ["Undo", "Redo"]) {
+    view.addEventListener(way.toLowerCase(), () => app.extensionManager.command.execute(`Comfy.${way}`));
+  }
+  chain(editor, "onRemove", () => {
     homes.set(String(node.id), view.element.parentElement);
     view.dispose();
   });
-  read();
-  node.setSize(node.size.map((/** @type {number} */ length, /** @type {number} */ i) => Math.max(length, MIN_SIZE[i])));
+  return editor;
+}
+
+/** Show what is linked into the script instead of the script, which is not used then. */
+function lock(/** @type {any} */ node, /** @type {TimelineView} */ view) {
+  const slot = node.inputs?.findIndex((/** @type {any} */ input) => input.widget?.name === "script") ?? -1;
+  if (!node.graph || slot < 0 || !node.isInputConnected(slot)) {
+    view.lock("");
+    return;
+  }
+  const origin = node.getInputNode(slot);
+  const host = origin ?? findHost(node.graph);
+  const texts = (host?.widgets ?? []).filter((/** @type {any} */ widget) => typeof widget.value === "string");
+  const linked = origin ? texts[0] : texts.find((/** @type {any} */ widget) => widget.type === EDITOR);
+  const reason = origin ? `The script comes from ${origin.title}.` : "The script is set on the subgraph's node.";
+  view.lock(reason, linked?.value);
+}
+
+/** A node that stands for a graph, if that is a subgraph. */
+function findHost(/** @type {any} */ graph) {
+  const root = graph.rootGraph;
+  const graphs = root ? [root, ...root.subgraphs.values()] : [];
+  return graphs.flatMap((each) => each.nodes).find((/** @type {any} */ node) => node.subgraph === graph);
+}
+
+/** The host clears the red frame of a rejected value when its own widgets change, but not for every kind of error. */
+function clearErrors(/** @type {any} */ node) {
+  const errors = app.extensionManager?.lastNodeErrors ?? {};
+  for (const [id, { class_type: type }] of Object.entries(errors)) {
+    if (type === "LongLiveTimeline" && id.split(":").includes(String(node.id))) delete errors[id];
+  }
+  node.setDirtyCanvas(true, true);
 }
 
 /** An undo makes the node anew, but Nodes 2.0 keeps its page and leaves the editor out. */
@@ -64,7 +143,7 @@ function showReport(/** @type {any} */ node) {
   if (!node.addDOMWidget) return;
   addStyle();
   const page = Object.assign(document.createElement("pre"), { className: "longlive-report" });
-  for (const type of KEPT_EVENTS) page.addEventListener(type, keepFromCanvas);
+  for (const type of KEPT_EVENTS) page.addEventListener(type, shareWithCanvas);
   const widget = node.addDOMWidget("report", "LONGLIVE_REPORT", page, { serialize: false, getValue: () => "" });
   widget.serialize = false;
   chain(node, "onExecuted", (/** @type {any} */ shown) => (page.textContent = shown?.text?.join("") ?? ""));
@@ -81,8 +160,9 @@ function blockOf(/** @type {any} */ node) {
 
 /** The node at the other end of an input, if there is one. */
 function originOf(/** @type {any} */ node, /** @type {string} */ name) {
-  const slot = node?.inputs?.findIndex((/** @type {any} */ input) => input.name === name) ?? -1;
-  return slot < 0 ? null : node.getInputNode?.(slot);
+  if (!node?.graph) return null; // a copy that is in no graph yet
+  const slot = node.inputs?.findIndex((/** @type {any} */ input) => input.name === name) ?? -1;
+  return slot < 0 ? null : node.getInputNode(slot);
 }
 
 /** The host takes its snapshots on mouse and key events, which the editor keeps to itself. */
@@ -91,10 +171,60 @@ function rememberForUndo() {
   (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker);
 }
 
-/** Pointer, wheel and keys belong to the editor; queueing and zooming with Ctrl still reach the host. */
-function keepFromCanvas(/** @type {any} */ event) {
-  const forHost = (event.ctrlKey || event.metaKey) && (event.key === "Enter" || event.type === "wheel");
-  if (!forHost) event.stopPropagation();
+/** Typing, and what the editor uses of pointer and wheel, is kept from the host; all else reaches it. */
+function shareWithCanvas(/** @type {any} */ event) {
+  const ofKeys = event.type.startsWith("key");
+  if (ofKeys && !event.defaultPrevented && isShortcut(event)) return;
+  if (event.type === "contextmenu" && !isField(event.target) && isVue()) return;
+  if (!ofKeys && isForCanvas(event)) {
+    event.preventDefault();
+    app.canvas.canvas.dispatchEvent(new event.constructor(event.type, event));
+  }
+  event.stopPropagation();
+}
+
+/** Whether a key is a shortcut of the host: a function key, or one with a modifier that types nothing. */
+function isShortcut(/** @type {KeyboardEvent} */ event) {
+  const { key, code, ctrlKey, metaKey, altKey } = event;
+  if (/^F\d+$/.test(key)) return true;
+  const command = ctrlKey || metaKey;
+  if (command && /^[zy]$/i.test(key)) return false; // what is typed is undone first
+  const types = key.length === 1 && !code.endsWith(key.toUpperCase()); // a letter that Alt makes another
+  return command ? !event.getModifierState("AltGraph") : altKey && !types;
+}
+
+/** Whether an event of pointer or wheel is one of the canvas: zooming, panning, its menu. */
+function isForCanvas(/** @type {any} */ { type, target, currentTarget, button, buttons, ctrlKey, metaKey }) {
+  if (type === "wheel") return ctrlKey || metaKey || !isScrolling(target, currentTarget);
+  if (type === "pointermove") return (buttons & 4) !== 0;
+  if (button === 2 || type === "contextmenu") return !isField(target) && !isVue();
+  return button === 1;
+}
+
+/** Whether the wheel has anything to scroll between an element and the editor around it. */
+function isScrolling(/** @type {Element | null} */ element, /** @type {Element} */ editor) {
+  for (; element && element !== editor.parentElement; element = element.parentElement) {
+    const scrolls = !["visible", "hidden", "clip"].includes(getComputedStyle(element).overflowY);
+    if (scrolls && element.scrollHeight > element.clientHeight + 1) return true;
+  }
+  return false;
+}
+
+/** Whether an element has a menu of its own. */
+function isField(/** @type {Element} */ element) {
+  return element.matches("input, textarea, select");
+}
+
+/** Whether nodes are drawn by Nodes 2.0, whose own elements lie around the editor. */
+function isVue() {
+  // @ts-ignore: a global of the host
+  return Boolean(globalThis.LiteGraph?.vueNodesMode);
+}
+
+/** Give the sockets of sessions a color in both renderers; the host knows those of its own types only. */
+function colorSessions() {
+  document.documentElement.style.setProperty("--color-datatype-LONGLIVE_SESSION", SESSION_COLOR);
+  app.canvas.default_connection_color_byType.LONGLIVE_SESSION = SESSION_COLOR;
 }
 
 function addStyle() {

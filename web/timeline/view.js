@@ -1,7 +1,8 @@
 // @ts-check
 /**
  * The timeline as a form: one row a segment, a ruler of whole blocks, or the script itself as text.
- * Knows no host. The script is the one truth; `change` tells of every keystroke, `changed` of every finished edit.
+ * Knows no host. The script is the one truth; `change` tells of every keystroke, `changed` of every finished edit,
+ * `undo` and `redo` of those keys where no typing is left to undo.
  */
 import { lengthened, parse, secondsOf, serialize, totals } from "./model.js";
 
@@ -16,7 +17,6 @@ import { lengthened, parse, secondsOf, serialize, totals } from "./model.js";
  * @property {HTMLElement} number
  * @property {HTMLElement} snapped
  * @property {string[]} above
- * @property {string[]} below
  */
 
 /** @type {[Boundary, string, string][]} */
@@ -27,9 +27,20 @@ const BOUNDARIES = [
   ["discard", "cut: discard cache", "Empty the memory: a hard cut."],
 ];
 const MAX_TICKS = 120; // blocks on the ruler beyond which ticks are only noise
+const FRAME_HEIGHT = 116; // px of all but the rows: ruler, a line of message, foot
+const ROW_HEIGHT = 56; // px of a row whose prompt fits one line
+const MOST_ROWS = 6; // that an editor has room for, however small its node is made
 
 export class TimelineView extends EventTarget {
   #text = "";
+  #settled = ""; // the text at the last finished edit
+  #undone = false; // typing was undone since then, and may be redone
+  #reason = ""; // why nothing can be edited
+  #linked = ""; // the script used instead
+  /** @type {string[]} */
+  #header = []; // comments that stay on top, in whichever order the rows come
+  /** @type {string[]} */
+  #end = []; // comments that stay at the end
   #wantsText = false;
   #isText = false; // also when the script does not parse
   #block = 3;
@@ -47,9 +58,9 @@ export class TimelineView extends EventTarget {
     this.add = make("button", { className: "longlive-add", textContent: "+ segment", type: "button" });
     this.toggle = make("button", { className: "longlive-toggle", textContent: "text", type: "button" });
     this.element = make("section", { className: "longlive-timeline", ariaLabel: "Timeline" });
-    const footer = make("footer", { className: "longlive-footer" });
-    footer.append(this.add, this.totals, this.toggle);
-    this.element.append(this.ruler, this.rows, this.script, this.message, footer);
+    this.footer = make("footer", { className: "longlive-footer" });
+    this.footer.append(this.totals, this.toggle);
+    this.element.append(this.ruler, this.rows, this.add, this.script, this.message, this.footer);
 
     this.#on(this.add, "click", () => this.#append());
     this.#on(this.toggle, "click", () => this.#switch());
@@ -59,7 +70,11 @@ export class TimelineView extends EventTarget {
       this.#focusPrompt([...this.ruler.children].indexOf(/** @type {Element} */ (event.target)));
     });
     this.#on(this.rows, "click", (event) => this.#clicked(/** @type {Element} */ (event.target)));
-    this.#on(this.rows, "input", () => this.#edited());
+    this.#on(this.element, "input", (event) => {
+      this.#undone = /** @type {InputEvent} */ (event).inputType.startsWith("history");
+    });
+    this.#on(this.element, "keydown", (event) => this.#recalled(/** @type {KeyboardEvent} */ (event)));
+    this.#on(this.rows, "input", (event) => this.#typed(/** @type {InputEvent} */ (event)));
     this.#on(this.rows, "change", (event) => this.#committed(/** @type {Element} */ (event.target)));
     this.#on(this.rows, "keydown", (event) => this.#pressed(/** @type {KeyboardEvent} */ (event)));
     this.#on(this.rows, "pointerdown", (event) => this.#grabbed(/** @type {PointerEvent} */ (event)));
@@ -73,8 +88,18 @@ export class TimelineView extends EventTarget {
 
   set value(text) {
     if (text === this.#text) return;
-    this.#text = text;
+    this.#text = this.#settled = text;
     this.#show();
+  }
+
+  /** What is wrong with the script, or "". */
+  get problem() {
+    return this.message.classList.contains("longlive-problem") ? this.message.textContent : "";
+  }
+
+  /** Height in px below which rows would be hidden, those of a long script apart. */
+  get minHeight() {
+    return FRAME_HEIGHT + ROW_HEIGHT * Math.min(Math.max(this.#parts.size, 2), MOST_ROWS);
   }
 
   /** Frames in a block, by which durations are snapped. */
@@ -88,11 +113,17 @@ export class TimelineView extends EventTarget {
     this.#show();
   }
 
-  /** Why the timeline cannot be edited, or "" when it can. @param {string} reason */
-  set locked(reason) {
-    this.element.inert = Boolean(reason);
-    this.#refresh();
-    if (reason) this.#say(reason, true);
+  /**
+   * Keep the timeline from being edited, and show the script used instead where it is known; "" opens it again.
+   * @param {string} reason @param {string} [linked]
+   */
+  lock(reason, linked = "") {
+    if (reason === this.#reason && linked === this.#linked) return;
+    this.#reason = reason;
+    this.#linked = linked;
+    this.element.classList.toggle("longlive-locked", Boolean(reason));
+    for (const part of [this.ruler, this.rows, this.add, this.script, this.footer]) part.inert = Boolean(reason);
+    this.#show();
   }
 
   dispose() {
@@ -103,11 +134,13 @@ export class TimelineView extends EventTarget {
   /** Build the page from the script. */
   #show() {
     const [segments, problem] = this.#readText();
-    this.#isText = this.#wantsText || Boolean(problem && this.#text.trim());
+    this.#isText = this.#wantsText || Boolean(problem && this.#shown.trim());
     this.element.classList.toggle("longlive-as-text", this.#isText);
     this.toggle.ariaPressed = String(this.#isText);
     this.toggle.textContent = this.#isText ? "rows" : "text";
-    this.script.value = this.#text;
+    this.script.value = this.#shown;
+    this.#header = segments[0]?.above.splice(0) ?? [];
+    this.#end = segments.at(-1)?.below ?? [];
     this.#parts.clear();
     this.rows.replaceChildren(...segments.map((segment) => this.#row(segment)));
     this.#refresh();
@@ -116,12 +149,14 @@ export class TimelineView extends EventTarget {
   /** Bring numbers, ruler, totals and message up to what stands on the page. */
   #refresh() {
     const [segments, problem] = this.#isText ? this.#readText() : this.#readRows();
-    this.#say(problem, !this.#isText && !segments.length);
-    this.toggle.disabled = Boolean(this.#isText && problem && this.#text.trim()); // rows cannot show it
+    this.#say(this.#reason || problem, Boolean(this.#reason) || (!this.#isText && !segments.length));
+    this.element.style.minHeight = `${this.minHeight}px`; // Nodes 2.0 asks here
+    this.toggle.disabled = Boolean(this.#isText && problem && this.#shown.trim()); // rows cannot show it
     this.toggle.title = this.toggle.disabled ? "Correct the script first" : "Edit the script as rows or as text";
     const { seconds, blocks, pixelFrames } = totals(segments, this.#block);
-    const lengths = `${seconds} s · ${blocks} ${blocks === 1 ? "block" : "blocks"} · ${pixelFrames} pixel frames`;
+    const lengths = `${seconds} s · ${blocks} ${blocks === 1 ? "block" : "blocks"}`;
     this.totals.textContent = segments.length ? lengths : "";
+    this.totals.title = `${pixelFrames} pixel frames`;
     this.ruler.classList.toggle("longlive-ticks", blocks <= MAX_TICKS);
     let start = 0;
     this.ruler.replaceChildren(...segments.map(({ blocks, boundary, prompt }, index) => {
@@ -136,10 +171,15 @@ export class TimelineView extends EventTarget {
     }));
   }
 
+  /** The script on the page. */
+  get #shown() {
+    return this.#reason ? this.#linked : this.#text;
+  }
+
   /** @returns {[Segment[], string]} */
   #readText() {
     try {
-      return [parse(this.#text, this.#block), ""];
+      return [parse(this.#shown, this.#block), ""];
     } catch (error) {
       return [[], /** @type {Error} */ (error).message];
     }
@@ -168,14 +208,14 @@ export class TimelineView extends EventTarget {
   #measure(parts) {
     const row = read(parts);
     try {
-      return { ...parse(serialize([{ ...row, prompt: "-", above: [], below: [] }]), this.#block)[0], problem: "" };
+      return { ...parse(serialize([{ ...row, prompt: "-", above: [] }]), this.#block)[0], problem: "" };
     } catch (error) {
       return { ...row, blocks: 0, problem: /** @type {TimelineError} */ (error).problem };
     }
   }
 
   /** @param {Row} row */
-  #row({ asked, boundary, prompt, above, below = [] }) {
+  #row({ asked, boundary, prompt, above }) {
     const element = make("li", { className: "longlive-row" });
     const grip = make("button", { className: "longlive-grip", type: "button", ariaLabel: "Move the segment" });
     grip.title = "Drag, or press the up and down arrows; Alt with an arrow moves from any field";
@@ -188,7 +228,6 @@ export class TimelineView extends EventTarget {
       boundary: make("select", { className: "longlive-boundary", ariaLabel: "Memory where the segment begins" }),
       prompt: make("textarea", { className: "longlive-prompt", value: prompt, rows: 2, ariaLabel: "Prompt" }),
       above,
-      below,
     };
     parts.asked.title = "8s, 10b (blocks) or 30f (frames); the up and down arrows change it by a block";
     parts.prompt.placeholder = "What is to be seen";
@@ -240,7 +279,7 @@ export class TimelineView extends EventTarget {
     if (text === undefined) {
       const parts = (/** @type {Element} */ row) => /** @type {RowElements} */ (this.#parts.get(row));
       this.#parts = new Map([...this.rows.children].map((row) => [row, parts(row)])); // in the order of the page
-      this.#text = serialize([...this.#parts.values()].map(read));
+      this.#text = serialize(this.#read());
     } else {
       this.#text = text;
     }
@@ -248,9 +287,26 @@ export class TimelineView extends EventTarget {
     this.#emit("change");
   }
 
+  /** The rows of the page, between the comments that stay at either end. @returns {Row[]} */
+  #read() {
+    const rows = [...this.#parts.values()].map(read);
+    if (rows.length) {
+      rows[0].above = [...this.#header, ...rows[0].above];
+      rows[rows.length - 1].below = this.#end;
+    }
+    return rows;
+  }
+
   #finished() {
     this.#edited();
     this.#emit("changed");
+  }
+
+  /** @param {InputEvent} event */
+  #typed(event) {
+    const field = /** @type {HTMLTextAreaElement} */ (event.target);
+    if (event.inputType.startsWith("insertFrom") && field.classList.contains("longlive-prompt")) showKept(field);
+    this.#edited();
   }
 
   /** A field was left: show a duration such as "8s cut" as what it says. @param {Element} field */
@@ -261,6 +317,7 @@ export class TimelineView extends EventTarget {
       parts.asked.value = asked;
       parts.boundary.value = boundary;
     }
+    if (parts?.prompt === field) showKept(parts.prompt);
     this.#finished();
   }
 
@@ -275,6 +332,16 @@ export class TimelineView extends EventTarget {
     else return;
     event.preventDefault();
     this.#finished();
+  }
+
+  /** Leave the undo of typing to the field; an edit that is finished is for the host. @param {KeyboardEvent} event */
+  #recalled(event) {
+    const key = event.key.toLowerCase();
+    if (!(event.ctrlKey || event.metaKey) || event.altKey || (key !== "z" && key !== "y")) return;
+    const redo = key === "y" || event.shiftKey;
+    if (redo ? this.#undone : this.#text !== this.#settled) return;
+    event.preventDefault();
+    this.#emit(redo ? "redo" : "undo");
   }
 
   /** Drag a row by its grip. @param {PointerEvent} event */
@@ -305,8 +372,12 @@ export class TimelineView extends EventTarget {
     this.message.classList.toggle("longlive-problem", !harmless);
   }
 
-  /** @param {"change" | "changed"} type */
+  /** @param {"change" | "changed" | "undo" | "redo"} type */
   #emit(type) {
+    if (type === "changed") {
+      this.#settled = this.#text;
+      this.#undone = false;
+    }
     this.dispatchEvent(new Event(type));
   }
 
@@ -322,11 +393,25 @@ function middle(element, otherwise) {
   return box ? box.top + box.height / 2 : otherwise;
 }
 
+/**
+ * Show a prompt as the script has it, which joins lines that would be read as comments or segments.
+ * @param {HTMLTextAreaElement} field
+ */
+function showKept(field) {
+  const row = { asked: "1b", boundary: /** @type {Boundary} */ ("recache"), prompt: field.value, above: [] };
+  try {
+    const [{ prompt }] = parse(serialize([row]));
+    if (prompt !== field.value) field.value = prompt;
+  } catch {
+    // an empty prompt, which its row tells
+  }
+}
+
 /** @param {RowElements} parts @returns {Row} */
-function read({ asked, boundary, prompt, above, below }) {
+function read({ asked, boundary, prompt, above }) {
   // a hash would turn the line into a comment, a bar would end the duration
   const duration = asked.value.replace(/[#|]/g, "");
-  return { asked: duration, boundary: /** @type {Boundary} */ (boundary.value), prompt: prompt.value, above, below };
+  return { asked: duration, boundary: /** @type {Boundary} */ (boundary.value), prompt: prompt.value, above };
 }
 
 /** @template {keyof HTMLElementTagNameMap} Tag @param {Tag} tag @param {object} properties */

@@ -1,0 +1,367 @@
+"""The timeline's editor in a real browser: both renderers, on the front end ComfyUI pins and on the newest."""
+
+import json
+from pathlib import Path
+
+import pytest
+from desk import Desk
+from graphs import WORKFLOWS
+
+HEADER = "# duration, perhaps renew, keep or cut, a bar, the prompt\n"
+RED, BLUE, SQUARE = (
+    "1b | a red ring moves right at night from the north west\n",
+    "1b | a blue ring moves down at dusk\n",
+    "1b | a blue square moves left by day\n",
+)
+SCRIPT = HEADER + RED + BLUE + SQUARE
+GREEN = "a green ring stays still"
+
+
+def test_typing_reaches_the_script(desk: Desk):
+    assert desk.script() == SCRIPT
+
+    desk.prompt(2).fill("")
+    desk.prompt(2).press_sequentially(GREEN)
+
+    desk.wait_for_script(f"{HEADER}{RED}{BLUE}1b | {GREEN}\n")
+
+
+def test_arrows_change_a_duration_by_a_block(desk: Desk):
+    desk.duration(1).press("ArrowUp")
+    desk.duration(1).press("ArrowUp")
+    desk.duration(1).press("ArrowDown")
+
+    desk.wait_for_script(HEADER + RED + BLUE.replace("1b", "2b") + SQUARE)
+    assert desk.editor.locator(".longlive-totals").inner_text() == "3 s · 4 blocks"
+
+
+def test_the_comment_on_top_stays_there_however_rows_move(desk: Desk):
+    desk.prompt(2).press("Alt+ArrowUp")
+    desk.wait_for_script(HEADER + RED + SQUARE + BLUE)
+    desk.prompt(1).press("Alt+ArrowUp")
+
+    desk.wait_for_script(HEADER + SQUARE + RED + BLUE)
+
+
+def test_a_row_is_dragged_by_its_grip(desk: Desk):
+    desk.editor.locator(".longlive-grip").nth(2).hover()
+    desk.page.mouse.down()
+    box = desk.editor.locator(".longlive-row").first.bounding_box()
+    assert box
+    desk.page.mouse.move(box["x"] + 10, box["y"] + 2, steps=8)
+    desk.page.mouse.up()
+
+    desk.wait_for_script(HEADER + SQUARE + RED + BLUE)
+
+
+def test_segments_are_added_removed_and_written_as_text(desk: Desk):
+    desk.editor.locator(".longlive-remove").nth(1).click()
+    desk.wait_for_script(HEADER + RED + SQUARE)
+    desk.editor.locator(".longlive-add").click()
+    desk.page.keyboard.type(GREEN)
+    desk.wait_for_script(f"{HEADER}{RED}{SQUARE}1b | {GREEN}\n")
+
+    desk.editor.locator(".longlive-toggle").click()
+    text = desk.editor.locator(".longlive-script")
+    text.fill("2b cut | one\n3b | two")
+    desk.editor.locator(".longlive-toggle").click()
+
+    assert desk.prompts() == ["one", "two"]
+    assert desk.script() == "2b cut | one\n3b | two"
+
+
+@pytest.mark.parametrize(
+    ("edit", "edited"),
+    [
+        (lambda desk: desk.editor.locator(".longlive-remove").nth(1).click(), HEADER + RED + SQUARE),
+        (lambda desk: desk.prompt(2).press("Alt+ArrowUp"), HEADER + RED + SQUARE + BLUE),
+        (lambda desk: desk.duration(0).press("ArrowUp"), HEADER + RED.replace("1b", "2b") + BLUE + SQUARE),
+    ],
+    ids=["remove", "move", "lengthen"],
+)
+def test_undo_and_redo_from_inside(desk: Desk, edit, edited):
+    desk.prompt(0).click()
+    edit(desk)
+    desk.wait_for_script(edited)
+
+    desk.page.keyboard.press("Control+z")
+    desk.wait_for_script(SCRIPT)
+    desk.prompt(0).click()
+    desk.page.keyboard.press("Control+y")
+
+    desk.wait_for_script(edited)
+
+
+def test_typing_is_undone_before_anything_else(desk: Desk):
+    desk.editor.locator(".longlive-remove").nth(1).click()
+    desk.prompt(0).press("End")
+    desk.page.keyboard.type(" and more")
+    for _ in " and more":  # a browser takes back one letter or all of them
+        if desk.script() != HEADER + RED + SQUARE:
+            desk.page.keyboard.press("Control+z")
+    desk.wait_for_script(HEADER + RED + SQUARE)
+    desk.page.keyboard.press("Control+z")
+
+    desk.wait_for_script(SCRIPT)
+
+
+def test_pasted_lines_show_what_the_script_keeps(desk: Desk):
+    desk.prompt(0).fill("")
+    desk.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    desk.page.evaluate("navigator.clipboard.writeText('a fox\\n# not a comment\\n5s | not a segment')")
+    desk.page.keyboard.press("Control+v")
+
+    kept = "a fox # not a comment 5s | not a segment"
+    desk.wait_for_script(f"{HEADER}1b | {kept}\n{BLUE}{SQUARE}")
+    assert desk.prompt(0).input_value() == kept
+
+
+def test_a_workflow_is_saved_from_inside_and_there_after_a_reload(desk: Desk):
+    desk.prompt(2).fill(GREEN)
+    name = f"kept {desk.is_vue}"
+    desk.page.keyboard.press("Control+s")
+    dialog = desk.page.locator("[role=dialog] input:visible").first
+    dialog.fill(name)
+    dialog.press("Enter")
+    edited = f"{HEADER}{RED}{BLUE}1b | {GREEN}\n"
+    desk.page.wait_for_function("() => !app.extensionManager.workflow.activeWorkflow.isModified")
+    nodes = json.loads(desk.saved(name).read_text())["nodes"]
+    assert [node["widgets_values"] for node in nodes if node["type"] == "LongLiveTimeline"] == [[edited]]
+
+    desk.open()
+
+    desk.wait_for_script(edited)
+    desk.look_at("LongLiveTimeline")
+    assert desk.prompts()[2] == GREEN
+
+
+def test_a_copied_node_has_an_editor_of_its_own(desk: Desk):
+    desk.select("LongLiveTimeline")
+    desk.page.evaluate("() => { app.canvas.copyToClipboard(); app.canvas.pasteFromClipboard(); }")
+    desk.page.wait_for_function("() => app.graph.nodes.filter(node => node.type === 'LongLiveTimeline').length === 2")
+    desk.page.evaluate("""() => {
+        const [first, second] = app.graph.nodes.filter(node => node.type === "LongLiveTimeline");
+        first.pos = [0, 0];
+        second.pos = [560, 0];
+    }""")
+    desk.look_at("LongLiveTimeline")
+    desk.editor.nth(1).locator(".longlive-prompt").first.fill(GREEN)
+
+    scripts = desk.page.evaluate(
+        "() => app.graph.nodes.filter(n => n.type === 'LongLiveTimeline').map(n => n.widgets[0].value)"
+    )
+    assert scripts == [SCRIPT, f"{HEADER}1b | {GREEN}\n{BLUE}{SQUARE}"]
+
+
+PIPELINE = ("LongLiveSession", "LongLiveTimeline", "LongLiveDecode")
+
+
+def fold(desk: Desk, *types: str) -> None:
+    """Convert nodes to a subgraph, as its button does."""
+    desk.select(*types)
+    desk.command("Comfy.Graph.ConvertToSubgraph")
+    desk.page.wait_for_function("() => app.graph.nodes.some(node => node.isSubgraphNode?.())")
+
+
+def promote(desk: Desk) -> None:
+    """Promote the script to the subgraph's node, as the list of its widgets does."""
+    desk.page.evaluate("""() => {
+        const host = app.graph.nodes.find(node => node.isSubgraphNode?.());
+        const node = host.subgraph.nodes.find(node => node.type === "LongLiveTimeline");
+        const slot = node.inputs.find(input => input.widget?.name === "script");
+        host.subgraph.addInput("script", "STRING").connect(slot, node);
+        host.setSize([520, 480]);
+    }""")
+
+
+def enter(desk: Desk) -> None:
+    desk.page.evaluate("() => app.canvas.openSubgraph(app.graph.nodes.find(n => n.isSubgraphNode?.()).subgraph)")
+    desk.look_at("LongLiveTimeline")
+
+
+def leave(desk: Desk) -> None:
+    desk.page.evaluate("() => app.canvas.setGraph(app.canvas.graph.rootGraph)")
+    desk.page.evaluate("""() => {
+        const node = app.graph.nodes.find(node => node.isSubgraphNode?.()), { ds } = app.canvas;
+        ds.scale = 1;
+        ds.offset[0] = 150 - node.pos[0];
+        ds.offset[1] = 130 - node.pos[1];
+    }""")
+    desk.settle()
+
+
+@pytest.mark.parametrize("types", [("LongLiveTimeline",), PIPELINE], ids=["timeline", "pipeline"])
+def test_nodes_fold_into_a_subgraph_and_back(desk: Desk, types):
+    before = desk.page.evaluate("async () => (await app.graphToPrompt()).output")
+    fold(desk, *types)
+    enter(desk)
+    desk.prompt(2).fill(GREEN)
+    edited = f"{HEADER}{RED}{BLUE}1b | {GREEN}\n"
+    desk.wait_for_script(edited)
+    leave(desk)
+    desk.run()
+
+    desk.page.evaluate("() => app.canvas.select(app.graph.nodes.find(node => node.isSubgraphNode?.()))")
+    desk.command("Comfy.Graph.UnpackSubgraph")
+    desk.page.wait_for_function("() => !app.graph.nodes.some(node => node.isSubgraphNode?.())")
+
+    after = desk.page.evaluate("async () => (await app.graphToPrompt()).output")
+    assert sorted(node["class_type"] for node in after.values()) == sorted(
+        node["class_type"] for node in before.values()
+    )
+    desk.look_at("LongLiveTimeline")
+    assert desk.script() == edited
+    assert desk.prompts()[2] == GREEN
+
+
+def test_a_promoted_editor_is_in_step_with_the_one_inside(desk: Desk):
+    fold(desk, *PIPELINE)
+    promote(desk)
+    leave(desk)
+    desk.prompt(2).fill(GREEN)
+    edited = f"{HEADER}{RED}{BLUE}1b | {GREEN}\n"
+    desk.wait_for_script(edited)
+    desk.editor.locator(".longlive-remove").first.click()
+    desk.wait_for_script(edited.replace(RED, ""))
+    desk.page.keyboard.press("Control+z")
+    desk.wait_for_script(edited)
+    desk.run()
+
+    enter(desk)
+    assert "subgraph" in desk.editor.locator(".longlive-message").inner_text()
+    assert desk.prompts()[2] == GREEN
+    leave(desk)
+    workflow = json.loads(desk.page.evaluate("() => JSON.stringify(app.graph.serialize())"))
+    desk.load(workflow, "promoted")
+    leave(desk)
+
+    assert desk.prompts()[2] == GREEN
+    assert desk.script() == edited
+
+
+def test_rows_keep_their_height_after_a_run(desk: Desk):
+    desk.page.evaluate("() => app.graph.nodes.find(n => n.type === 'LongLiveTimeline').setSize([520, 330])")
+    desk.run()
+    node = "app.graph.nodes.find(node => node.type === 'LongLiveTimeline')"
+    desk.page.wait_for_function(f"() => {node}.widgets.length > 1 || {node}.imgs?.length > 0")
+    desk.settle()
+
+    editor = desk.editor.bounding_box()
+    last = desk.prompt(2).bounding_box()
+    foot = desk.editor.locator(".longlive-footer").bounding_box()
+    assert editor
+    assert last
+    assert foot
+    assert last["height"] >= 20
+    assert last["y"] + last["height"] <= foot["y"]
+    assert foot["y"] + foot["height"] <= editor["y"] + editor["height"]
+
+
+def test_the_frame_of_an_error_goes_when_the_script_is_mended(desk: Desk):
+    has_error = "() => Boolean(app.graph.nodes.find(node => node.type === 'LongLiveTimeline').has_errors)"
+    desk.duration(0).fill("8")
+    desk.command("Comfy.QueuePrompt")
+    desk.page.wait_for_function(has_error)
+    desk.duration(0).fill("1")
+    assert desk.page.evaluate(has_error)
+
+    desk.duration(0).fill("1b")
+
+    desk.page.wait_for_function(f"() => !({has_error})()")
+
+
+def test_wheel_and_buttons_reach_the_canvas_where_nothing_needs_them(desk: Desk):
+    box = desk.editor.locator(".longlive-ruler").bounding_box()
+    assert box
+    desk.page.mouse.move(box["x"] + 30, box["y"] + 10)
+    view = "() => [app.canvas.ds.scale, ...app.canvas.ds.offset]"
+    desk.page.mouse.wheel(0, -120)
+    desk.page.wait_for_function("() => app.canvas.ds.scale > 1")
+    desk.settle()
+    before = desk.page.evaluate(view)
+
+    box = desk.editor.locator(".longlive-ruler").bounding_box()
+    assert box
+    desk.page.mouse.move(box["x"] + 30, box["y"] + 10)
+    desk.page.mouse.down(button="middle")
+    desk.page.mouse.move(box["x"] + 130, box["y"] + 60, steps=5)
+    desk.page.mouse.up(button="middle")
+    desk.settle()
+    after = desk.page.evaluate(view)
+    assert after[0] == before[0]
+    assert after[1] - before[1] == pytest.approx(100 / after[0], abs=2)
+    assert after[2] - before[2] == pytest.approx(50 / after[0], abs=2)
+
+    desk.page.mouse.click(box["x"] + 130, box["y"] + 60, button="right")
+    desk.page.get_by_text("Bypass", exact=True).first.wait_for()
+    desk.page.keyboard.press("Escape")
+
+
+def test_a_linked_script_is_shown_and_its_socket_seen(desk: Desk):
+    desk.page.evaluate("""async () => {
+        const text = LiteGraph.createNode("PrimitiveStringMultiline");
+        text.pos = [100, -400];
+        text.title = "My words";
+        app.graph.add(text);
+        text.widgets[0].value = "1b | linked\\n2b | words";
+        const timeline = app.graph.nodes.find(node => node.type === "LongLiveTimeline");
+        text.connect(0, timeline, "script");
+    }""")
+    box = desk.editor.bounding_box()
+    assert box
+    desk.page.mouse.move(box["x"] + 50, box["y"] + 50)
+    assert "My words" in desk.editor.locator(".longlive-message").inner_text()
+    assert desk.prompts() == ["linked", "words"]
+    y = desk.page.evaluate("""() => {
+        const node = app.graph.nodes.find(node => node.type === "LongLiveTimeline");
+        return ["session", "clip", "script"].map(name => node.getInputPos(node.findInputSlot(name))[1]);
+    }""")
+    assert y[2] - y[1] > 10
+    assert y[1] - y[0] > 10
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
+def test_no_node_overlaps_another_and_no_wire_runs_behind_one(desk: Desk, workflow: Path):
+    desk.load(json.loads(workflow.read_text()), workflow.stem)
+    desk.page.evaluate("() => { app.canvas.ds.scale = 0.3; app.canvas.ds.offset = [800, 400]; }")
+    desk.page.wait_for_function("() => { app.canvas.draw(true, true); return [...app.canvas.renderedPaths].length; }")
+    desk.settle()
+
+    assert desk.page.evaluate(COVERED) == []
+
+
+# Boxes of the nodes as they are drawn, in units of the canvas; then what lies on what. A wire is drawn once more on a
+# canvas the size of a node: a mark there means that it passes behind the node.
+COVERED = """() => {
+    const { ds, renderedPaths } = app.canvas, graph = app.graph;
+    const boxOf = node => {
+        const element = document.querySelector(`[data-node-id="${node.id}"]`);
+        if (!element) return [...node.boundingRect];
+        const page = element.getBoundingClientRect(), canvas = app.canvas.canvas.getBoundingClientRect();
+        const [x, y] = app.canvas.convertCanvasToOffset([page.left - canvas.left, page.top - canvas.top]);
+        return [x, y, page.width / ds.scale, page.height / ds.scale];
+    };
+    const nodes = graph.nodes.map(node => ({ id: node.id, name: `${node.id} ${node.title}`, box: boxOf(node) }));
+    const found = [];
+    for (const [i, { name, box: [x, y, w, h] }] of nodes.entries()) {
+        for (const { name: other, box: [x2, y2, w2, h2] } of nodes.slice(i + 1)) {
+            if (x < x2 + w2 && x2 < x + w && y < y2 + h2 && y2 < y + h) found.push(`${name} lies on ${other}`);
+        }
+    }
+    const page = document.createElement("canvas"), context = page.getContext("2d", { willReadFrequently: true });
+    for (const wire of renderedPaths) {
+        const ids = wire.linkIds ? [...wire.linkIds] : [wire.id];
+        const links = ids.map(id => graph.getLink ? graph.getLink(id) : graph.links.get(id));
+        const ends = links.flatMap(link => [link.origin_id, link.target_id]).map(String);
+        for (const { id, name, box: [x, y, w, h] } of nodes) {
+            if (ends.includes(String(id))) continue;
+            [page.width, page.height] = [w, h];
+            context.translate(-x, -y);
+            context.lineWidth = 1;
+            context.stroke(wire.path);
+            const drawn = context.getImageData(0, 0, page.width, page.height).data.some(byte => byte);
+            if (drawn) found.push(`wire ${ids} passes behind ${name}`);
+        }
+    }
+    return found;
+}"""
