@@ -16,6 +16,7 @@ demo: $(CORE)
 	$(BIN)/longlive demo
 
 test: lint
+	@command -v chromium >/dev/null || echo "There is no chromium: the browser tests are left out."
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 	node --test $(wildcard tests/web/*.test.js)
 

@@ -52,7 +52,7 @@ function showPromoted(/** @type {any} */ node) {
   const replace = () => {
     for (const input of node.inputs) {
       const plain = input._widget; // which the host draws for this type as nothing
-      if (plain?.type !== EDITOR || plain.element) continue;
+      if (plain?.type !== EDITOR || plain.element || !plain.widgetId) continue; // older hosts show the editor inside
       const view = new TimelineView();
       view.value = plain.value ?? "";
       node.addCustomWidget = (/** @type {any} */ widget) => widget; // the widgets of a subgraph follow from its inputs
@@ -79,13 +79,15 @@ function addEditor(/** @type {any} */ node, /** @type {string} */ name, /** @typ
   const editor = node.addDOMWidget(name, EDITOR, view.element, {
     getMinHeight: () => view.minHeight,
     getValue: () => view.value,
-    setValue: (/** @type {string} */ script) => (view.value = script ?? ""),
+    setValue: (/** @type {string} */ script) => ((view.value = script ?? ""), keep()),
   });
+  const keep = () => editor._state && (editor._state.value = view.value); // ComfyUI 0.24 promotes what stands here
   Object.defineProperty(editor, "width", { get: () => undefined, set() {} }); // the side panel would narrow it for good
   for (const name of ["computedDisabled", "connectionSuppressed"]) {
     Object.defineProperty(editor, name, { get: () => false, set() {} }); // the host would hide it when it is linked
   }
   view.addEventListener("change", () => {
+    keep();
     editor.callback?.(view.value);
     if (!view.problem) clearErrors(node);
   });
@@ -103,23 +105,24 @@ function addEditor(/** @type {any} */ node, /** @type {string} */ name, /** @typ
 /** Show what is linked into the script instead of the script, which is not used then. */
 function lock(/** @type {any} */ node, /** @type {TimelineView} */ view) {
   const slot = node.inputs?.findIndex((/** @type {any} */ input) => input.widget?.name === "script") ?? -1;
-  if (!node.graph || slot < 0 || !node.isInputConnected(slot)) {
-    view.lock("");
-    return;
+  const isLinked = node.graph && slot >= 0 && node.isInputConnected(slot);
+  const origin = isLinked ? node.getInputNode(slot) : null;
+  const promoted = isLinked && !origin ? findPromoted(node.graph, view) : null;
+  if (origin) {
+    const text = origin.widgets?.find((/** @type {any} */ widget) => typeof widget.value === "string");
+    view.lock(`The script comes from ${origin.title}.`, text?.value);
+  } else {
+    view.lock(promoted ? "The script is set on the subgraph's node." : "", promoted?.value);
   }
-  const origin = node.getInputNode(slot);
-  const host = origin ?? findHost(node.graph);
-  const texts = (host?.widgets ?? []).filter((/** @type {any} */ widget) => typeof widget.value === "string");
-  const linked = origin ? texts[0] : texts.find((/** @type {any} */ widget) => widget.type === EDITOR);
-  const reason = origin ? `The script comes from ${origin.title}.` : "The script is set on the subgraph's node.";
-  view.lock(reason, linked?.value);
 }
 
-/** A node that stands for a graph, if that is a subgraph. */
-function findHost(/** @type {any} */ graph) {
+/** The editor on the node of a subgraph, if it is not the one inside, which older hosts show there. */
+function findPromoted(/** @type {any} */ graph, /** @type {TimelineView} */ view) {
   const root = graph.rootGraph;
   const graphs = root ? [root, ...root.subgraphs.values()] : [];
-  return graphs.flatMap((each) => each.nodes).find((/** @type {any} */ node) => node.subgraph === graph);
+  const hosts = graphs.flatMap((each) => each.nodes).filter((/** @type {any} */ node) => node.subgraph === graph);
+  const isEditor = (/** @type {any} */ { type, element }) => type === EDITOR && element && element !== view.element;
+  return hosts.flatMap((/** @type {any} */ node) => node.widgets ?? []).find(isEditor);
 }
 
 /** The host clears the red frame of a rejected value when its own widgets change, but not for every kind of error. */

@@ -20,15 +20,8 @@ HERE = Path(__file__).parent
 CHROMIUM = shutil.which("chromium")
 QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking".split()
 QUIET += ["--disable-component-update", "--disable-sync"]
-SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Workflow.ConfirmDelete": False}
+SETTINGS = {"Comfy.TutorialCompleted": True}
 PINNED, LATEST = "pinned", "newest"
-
-
-def pytest_report_header() -> list[str]:
-    missing = [] if CHROMIUM else ["browser tests are left out: there is no chromium (apt-get install chromium)"]
-    if CHROMIUM and not NEWEST_ROOT.exists():
-        missing += ["browser tests leave the newest front end out: run python tests/browser/frontends.py setup"]
-    return missing
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -40,7 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         yield browser

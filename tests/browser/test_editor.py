@@ -240,10 +240,16 @@ def test_a_promoted_editor_is_in_step_with_the_one_inside(desk: Desk):
 
 
 def test_rows_keep_their_height_after_a_run(desk: Desk):
-    desk.page.evaluate("() => app.graph.nodes.find(n => n.type === 'LongLiveTimeline').setSize([520, 330])")
-    desk.run()
     node = "app.graph.nodes.find(node => node.type === 'LongLiveTimeline')"
-    desk.page.wait_for_function(f"() => {node}.widgets.length > 1 || {node}.imgs?.length > 0")
+    desk.page.evaluate(f"() => {node}.setSize([520, 330])")
+    desk.duration(2).fill("3b")
+    desk.prompt(2).fill(
+        "a green ring moves up at dusk" + " by day" * desk.is_vue
+    )  # not made before, so it is previewed
+    desk.run()
+    desk.page.wait_for_function(
+        f"() => {node}.imgs?.length > 0 || document.querySelector(`[data-node-id='${{{node}.id}}'] img`)"
+    )
     desk.settle()
 
     editor = desk.editor.bounding_box()
