@@ -12,7 +12,7 @@ from . import host, paths
 from .sampling import counted, fragment_store
 from .sockets import LiveSession, SessionSocket
 from .unfinished import show_unfinished
-from .vae import streaming_decoder
+from .vae import SavingDecoder
 
 
 class Decode(io.ComfyNode):
@@ -48,7 +48,7 @@ class Decode(io.ComfyNode):
         if not video.blocks:
             raise SessionError("the session has no frames yet; connect a LongLive Chunk Sampler or Timeline before it")
         path, subfolder = paths.film_path(filename_prefix, video.width, video.height)
-        decoder = streaming_decoder(vae)
+        decoder = SavingDecoder(vae)
         with VideoWriter(path, metadata=cls.workflow(), growing=paths.temporary_folder()) as writer:
             try:
                 last_FHWC = render(counted(video.blocks), Film(decoder, writer, fragment_store()))

@@ -22,12 +22,13 @@ from torch import Tensor, nn
 
 from ..longlive.config import PIXEL_FRAMES_PER_FRAME, PIXELS_PER_CELL
 from ..longlive.digest import digest_of_tensors
-from ..longlive.errors import CheckpointError
+from ..longlive.errors import CheckpointError, VideoError
 from ..longlive.model.vae import (
     LATENT_CHANNELS,
     ResumableDecoder,
     StreamingDecoder,
     StreamingEncoder,
+    TiledDecoder,
     VideoDecoder,
     VideoEncoder,
     WanVAE,
@@ -84,6 +85,105 @@ def faithful(
         raise CheckpointError(f"this ComfyUI's VAE works in a way LongLive does not know, and not as Wan2.1's; {cure}")
     log.warning("this ComfyUI's VAE takes video in passes LongLive does not know: LongLive uses its own code instead")
     return stream
+
+
+class SavingDecoder:
+    """The host's way of decoding while memory lasts. Out of it, first the same pixels in smaller passes, then tiles.
+
+    What was decoded stays good: the next way begins where the one before it failed.
+    """
+
+    def __init__(self, vae: comfy.sd.VAE) -> None:
+        decoder = streaming_decoder(vae)
+        self.vae, self._identity = vae, decoder.identity
+        self.decoder: ResumableDecoder | None = decoder  # None once it found no memory
+        self._seen: list[Tensor] = []
+        self._ways = iter((self._frame_by_frame, self._in_tiles))
+
+    @property
+    def identity(self) -> str:
+        """That of the first way, also in smaller passes: they round alike. Tiles are others."""
+        return self.decoder.identity if isinstance(self.decoder, TiledDecoder) else self._identity
+
+    def catch_up(self, blocks: Sequence[Tensor]) -> None:
+        def caught_up(decoder: ResumableDecoder) -> Tensor:
+            decoder.catch_up(blocks)
+            return torch.empty(0)
+
+        self._try(caught_up, caught_up)
+        self._seen = list(blocks)
+
+    def push(self, latents_BFCHW: Tensor) -> Tensor:
+        known, owed = self._known()
+
+        def again(decoder: ResumableDecoder) -> Tensor:
+            decoder.catch_up(known)
+            return decoder.push(torch.cat([*owed, latents_BFCHW], dim=1))
+
+        pixels_BFCHW = self._try(lambda decoder: decoder.push(latents_BFCHW), again)
+        self._seen.append(latents_BFCHW)
+        return pixels_BFCHW
+
+    def flush(self) -> Tensor:
+        known, owed = self._known()
+
+        def again(decoder: ResumableDecoder) -> Tensor:
+            decoder.catch_up(known)
+            return torch.cat([*map(decoder.push, owed), decoder.flush()], dim=1)
+
+        self._seen = []
+        return self._try(lambda decoder: decoder.flush(), again)
+
+    def _known(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The latents whose pixels were given, and those that wait for others."""
+        waiting = self.decoder.waiting_BFCHW if isinstance(self.decoder, HostDecoder) else None
+        if waiting is None or not waiting.shape[1]:
+            return list(self._seen), []
+        *known, last = self._seen
+        return [*known, last[:, : -waiting.shape[1]]], [waiting]
+
+    def _try(self, action: Callable[[ResumableDecoder], Tensor], again: Callable[[ResumableDecoder], Tensor]) -> Tensor:
+        while True:
+            try:
+                if self.decoder is None:
+                    self.decoder, action = self._next_way(), again
+                return action(self.decoder)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+            self._make_room()  # not where the error is held, which holds what the failed pass did
+
+    def _make_room(self) -> None:
+        self.decoder = None
+        comfy.model_management.unload_all_models()
+        comfy.model_management.soft_empty_cache()
+
+    def _next_way(self) -> ResumableDecoder:
+        for way in self._ways:
+            return way()
+        raise VideoError(
+            "there is not enough memory to decode this video, not even in tiles; the video itself is kept: connect "
+            "LongLive Session to Latent and VAE Decode (Tiled) with small tiles, or free memory and queue again"
+        )
+
+    def _frame_by_frame(self) -> ResumableDecoder:
+        log.warning("out of memory while decoding: LongLive goes on in smaller passes, which make the same pixels")
+        return StreamingDecoder(our_own(self.vae), at_once=1, frames_at_once=1)
+
+    def _in_tiles(self) -> ResumableDecoder:
+        log.warning("out of memory while decoding: LongLive goes on in tiles, whose edges may show faintly")
+        return TiledDecoder(our_own(self.vae))
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the host takes an error for want of memory."""
+    management = comfy.model_management
+    if isinstance(error, management.InterruptProcessingException):
+        return False
+    if management.OOM_EXCEPTION is Exception:  # a device whose error has no name
+        return "memory" in str(error).lower()
+    known = getattr(management, "is_oom", None)
+    return known(error) if known else isinstance(error, management.OOM_EXCEPTION)
 
 
 def tuning_codec(vae: comfy.sd.VAE) -> Codec:

@@ -6,7 +6,8 @@ saw last is kept in a `Past`, which belongs to one video and not to the network.
 Dimension key: B batch, F frames, C channels, T frames of one pass, H rows, W columns, N cells of a frame.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Protocol
 
@@ -32,8 +33,10 @@ MAX_WIDTH = 1 << 12  # of a base width, which is 96 as released
 MULTIPLIERS = (1, 2, 4, 4)  # width of each level over the base width
 HALVES_TIME = (False, True, True)  # of each step between levels, from pixels to latents
 ENCODER_BLOCKS, DECODER_BLOCKS = 2, 3  # residual blocks a level
+LAYERS_OF_LATENTS = 2 * (DECODER_BLOCKS + 1)  # of the decoder's `upsamples`, up to the last that doubles frames
 TINY = 1e-24  # mean square of a position that is zero
 LOOKBACK = 2  # frames before a frame that a convolution sees
+TILE, TILE_OVERLAP = 32, 8  # cells of 8 pixels
 AT_ONCE = 3  # latents of one pass: a third of the time of 1 on a CPU; the cut of a video moves its last bits (4e-6)
 
 
@@ -52,7 +55,10 @@ class VideoDecoder(Protocol):
 class ResumableDecoder(VideoDecoder, Protocol):
     """A `VideoDecoder` that can begin in the middle of a video."""
 
-    identity: str  # of weights and arithmetic: equal ones make equal pixels
+    @property
+    def identity(self) -> str:
+        """That of weights and arithmetic: equal ones make equal pixels."""
+        ...
 
     def catch_up(self, blocks: Sequence[Tensor]) -> None:
         """Begin a video with latents [B F C h w] whose pixels are known; what is pushed next follows on them.
@@ -75,14 +81,14 @@ class StreamingDecoder:
     However the latents are cut into pushes, even into none at all, the pixels are those of one decode of the whole.
     """
 
-    def __init__(self, vae: "WanVAE", *, at_once: int = AT_ONCE) -> None:
-        self.vae, self.at_once, self.past = vae, at_once, Past()
+    def __init__(self, vae: "WanVAE", *, at_once: int = AT_ONCE, frames_at_once: int | None = None) -> None:
+        self.vae, self.at_once, self.past = vae, at_once, Past(frames_at_once)
         self.nothing_BFCHW = torch.empty(1, 0, 3, 0, 0)
         self.identity = f"ours, {at_once} at once, {vae.identity}"
 
     @torch.no_grad()
     def catch_up(self, blocks: Sequence[Tensor]) -> None:
-        self.past, recent = Past(), recent_blocks(blocks)
+        self.past, recent = Past(self.past.frames_at_once), recent_blocks(blocks)
         distance = sum(block.shape[1] for block in recent)
         for block in recent:
             for piece in cut(block, begun=self.past.begun, at_once=self.at_once):
@@ -98,8 +104,79 @@ class StreamingDecoder:
         return torch.cat(pixels, dim=1) if pixels else self.nothing_BFCHW
 
     def flush(self) -> Tensor:
-        self.past = Past()
+        self.past = Past(self.past.frames_at_once)
         return self.nothing_BFCHW
+
+
+class TiledDecoder:
+    """A `ResumableDecoder` for a device too small for a whole picture: tiles, one after another, frame by frame.
+
+    Exact in time. A tile does not see beyond its edge, so tiles overlap and fade into each other. What they saw last
+    waits on the CPU.
+    """
+
+    def __init__(self, vae: "WanVAE", *, tile: int = TILE, overlap: int = TILE_OVERLAP) -> None:
+        self.vae, self.tile, self.overlap = vae, tile, overlap
+        self.identity = f"tiles of {tile} with {overlap}, {vae.identity}"
+        self.decoders: dict[tuple[int, int], StreamingDecoder] = {}  # by the first row and column of a tile
+        self.nothing_BFCHW = torch.empty(1, 0, 3, 0, 0)
+
+    def catch_up(self, blocks: Sequence[Tensor]) -> None:
+        self.flush()
+        for row, column in self._tiles(*blocks[0].shape[-2:]) if blocks else ():
+            with self._decoder(row, column) as decoder:
+                decoder.catch_up([self._crop(block, row, column) for block in blocks])
+
+    def push(self, latents_BFCHW: Tensor) -> Tensor:
+        if not latents_BFCHW.shape[1]:
+            return self.nothing_BFCHW
+        total_BFCHW, weights_HW = None, torch.zeros([PIXELS_PER_CELL * n for n in latents_BFCHW.shape[-2:]])
+        for row, column in self._tiles(*latents_BFCHW.shape[-2:]):
+            with self._decoder(row, column) as decoder:
+                pixels_BFCHW = decoder.push(self._crop(latents_BFCHW, row, column)).cpu()
+            if total_BFCHW is None:
+                total_BFCHW = torch.zeros(*pixels_BFCHW.shape[:3], *weights_HW.shape)
+            rows, columns = pixels_BFCHW.shape[-2:]
+            place = (
+                ...,
+                *(slice(PIXELS_PER_CELL * a, PIXELS_PER_CELL * a + b) for a, b in ((row, rows), (column, columns))),
+            )
+            fade_HW = self._fade(rows)[:, None] * self._fade(columns)
+            total_BFCHW[place] += fade_HW * pixels_BFCHW
+            weights_HW[place] += fade_HW
+        assert total_BFCHW is not None
+        self.nothing_BFCHW = total_BFCHW[:, :0]
+        return total_BFCHW / weights_HW
+
+    def flush(self) -> Tensor:
+        self.decoders.clear()
+        return self.nothing_BFCHW
+
+    @contextmanager
+    def _decoder(self, row: int, column: int) -> Iterator[StreamingDecoder]:
+        if (row, column) not in self.decoders:
+            self.decoders[row, column] = StreamingDecoder(self.vae, at_once=1, frames_at_once=1)
+        decoder = self.decoders[row, column]
+        decoder.past.move(self.vae.device)
+        try:
+            yield decoder
+        finally:
+            decoder.past.move(torch.device("cpu"))
+
+    def _tiles(self, rows: int, columns: int) -> list[tuple[int, int]]:
+        return [(row, column) for row in self._starts(rows) for column in self._starts(columns)]
+
+    def _starts(self, cells: int) -> list[int]:
+        return [*range(0, max(cells - self.tile, 0), self.tile - self.overlap), max(cells - self.tile, 0)]
+
+    def _crop(self, latents_BFCHW: Tensor, row: int, column: int) -> Tensor:
+        return latents_BFCHW[..., row : row + self.tile, column : column + self.tile]
+
+    def _fade(self, pixels: int) -> Tensor:
+        """How much each pixel of a tile counts: less towards both ends, never nothing."""
+        overlap = PIXELS_PER_CELL * self.overlap
+        inwards = torch.arange(pixels) + 1.0
+        return torch.minimum(inwards, inwards.flip(0)).div(overlap).clamp(max=1)
 
 
 class StreamingEncoder:
@@ -195,9 +272,13 @@ REACHES, WARM_UP = _reaches()
 class Past:
     """The frames every convolution saw last in one video; zeros before its beginning."""
 
-    def __init__(self) -> None:
+    def __init__(self, frames_at_once: int | None = None) -> None:
         self.begun = False  # whether the first frame has passed
+        self.frames_at_once = frames_at_once  # through the costly layers; None for all there are
         self.seen: dict[nn.Module, Tensor] = {}
+
+    def move(self, device: torch.device) -> None:
+        self.seen = {layer: frames.to(device) for layer, frames in self.seen.items()}
 
     def join(self, layer: nn.Module, x_BCTHW: Tensor, length: int) -> Tensor:
         """Return `x` behind the `length` frames `layer` saw before it, and remember the last ones for next time."""
@@ -327,7 +408,16 @@ class Decoder(nn.Module):
     def forward(self, z_BCTHW: Tensor, past: Past, num_layers: int | None = None) -> Tensor:
         """Pixels; with `num_layers`, what so many of `upsamples` make of the latents."""
         x_BCTHW = self.conv1(z_BCTHW, past)
-        for layer in (*self.middle, *self.upsamples[:num_layers]):
+        for layer in (*self.middle, *self.upsamples[:num_layers][:LAYERS_OF_LATENTS]):
+            x_BCTHW = layer(x_BCTHW, past)
+        if num_layers is not None and num_layers <= LAYERS_OF_LATENTS:
+            return x_BCTHW
+        pieces = x_BCTHW.split(past.frames_at_once or x_BCTHW.shape[2], dim=2)
+        return torch.cat([self._finish(piece, past, num_layers) for piece in pieces], dim=2)
+
+    def _finish(self, x_BCTHW: Tensor, past: Past, num_layers: int | None) -> Tensor:
+        """The layers behind the last one that makes frames, which take most of the memory; any cut in time will do."""
+        for layer in self.upsamples[LAYERS_OF_LATENTS:num_layers]:
             x_BCTHW = layer(x_BCTHW, past)
         if num_layers is not None:
             return x_BCTHW

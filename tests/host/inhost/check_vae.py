@@ -1,10 +1,13 @@
 """Whether the streams over the host's VAE give its own pixels and latents; runs inside a ComfyUI process."""
 
+import itertools
+
 import comfy.latent_formats
+import comfy.model_management
 import comfy.sd
 import pytest
 import torch
-from comfyui_longlive.longlive.errors import CheckpointError
+from comfyui_longlive.longlive.errors import CheckpointError, VideoError
 from comfyui_longlive.longlive.model.vae import WanVAE
 from comfyui_longlive.nodes import vae as host_vae
 
@@ -93,6 +96,53 @@ def check_catching_up() -> None:
                 equal = all(torch.equal(a, b) for a, b in zip(more, whole[start:], strict=True))
                 assert equal, f"{type(decoder).__name__}, blocks of {block}, from block {start}"
                 assert_nothing_is_kept(decoder)
+
+
+def check_out_of_memory() -> dict[str, float]:
+    """Raise unless decoding goes on from where memory ended, whenever it does; how far pixels are from the host's."""
+    vae = comfy.sd.VAE(sd=random_weights())
+    blocks = torch.randn(1, 15, 16, 8, 8, generator=torch.Generator().manual_seed(1)).split(3, dim=1)
+    decoder = host_vae.streaming_decoder(vae)
+    whole = torch.cat([*map(decoder.push, blocks), decoder.flush()], dim=1)
+    differences = {}
+    for way in ("smaller passes", "tiles"):
+        for fails_at in (1, 2, 4):
+            with pytest.MonkeyPatch.context() as patch:
+                saving = host_vae.SavingDecoder(vae)
+                fail_at(patch, saving.decoder, "_network", fails_at)
+                if way == "tiles":
+                    patch.setattr(host_vae, "our_own", short_of_memory(host_vae.our_own))
+                    patch.setattr(host_vae.TiledDecoder.__init__, "__kwdefaults__", {"tile": 6, "overlap": 4})
+                pixels = torch.cat([*map(saving.push, blocks), saving.flush()], dim=1)
+            assert isinstance(saving.decoder, host_vae.TiledDecoder if way == "tiles" else host_vae.StreamingDecoder)
+            assert pixels.shape == whole.shape, (way, fails_at, pixels.shape)
+            difference = (pixels - whole).abs()
+            differences[f"{way} from pass {fails_at}: most"] = float(difference.max())
+            differences[f"{way} from pass {fails_at}: mean"] = float(difference.mean())
+            assert differences[f"{way} from pass {fails_at}: most"] < 1e-4 or way == "tiles", differences
+    with pytest.MonkeyPatch.context() as patch:
+        saving = host_vae.SavingDecoder(vae)
+        fail_at(patch, saving.decoder, "_network", 1)
+        patch.setattr(host_vae.StreamingDecoder, "push", fail)
+        with pytest.raises(VideoError, match=r"Session to Latent and VAE Decode \(Tiled\)"):
+            saving.push(blocks[0])
+    return differences
+
+
+def fail(*_, **__):
+    raise comfy.model_management.OOM_EXCEPTION("out of memory, by a test")
+
+
+def fail_at(patch: pytest.MonkeyPatch, decoder: object, name: str, number: int) -> None:
+    """Let call `number` of a method find no memory."""
+    method, calls = getattr(decoder, name), itertools.count(1)
+    patch.setattr(decoder, name, lambda *a: fail() if next(calls) == number else method(*a))
+
+
+def short_of_memory(our_own):
+    """The first decoder of our own finds no memory, the next one does."""
+    calls = itertools.count(1)
+    return lambda vae: fail() if next(calls) == 1 else our_own(vae)
 
 
 def assert_nothing_is_kept(stream) -> None:

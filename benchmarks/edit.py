@@ -1,0 +1,98 @@
+"""What it costs to edit the last of ten segments: both queues in one real ComfyUI, then again after a restart.
+
+python benchmarks/edit.py [seconds of a segment]
+
+The film of the edit is compared with one made with empty stores.
+"""
+
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "host")]
+
+from comfy import ComfyUI, Event  # noqa: E402
+from graphs import node  # noqa: E402
+
+from longlive.config import RolloutConfig, seconds_to_blocks  # noqa: E402
+
+SEGMENTS = 10
+ALLOWED = 1.3  # times the share of the blocks that are new
+
+
+def graph(last: str, seconds: float) -> dict:
+    words = [
+        f"a {colour} ring moves {way} by day" for colour in ("red", "blue", "green") for way in ("left", "right", "up")
+    ]
+    script = "\n".join(f"{seconds}s | {prompt}" for prompt in (*words, last))
+    return {
+        "mini": node("LongLiveMiniature"),
+        "session": node("LongLiveSession", model=["mini", 0], width=64, height=64, seed=1),
+        "timeline": node("LongLiveTimeline", session=["session", 0], clip=["mini", 1], script=script),
+        "decode": node("LongLiveDecode", session=["timeline", 0], vae=["mini", 2], filename_prefix="edit"),
+    }
+
+
+def timed(host: ComfyUI, prompt: dict) -> tuple[float, Path]:
+    """Seconds from the beginning of sampling to the end of decoding, and the film."""
+    queued = host.queue(prompt)
+
+    def samples(event: Event) -> bool:
+        return event.type == "executing" and event.data["node"] == "timeline" and event.data["prompt_id"] == queued
+
+    host.wait_for(samples)
+    began = time.perf_counter()
+    history = host.wait(queued)
+    seconds = time.perf_counter() - began
+    [film] = history.outputs["decode"]["images"]
+    return seconds, host.output / film["subfolder"] / film["filename"]
+
+
+def difference(first: Path, second: Path) -> int:
+    """The largest difference of two films in any value, of 255."""
+    with av.open(first) as one, av.open(second) as other:
+        pairs = zip(one.decode(video=0), other.decode(video=0), strict=True)
+        return max(
+            int(np.abs(a.to_ndarray(format="rgb24").astype(int) - b.to_ndarray(format="rgb24")).max()) for a, b in pairs
+        )
+
+
+def main(seconds: float) -> int:
+    blocks = seconds_to_blocks(seconds, RolloutConfig().block)
+    share = 1 / SEGMENTS
+    ratios = []
+    with ComfyUI() as host:
+        whole, _ = timed(host, graph("a yellow square stays still at night", seconds))
+        say(f"{SEGMENTS} segments of {blocks} blocks: {whole:.1f} s")
+        edited, film = timed(host, graph("a yellow square moves down at dusk", seconds))
+        ratios.append(edited / whole)
+        say(f"the last one edited: {edited:.1f} s, {edited / whole:.3f} of the first")
+        host.stop()
+        host.start()
+        again, restarted = timed(host, graph("a red square moves down at dawn", seconds))
+        ratios.append(again / whole)
+        say(f"edited again after a restart: {again:.1f} s, {again / whole:.3f} of the first")
+        shutil.rmtree(host.base / "user" / "longlive")
+        host.stop()
+        host.start()
+        _, anew = timed(host, graph("a red square moves down at dawn", seconds))
+        worst = difference(restarted, anew)
+        same = restarted.read_bytes() == anew.read_bytes()
+        say(f"against a film made with empty stores: {worst} of 255, {'the same file' if same else 'another file'}")
+        assert film.stat().st_size
+    say(f"allowed: {ALLOWED * share:.3f}")
+    return int(max(ratios) > ALLOWED * share or worst > 1)
+
+
+def say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(float(sys.argv[1]) if len(sys.argv) > 1 else 8))
