@@ -14,8 +14,9 @@ import torch
 from patience import wait_for_end, wait_until
 from safetensors.torch import load_file, save_file
 
-from longlive import session_file
+from longlive import session_file, video
 from longlive.__main__ import main
+from longlive.film import Film
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 STORY = "3f | a red fox\n# then\n6f | the red fox runs\n3f cut | the snow\n"
@@ -252,3 +253,69 @@ def test_nothing_from_a_file_takes_hold_of_the_terminal(render, tmp_path):
     assert "red\\x1b]0;fox\\x07\\u202e fox" in told.stdout
     assert "no\\x1b[2Jfile" in told.stderr
     assert not {"\x1b", "\x07", "\u202e"} & set(told.stdout + told.stderr)
+
+
+def test_sigterm_is_a_ctrl_c(tmp_path, weights, pipeline):
+    (tmp_path / "story.txt").write_text("900f | a red fox\n")
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    code = "import sys; sys.modules['torchvision'] = None; from longlive.__main__ import main; sys.exit(main())"
+    arguments = command(tmp_path, weights, pipeline, "story.mp4")
+    run = subprocess.Popen([sys.executable, "-c", code, *arguments], env=environment)
+    fragments = tmp_path / "blocks-fragments"
+    wait_until(lambda: len([*fragments.rglob("*.safetensors")]) >= 2, run.pid, "two fragments are kept")
+    run.send_signal(signal.SIGTERM)
+    assert wait_for_end(run, "the end after SIGTERM") == 143
+    assert len(session_file.load(tmp_path / "story.session.safetensors").blocks) >= 2
+    assert pixel_frames(tmp_path / "story.mp4") >= 9
+    assert [path.name for path in tmp_path.iterdir() if ".part" in path.name] == []
+
+
+def test_a_finished_video_and_session_survive_a_second_run_that_is_interrupted(render, tmp_path, monkeypatch):
+    assert render(STORY, "story.mp4") == 0
+    film, session = tmp_path / "story.mp4", tmp_path / "story.session.safetensors"
+    before = film.read_bytes(), session.read_bytes()
+    shutil.rmtree(tmp_path / "blocks")
+    shutil.rmtree(tmp_path / "blocks-fragments")
+    push, pushed = Film.push, []
+
+    def interrupted(self, latents):
+        if len(pushed) == 2:
+            raise KeyboardInterrupt
+        pushed.append(latents)
+        push(self, latents)
+
+    monkeypatch.setattr(Film, "push", interrupted)
+    assert render(STORY, "story.mp4") == 130
+    assert (film.read_bytes(), session.read_bytes()) == before
+
+
+def test_a_session_that_cannot_be_saved_does_not_cost_the_video(render, tmp_path, monkeypatch, caplog):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(session_file, "write_atomically", full)
+    assert render("3f | a red fox\n", "story.mp4") == 1
+    assert "StoreError: the session cannot be written" in caplog.text
+    assert pixel_frames(tmp_path / "story.mp4") == 9
+
+    monkeypatch.setattr(video, "remux", full)
+    assert render("6f | a red fox\n", "other.mp4") == 1
+    assert "VideoError" in caplog.text  # neither error hides the other
+    assert caplog.text.index("VideoError") < caplog.text.rindex("StoreError")
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_computed(render, tmp_path, caplog):
+    (tmp_path / "folder.mp4").mkdir()
+    assert render(STORY, "folder.mp4") == 1
+    assert "is a folder; give the name of a file" in caplog.text
+    assert render(STORY, "nowhere/story.mp4") == 1
+    assert "there is no folder" in caplog.text
+    assert not (tmp_path / "blocks").exists()
+
+
+def test_a_video_resumed_after_an_interrupt_is_the_uninterrupted_one_to_the_byte(render, tmp_path):
+    assert render("6f | a red fox\n", "story.mp4") == 0
+    assert render(STORY.replace("3f | a red fox", "6f | a red fox"), "story.mp4") == 0
+    stores = "--store", str(tmp_path / "other")
+    assert render(STORY.replace("3f | a red fox", "6f | a red fox"), "whole.mp4", *stores) == 0
+    assert (tmp_path / "story.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()
