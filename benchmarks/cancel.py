@@ -1,0 +1,42 @@
+"""Cancel at random instants in a real ComfyUI: what is shown plays, and the next queue gives the uninterrupted film.
+
+python benchmarks/cancel.py [instants in Decode, and as many in sampling]
+"""
+
+import random
+import shutil
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "host")]
+
+from comfy import ComfyUI  # noqa: E402
+from test_film import BLOCKS, film, folder, frames, interrupted, kept, made, made_again  # noqa: E402
+
+from longlive.config import RolloutConfig  # noqa: E402
+
+
+def main(count: int) -> int:
+    rng, wrong = random.Random(0), 0
+    graph = film("a green ring stays still by day")
+    steps = len(RolloutConfig().steps)
+    with ComfyUI() as host:
+        whole = made_again(host, graph)
+        for where, store, last in (("decode", "fragments", BLOCKS), ("timeline", "blocks", steps * BLOCKS)):
+            for _ in range(count):
+                shutil.rmtree(folder(host) if where == "timeline" else folder(host) / "fragments")
+                host.free()
+                value = rng.randrange(steps if where == "timeline" else 1, last)
+                shown = frames(interrupted(host, graph, where, value))
+                found, same = kept(host, store), made(host, graph) == whole
+                wrong += not (shown and found and same)
+                outcome = "the same file" if same else "another file"
+                sys.stdout.write(f"{where} {value} of {last}: {shown} frames shown, {found} kept, then {outcome}\n")
+                sys.stdout.flush()
+    sys.stdout.write(f"{wrong} wrong of {2 * count}\n")
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]) if len(sys.argv) > 1 else 10))
