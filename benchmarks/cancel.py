@@ -18,7 +18,7 @@ from longlive.config import RolloutConfig  # noqa: E402
 
 
 def main(count: int) -> int:
-    rng, wrong = random.Random(0), 0
+    rng, wrong = random.Random(0), 0  # noqa: S311 (instants, the same each time)
     graph = film("a green ring stays still by day")
     steps = len(RolloutConfig().steps)
     with ComfyUI() as host:
