@@ -10,7 +10,7 @@ PORT ?= 8188
 # Both lines name the same torch, so that no other package brings one of its own.
 TORCH := torch==2.13.0
 
-.PHONY: demo test lint comfyui miniature smoke clean
+.PHONY: demo test lint fuzz soak comfyui miniature smoke clean
 
 demo: $(CORE)
 	$(BIN)/longlive demo
@@ -28,6 +28,13 @@ lint: $(TEST)
 
 comfyui: $(TEST)
 	$(BIN)/python tests/host/comfy.py $(PORT)
+
+# Both write their tables into docs/reliability.md.
+fuzz: $(TEST)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzz.py
+
+soak: $(TEST)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/soak/soak.py
 
 # The miniature's weights from nothing, in .cache/miniature: stopped at any moment, it goes on.
 miniature: $(CORE)

@@ -309,7 +309,8 @@ class WanVAE(nn.Module):
         vae = cls(weights["decoder.head.0.gamma"].shape[0], device="meta")
         refuse_other_shapes(weights, vae.state_dict())
         dtype = dtype or weights["conv2.weight"].dtype
-        moved = {key: weight.to(device, dtype) for key, weight in weights.items()}
+        complex_ones = {key for key, weight in weights.items() if weight.is_complex()}  # refused just below
+        moved = {key: weight if key in complex_ones else weight.to(device, dtype) for key, weight in weights.items()}
         refuse_other_numbers(weights, moved)
         vae.load_state_dict(moved, assign=True)
         return vae.requires_grad_(False)

@@ -8,7 +8,7 @@ import contextlib
 import io
 import itertools
 import os
-import pickletools
+import pickletools  # nosec B403 # it takes pickles apart and runs nothing
 import re
 import zipfile
 from collections import Counter

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..errors import DataError
 from ..files import read_text, write_text
-from ..untrusted import parse_json
+from ..untrusted import brief, parse_json
 
 JSONL = ".jsonl"
 NEWLINE = re.compile(r"\r\n|\r|\n")  # not str.splitlines: a prompt in JSON may hold U+2028
@@ -125,9 +125,9 @@ def read_answers(requests_path: Path, answers_path: Path) -> tuple[list[PromptPa
     for where, entry in _entries(answers_path):
         key = str(entry.get("id", "without an id"))
         if key not in prompts:
-            refusals.append(f"answer {key} ({where}) belongs to no request in {requests_path}")
+            refusals.append(f"answer {brief(key)} ({where}) belongs to no request in {requests_path}")
         elif key in answers:
-            refusals.append(f"answer {key} ({where}) is one too many; the first with this id counts")
+            refusals.append(f"answer {brief(key)} ({where}) is one too many; the first with this id counts")
         else:
             answers[key] = _answer(entry)
 
@@ -135,7 +135,7 @@ def read_answers(requests_path: Path, answers_path: Path) -> tuple[list[PromptPa
     for key, prompt in prompts.items():
         answer = answers.get(key, "")
         if problem := next(filter(None, (check(prompt, answer) for check in CHECKS)), None):
-            refusals.append(f"answer {key} {problem}")
+            refusals.append(f"answer {brief(key)} {problem}")
         else:
             pairs.append(PromptPair(prompt, answer))
     return pairs, refusals
@@ -206,6 +206,12 @@ def _prompt(value: object, where: str) -> str:
         raise DataError(f"{where} has {reprlib.repr(value)} where a prompt belongs; write it as text in quotes")
     if not value.strip():
         raise DataError(f"{where} has an empty prompt; write a prompt there or remove the line")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # half of a surrogate pair, which no tokenizer takes
+        raise DataError(
+            f"{where} has {reprlib.repr(value)}, which is not whole text; write the prompt again"
+        ) from error
     return value.strip()
 
 

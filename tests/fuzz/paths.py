@@ -1,0 +1,167 @@
+"""Attacks by name: everything that can lie where a file is expected, given to everything that opens or writes one."""
+
+import contextlib
+import io
+import os
+import random
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import files
+import torch
+from harness import Target, expect
+
+from longlive import session_file
+from longlive.__main__ import main, written
+from longlive.clip import Clip
+from longlive.digest import digest
+from longlive.errors import SessionError
+from longlive.evaluate import evaluate
+from longlive.files import find_inside
+from longlive.model.checkpoint import describe, load_model
+from longlive.model.lora import Lora
+from longlive.model.vae_file import load_vae
+from longlive.store import Store
+from longlive.text import UMT5
+from longlive.tune.config import read_config
+from longlive.tune.data import PromptPair, read_answers, read_pairs, write_pairs
+from longlive.verify import verify
+from longlive.video import VideoWriter
+
+DEVICES = ("/dev/zero", "/dev/null", "/dev/full", "/dev/random", "/dev/stdin", "/proc/self/mem", "/proc/self/environ",
+           "/", "/proc", "/root", "/etc/passwd", "", ".", "..", "~", "~nobody/x", "\0", "a\0b", "\ud800",
+           "x" * 300, "/".join(["d"] * 300), "a\nb", "\x1b[2J", "CON", "NUL.txt", "a:b", " ", "é", "😀")  # fmt: skip
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def loop(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def long_loop(path: Path) -> None:
+    path.symlink_to("other"), (path.parent / "other").symlink_to(path.name)
+
+
+def dangling(path: Path) -> None:
+    path.symlink_to("nowhere")
+
+
+def to_zero(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def listening(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server, contextlib.suppress(OSError):
+        server.bind(str(path))
+
+
+def empty(path: Path) -> None:
+    path.touch()
+
+
+def sparse(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(1 << 31)
+
+
+def junk(path: Path) -> None:
+    path.write_bytes(bytes(range(256)) * 8)
+
+
+def text(path: Path) -> None:
+    path.write_text("a text, no more\n")
+
+
+def below_a_file(path: Path) -> None:
+    path.parent.rmdir(), path.parent.write_text("a file where a folder belongs")
+
+
+def folder_of_all(path: Path) -> None:
+    """A folder with everything odd inside, under the names that readers look for."""
+    path.mkdir()
+    for name, make in {"config.json": pipe, "model.safetensors": loop, "model_index.json": to_zero, "vae": listening,
+                       "tokenizer": pipe, "adapter_config.json": dangling}.items():  # fmt: skip
+        make(path / name)
+
+
+PLACES: tuple[Callable[[Path], object], ...] = (
+    Path.mkdir, pipe, loop, long_loop, dangling, to_zero, listening, empty, sparse, junk, text, below_a_file,
+    folder_of_all, lambda path: None,
+)  # fmt: skip
+
+
+def store(path: Path) -> None:
+    """A store on a bad folder warns and answers from memory."""
+    block, kept = files.made_session().blocks[0], Store(path)
+    kept.put(files.KEY, block)
+    found = kept.get(files.KEY, tuple(block.shape))
+    expect(found is not None and torch.equal(found, block), "a store lost a block")
+
+
+def film(path: Path) -> None:
+    """Two frames, and a file that is there afterwards."""
+    with VideoWriter(path) as writer:
+        writer.write(torch.zeros(1, 5, 3, 32, 32))
+    expect(path.is_file() and path.stat().st_size > 0, "a video that is said to be written is not there")
+
+
+def session(path: Path) -> None:
+    session_file.save(files.made_session(), path)
+    expect(
+        torch.equal(session_file.load(path).latents(), files.made_session().latents()), "another session was written"
+    )
+
+
+def name_inside(path: Path) -> None:
+    """A user's name for a file never leads out of the folder."""
+    folder = Path("/tmp/fuzz-inside")
+    for name in (str(path), path.name, f"../{path.name}", f"a/../../{path.name}"):
+        found = find_inside(folder, name)
+        expect(found is None or folder.resolve() in found.parents, f"{name!r} leads out, to {found}")
+
+
+def command(*arguments: str) -> Callable[[Path], None]:
+    """The command line: a status, and no traceback."""
+
+    def run(path: Path) -> None:
+        try:
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                status = main([argument.replace("PATH", str(path)) for argument in arguments])
+        except SystemExit as error:  # of argparse, which knows better
+            status = error.code
+        if status:
+            raise SessionError(f"the command ended with status {status}; that is all there is to say")
+
+    return run
+
+
+USES: tuple[Callable[[Path], object], ...] = (
+    session_file.load, describe, load_model, Lora.read, load_vae, digest, written, read_config, read_pairs,
+    lambda path: read_pairs(path, path), lambda path: read_answers(path, path), verify, evaluate, Clip.of_folder,
+    lambda path: UMT5.of_pipeline(path, device=torch.device("cpu"), dtype=torch.float32), store, film, session,
+    lambda path: write_pairs([PromptPair("a", "b")], path), name_inside,
+    lambda path: digest(files.weights_file(), cache_dir=path), command("info", "PATH"), command("verify", "PATH"),
+    command("evaluate", "PATH"), command("tune", "PATH"), command("render", "PATH", "--miniature", "-o", "x.mp4"),
+    command("render", "PATH", "--weights", "PATH", "--pipeline", "PATH", "-o", "x.mp4"),
+)  # fmt: skip
+
+
+def attack_path(draw: random.Random, folder: Path) -> None:
+    use = draw.choice(USES)
+    if draw.random() < 0.3:
+        path = Path(draw.choice(DEVICES))
+        if use in (store, film, session) or use in USES[-9:-6]:  # what writes is not let loose on this machine
+            path = folder / "".join(char for char in path.name if char not in "\0\ud800")
+    else:
+        parent = folder / "place"
+        parent.mkdir()
+        path = parent / draw.choice(("x", "x.safetensors", "x.pt", "x.mp4", "x.jsonl", "x.toml", "vae"))
+        draw.choice(PLACES)(path)
+    use(path)
+
+
+TARGETS = (Target("names and paths", 1500, attack_path),)

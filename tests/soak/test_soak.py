@@ -1,0 +1,13 @@
+"""A share of `make soak`."""
+
+import pytest
+import soak
+
+
+@pytest.mark.parametrize(("part", "count"), [("kills", 3), ("interrupts", 3), ("hour", 40), ("store", 1), ("disks", 2)])
+def test_what_is_stopped_or_starved_comes_out_as_if_nothing_had_happened(tmp_path, part, count):
+    attack, _ = soak.PARTS[part]
+    what, times, outcome = attack(tmp_path, count, soak.SEED)
+    assert times == count
+    assert what
+    assert outcome
