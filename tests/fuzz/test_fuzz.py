@@ -55,8 +55,8 @@ def raised(error: BaseException):
     ],
 )
 def test_an_unclear_outcome_is_noticed(monkeypatch, tmp_path, attack, told):
-    monkeypatch.setattr("harness.WORK_SECONDS", 1)
-    monkeypatch.setattr("harness.STILL_SECONDS", 2)
+    limit = "STILL_SECONDS" if "waits" in told else "WORK_SECONDS"  # the other limits must not come first
+    monkeypatch.setattr(f"harness.{limit}", 2)
     monkeypatch.setattr("harness.KEPT", tmp_path)
     outcomes = Outcomes()
     attack_once(Target("itself", 1, attack), 0, 0, outcomes)
