@@ -27,7 +27,7 @@ def main() -> int:
     options = parser().parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     log.setLevel(logging.INFO)
-    logging.getLogger("longlive").setLevel(logging.ERROR)  # thousands of warnings about damage that we made
+    logging.getLogger("longlive").setLevel(logging.CRITICAL)  # it says thousands of times what we made wrong
     faulthandler.enable()
     torch.set_num_threads(1)
     targets = [target for target in TARGETS if options.only in (None, target.name)]
