@@ -3,6 +3,7 @@
 Dimension key: F pictures, H rows, W columns, D width of the space that pictures and prompts share.
 """
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -35,7 +36,7 @@ class Clip:
             raise CheckpointError(
                 f"CLIP needs transformers, which does not load ({error}); pip install transformers"
             ) from error
-        if not (folder / "config.json").is_file():
+        if not os.path.isfile(folder / "config.json"):  # unlike Path.is_file also for names that no disk takes
             raise CheckpointError(
                 f"{folder} has no config.json; give the folder of a CLIP model, "
                 f"for example a download of openai/clip-vit-base-patch32"
