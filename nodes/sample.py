@@ -85,6 +85,8 @@ class Timeline(io.ComfyNode):
         """Refuse a script that does not parse before any model is loaded. How long a block is, is not known yet."""
         if script is None:  # it is linked
             return True
+        if not isinstance(script, str):  # as only an API prompt can have it
+            return "the script is no text; write one segment a line"
         try:
             parse(script, block=1)
         except LongLiveError as error:

@@ -105,6 +105,8 @@ class PromptPairs(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, pairs: str | None = None, file: str | None = "") -> bool | str:
         """Refuse text that is no pairs before any model is loaded; what is linked is not known yet."""
+        if not isinstance(pairs, str | None) or not isinstance(file, str | None):  # as only an API prompt can have it
+            return "pairs and file are text; write them as text"
         if pairs is None or file is None or file.strip():
             return True
         try:
