@@ -98,16 +98,22 @@ def describe(stream: VideoStream, rows: int, columns: int) -> None:
 
 
 def divide(file: bytes) -> tuple[bytes, bytes]:
-    """The boxes of an MP4 that describe the video, and those that hold its frames."""
-    boxes: dict[bytes, bytes] = {}
+    """The boxes of an MP4 that describe the video, and those that hold its frames, in their order.
+
+    There are several of the latter where the encoder began again with a key frame, as it does at a hard cut.
+    """
+    header, media = [], []
     start = 0
     while start < len(file):
         length = int.from_bytes(file[start : start + 4], "big")
         assert length >= HEADER_BYTES, length
-        name = file[start + 4 : start + HEADER_BYTES]
-        boxes[name] = boxes.get(name, b"") + file[start : start + length]
+        box, name = file[start : start + length], file[start + 4 : start + HEADER_BYTES]
+        if name in (b"ftyp", b"moov"):
+            header.append(box)
+        elif name in (b"moof", b"mdat"):
+            media.append(box)
         start += length
-    return boxes[b"ftyp"] + boxes[b"moov"], boxes[b"moof"] + boxes[b"mdat"]
+    return b"".join(header), b"".join(media)
 
 
 class VideoWriter:

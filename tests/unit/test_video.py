@@ -48,6 +48,19 @@ def test_frames_come_back_in_order_and_colour(path):
     torch.testing.assert_close(read, to_bytes(flat(*levels))[:, 9, 15].float(), rtol=0, atol=4)
 
 
+def test_a_hard_cut_inside_a_fragment_plays(path):
+    """The encoder begins again there, with a key frame and another box."""
+    generator = torch.Generator().manual_seed(0)
+    pictures = [torch.rand(1, 3, 32, 48, generator=generator).expand(40, -1, -1, -1) * 2 - 1 for _ in range(3)]
+    with VideoWriter(path) as writer:
+        for _ in range(2):
+            writer.write(torch.cat(pictures))
+    with av.open(path) as container:
+        keys = [frame.key_frame for frame in container.decode(video=0)]
+    assert len(keys) == 240
+    assert sum(keys) > 2  # more than one a fragment
+
+
 def test_the_file_says_what_it_is(path):
     with VideoWriter(path, fps=Fraction(30000, 1001)) as writer:
         writer.write(flat(0, 0, 0))
