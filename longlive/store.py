@@ -82,7 +82,7 @@ class Store:
         return entry
 
     def write(self, key: str, entry: Entry) -> None:
-        """Keep tensors. A disk that refuses is reported once; memory still holds them, and the next may fit again."""
+        """Keep tensors. A disk that refuses is reported once; memory still holds them, and the next may fit."""
         self._hold(key, entry)
         path = self._path(key)
         if path is None:
@@ -94,6 +94,7 @@ class Store:
                 path.rmdir()
             with atomic_write(path) as part:
                 part.write_bytes(content)
+            self._has_warned = False
         except OSError as error:
             self._on_disk = None
             if not self._has_warned:

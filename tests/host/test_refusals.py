@@ -11,9 +11,8 @@ import graphs
 import model_files
 import pytest
 import torch
-from comfy import ComfyUI, Graph, HostError, Interrupted
+from comfy import ComfyUI, Graph, HostError
 from graphs import chain, node, saved
-from patience import wait_until
 from safetensors.torch import save_file
 from test_workflows import FOX, OWL, alive, forget, latents, store, stored
 
@@ -133,7 +132,7 @@ def test_a_length_the_host_itself_refuses(newest, length):
         ("-2s | a boat", "line 1, column 1: the duration is -2 s; use more than 0 seconds"),
         (
             "99999999s | a boat",
-            "line 1, column 1: the duration is 99999999 s; one segment may last 86400 s (a day) at most",
+            "line 1, column 1: the duration is 99999999s; one segment may last 86400 s (a day) at most",
         ),
     ],
     ids=repr,
@@ -368,7 +367,7 @@ def test_a_damaged_session(newest):
 
 
 def test_a_prefix_that_leaves_the_output_folder(newest):
-    with pytest.raises(HostError, match="outside the output folder"):
+    with pytest.raises(HostError, match="is no name for a film"):
         newest.run(decoding(model_files.VAE.name, "../x"))
 
 
@@ -419,21 +418,8 @@ def test_a_disk_that_refuses_blocks_costs_no_video(newest, options):
         newest.run(chain((FOX, 2), seed=2, name="kept"))
         assert alive(newest)["caches"] == 0
 
-    assert "blocks cannot be kept in" in newest.log
+    assert "finished work cannot be kept in" in newest.log
     assert latents(newest, "kept").shape[2] == 6
-
-
-def test_an_interrupted_decode_leaves_no_file_that_looks_whole(newest):
-    graph = chain((FOX, 40), seed=3, width=64, height=64, options={"steps": "1000"})
-    graph |= {"vae": node("VAELoader", vae_name=model_files.VAE.name)}
-    graph["out"] = node("LongLiveDecode", session=["chunk0", 0], vae=["vae", 0], filename_prefix="cut_short")
-    prompt_id = newest.queue(graph)
-    wait_until(lambda: list(newest.output.glob("cut_short*.part")), newest.pid, "the first frames of the file")
-    newest.interrupt()
-    with pytest.raises(Interrupted, match="LongLiveDecode"):
-        newest.wait(prompt_id)
-
-    assert list(newest.output.glob("cut_short*")) == []
 
 
 def test_after_all_that_the_host_makes_videos(newest):

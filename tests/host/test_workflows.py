@@ -54,8 +54,8 @@ def stored(host: ComfyUI) -> int:
 
 
 def forget(host: ComfyUI) -> None:
-    """Leave no block to be found again, neither in the store nor in the host's cache."""
-    shutil.rmtree(store(host), ignore_errors=True)
+    """Leave no finished work to be found again, neither in the stores nor in the host's cache."""
+    shutil.rmtree(store(host).parent, ignore_errors=True)
     host.free()
 
 
