@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "host")]
 
 from comfy import ComfyUI  # noqa: E402
-from test_film import BLOCKS, film, folder, frames, interrupted, kept, made, made_again  # noqa: E402
+from test_fragments import BLOCKS, film, folder, frames, interrupted, kept, made, made_again  # noqa: E402
 
 from longlive.config import RolloutConfig  # noqa: E402
 

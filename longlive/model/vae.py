@@ -84,7 +84,10 @@ class StreamingDecoder:
     def __init__(self, vae: "WanVAE", *, at_once: int = AT_ONCE, frames_at_once: int | None = None) -> None:
         self.vae, self.at_once, self.past = vae, at_once, Past(frames_at_once)
         self.nothing_BFCHW = torch.empty(1, 0, 3, 0, 0)
-        self.identity = f"ours, {at_once} at once, {vae.identity}"
+
+    @property
+    def identity(self) -> str:
+        return f"ours, {self.at_once} at once, {self.vae.identity}"
 
     @torch.no_grad()
     def catch_up(self, blocks: Sequence[Tensor]) -> None:
@@ -117,9 +120,12 @@ class TiledDecoder:
 
     def __init__(self, vae: "WanVAE", *, tile: int = TILE, overlap: int = TILE_OVERLAP) -> None:
         self.vae, self.tile, self.overlap = vae, tile, overlap
-        self.identity = f"tiles of {tile} with {overlap}, {vae.identity}"
         self.decoders: dict[tuple[int, int], StreamingDecoder] = {}  # by the first row and column of a tile
         self.nothing_BFCHW = torch.empty(1, 0, 3, 0, 0)
+
+    @property
+    def identity(self) -> str:
+        return f"tiles of {self.tile} with {self.overlap}, {self.vae.identity}"
 
     def catch_up(self, blocks: Sequence[Tensor]) -> None:
         self.flush()

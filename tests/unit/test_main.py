@@ -21,6 +21,12 @@ from longlive.film import Film
 REFERENCE = Path(__file__).parents[1] / "reference"
 STORY = "3f | a red fox\n# then\n6f | the red fox runs\n3f cut | the snow\n"
 
+PROGRAM = (
+    "import signal, sys; sys.modules['torchvision'] = None; "
+    "signal.signal(signal.SIGINT, signal.default_int_handler); "  # a shell starts jobs in the background without it
+    "from longlive.__main__ import main; sys.exit(main())"
+)
+
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
@@ -101,11 +107,8 @@ def test_ctrl_c_leaves_a_playable_file_and_a_session_that_goes_on(tmp_path, weig
     (tmp_path / "story.txt").write_text("900f | a red fox\n")
     blocks = tmp_path / "blocks"
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-    without_pictures = (
-        "import sys; sys.modules['torchvision'] = None; from longlive.__main__ import main; sys.exit(main())"
-    )
     run = subprocess.Popen(
-        [sys.executable, "-c", without_pictures, *command(tmp_path, weights, pipeline, "story.mp4")], env=environment
+        [sys.executable, "-c", PROGRAM, *command(tmp_path, weights, pipeline, "story.mp4")], env=environment
     )
     wait_until(lambda: len(list(blocks.rglob("*.safetensors"))) >= 3, run.pid, "three blocks are stored")
     run.send_signal(signal.SIGINT)
@@ -258,9 +261,8 @@ def test_nothing_from_a_file_takes_hold_of_the_terminal(render, tmp_path):
 def test_sigterm_is_a_ctrl_c(tmp_path, weights, pipeline):
     (tmp_path / "story.txt").write_text("900f | a red fox\n")
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-    code = "import sys; sys.modules['torchvision'] = None; from longlive.__main__ import main; sys.exit(main())"
     arguments = command(tmp_path, weights, pipeline, "story.mp4")
-    run = subprocess.Popen([sys.executable, "-c", code, *arguments], env=environment)
+    run = subprocess.Popen([sys.executable, "-c", PROGRAM, *arguments], env=environment)
     fragments = tmp_path / "blocks-fragments"
     wait_until(lambda: len([*fragments.rglob("*.safetensors")]) >= 2, run.pid, "two fragments are kept")
     run.send_signal(signal.SIGTERM)
