@@ -51,6 +51,7 @@ SCRIPT = (
     "2b | a red ring moves left at night\n1b keep | a red ring moves right at night\n"
     "2b | a red ring moves up at dusk\n1b cut | a blue disc moves down at dusk\n"
 )
+BLOCKS = 6  # of it
 INTERRUPTED = (130, 143, -signal.SIGTERM)  # the last before the command line listens
 HOUR_BLOCKS = 4800  # of 3 frames, 12 pixel frames: an hour at 16 a second
 GROWTH_BYTES = 64 << 20  # of an hour-long video after its first eighth; its latents are 7 MB
@@ -135,6 +136,9 @@ class Render:
         for part in self.parts():
             os.utime(part, (long_ago, long_ago))
 
+    def num_stored(self) -> int:
+        return len([*self.store.glob("??/*.safetensors")])
+
     def check_store(self) -> None:
         for folder in self.stores:
             check_entries(folder)
@@ -185,13 +189,15 @@ class Whole:
 def stop_often(folder: Path, count: int, seed: int, numbers: tuple[int, ...], whole: Whole) -> list[object]:
     """Stop renders at random instants, let each end after a few, and compare; a row of the table."""
     draw, hits, made, longest = random.Random(f"{seed} {numbers}"), 0, 0, whole.seconds
+    places = [0] * (BLOCKS + 1)  # how many blocks were finished when it was stopped
     while hits < count:
         made += 1
         render = Render(folder / f"{numbers[0]}-{made}")
         shutil.copytree(whole.cache, render.folder / "cache")
         for _ in range(min(STOPS_A_RENDER, count - hits)):
             run, begin = render.start(), time.monotonic()
-            run.join(draw.uniform(0, longest))
+            stored = render.num_stored()
+            run.join(draw.uniform(0, longest * max(1, BLOCKS - stored) / BLOCKS))
             number = draw.choice(numbers)
             os.kill(run.pid, number) if run.exitcode is None else None
             run.join(LIMIT_SECONDS)
@@ -199,9 +205,11 @@ def stop_often(folder: Path, count: int, seed: int, numbers: tuple[int, ...], wh
             assert "Traceback" not in said, said[-3000:]
             render.check_store()
             if run.exitcode == 0:
-                longest = min(longest, time.monotonic() - begin)  # the machine is quicker than before
+                if not stored:
+                    longest = min(longest, time.monotonic() - begin)  # the machine is quicker than before
                 break
             hits += 1
+            places[render.num_stored()] += 1
             if number == signal.SIGKILL:
                 assert run.exitcode == -number
                 render.age_parts()
@@ -213,7 +221,8 @@ def stop_often(folder: Path, count: int, seed: int, numbers: tuple[int, ...], wh
         whole.check(render)
         render.check_store()
         shutil.rmtree(render.folder)
-    return [hits, f"{made} videos, each with the latents and the file of an undisturbed run; 0 parts, 0 bad entries"]
+    told = f"{made} videos, each with the latents and the file of an undisturbed run; 0 parts, 0 bad entries"
+    return [hits, f"{told}; with 0 to {BLOCKS} blocks finished: {', '.join(map(str, places))}"]
 
 
 def soak_kills(folder: Path, count: int, seed: int) -> list[object]:
