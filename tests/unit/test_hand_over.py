@@ -182,7 +182,7 @@ def test_law_7_a_memory_taken_over_is_freed_when_the_sampler_fails(fails):
 
 
 def test_a_rebuild_is_logged_with_its_passes(caplog):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="longlive.sampler")
     video, warm = warm_after(tiny.session(), 3)
     Sampler(MODEL, take=lambda: warm).extended(video, 2)
     assert "rebuilt" not in caplog.text
