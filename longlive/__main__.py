@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(PlainFormatter())
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.basicConfig(level=options.log_level, handlers=[handler])
     try:
         with terminable():
             return options.run(options)
@@ -120,6 +120,7 @@ def parser() -> argparse.ArgumentParser:
     formatter = argparse.ArgumentDefaultsHelpFormatter
     top = argparse.ArgumentParser(prog="longlive", description="Long videos whose prompt changes while they run.")
     top.add_argument("--version", action="version", version=__version__)
+    top.set_defaults(log_level=logging.INFO)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     render = commands.add_parser("render", help="make a video along a timeline script", formatter_class=formatter)
@@ -172,7 +173,7 @@ def parser() -> argparse.ArgumentParser:
     info.add_argument("files", type=Path, nargs="+")
 
     check = commands.add_parser("verify", help="replay recorded runs of the reference and compare every number")
-    check.set_defaults(run=run_verify)
+    check.set_defaults(run=run_verify, log_level=logging.WARNING)  # a file has its line of the verdict
     check.add_argument("files", type=Path, nargs="+")
     return top
 
@@ -428,7 +429,6 @@ def described(path: Path) -> str:
 
 
 def run_verify(options: argparse.Namespace) -> int:
-    logging.getLogger(__package__).setLevel(logging.WARNING)  # one line a file
     status = 0
     for path in options.files:
         try:
