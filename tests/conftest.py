@@ -1,8 +1,11 @@
 """Tiny tensors only: more threads would spend their time meeting each other. Two processes share the tests instead."""
 
+import os
+
 import pytest
 import torch
 
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start, ComfyUI's above all
 torch.set_num_threads(1)
 
 
