@@ -12,27 +12,35 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "host")]
 
 from comfy import ComfyUI  # noqa: E402
-from test_fragments import BLOCKS, film, folder, frames, interrupted, kept, made, made_again  # noqa: E402
+from films import film, folder, frames, interrupted, kept, made, made_again  # noqa: E402
 
 from longlive.config import RolloutConfig  # noqa: E402
+
+SEGMENT = 4  # blocks; there are three segments
+BLOCKS = 3 * SEGMENT
 
 
 def main(count: int) -> int:
     rng, wrong = random.Random(0), 0  # noqa: S311 (instants, the same each time)
-    graph = film("a green ring stays still by day")
+    graph = film("a green ring stays still by day", blocks=SEGMENT)
     steps = len(RolloutConfig().steps)
     with ComfyUI() as host:
         whole = made_again(host, graph)
-        for where, store, last in (("decode", "fragments", BLOCKS), ("timeline", "blocks", steps * BLOCKS)):
+        for where, store, first, last, step in (
+            ("decode", "fragments", 1, BLOCKS - 1, 0.3),  # a step of its progress takes so many seconds
+            ("timeline", "blocks", steps, steps * (BLOCKS - 1), 0.05),
+        ):
             for _ in range(count):
                 shutil.rmtree(folder(host) if where == "timeline" else folder(host) / "fragments")
                 host.free()
-                value = rng.randrange(steps if where == "timeline" else 1, last)
-                shown = frames(interrupted(host, graph, where, value))
+                value, delay = rng.randrange(first, last), rng.uniform(0, step)
+                shown = frames(interrupted(host, graph, where, value, delay))
                 found, same = kept(host, store), made(host, graph) == whole
                 wrong += not (shown and found and same)
                 outcome = "the same file" if same else "another file"
-                sys.stdout.write(f"{where} {value} of {last}: {shown} frames shown, {found} kept, then {outcome}\n")
+                sys.stdout.write(
+                    f"{where} {value} of {last}, {delay:.2f} s: {shown} frames shown, {found} kept, then {outcome}\n"
+                )
                 sys.stdout.flush()
     sys.stdout.write(f"{wrong} wrong of {2 * count}\n")
     return int(wrong > 0)
