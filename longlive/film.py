@@ -21,7 +21,7 @@ from .video import Fragment, VideoWriter, to_bytes
 
 log = logging.getLogger(__name__)
 
-FILM_VERSION = 1  # raised whenever the same latents would give other fragments
+FILM_VERSION = 2  # raised whenever the same latents would give other fragments
 FRAGMENT = dict.fromkeys(("header", "media"), (None, torch.uint8)) | {"num_frames": ((1,), torch.int64)}
 END = FRAGMENT | {"last": (None, torch.uint8), "size": ((2,), torch.int64)}  # rows, columns
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ..longlive.config import PIXEL_FRAMES_PER_FRAME, PIXELS_PER_CELL
 from ..longlive.digest import digest_of_tensors
 from ..longlive.errors import CheckpointError, VideoError
+from ..longlive.model.convolution import fast_convolutions
 from ..longlive.model.vae import (
     LATENT_CHANNELS,
     ResumableDecoder,
@@ -414,7 +415,7 @@ digests: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
 
 @contextmanager
 def ready(vae: comfy.sd.VAE, memory_used: Callable, video_BFCHW: Tensor, *, held: int = 0) -> Iterator[None]:
-    """Have the host make room, load the network (cheap where it is loaded) and make its GPU the current one.
+    """Have the host make room, load the network (cheap where it is loaded) and make its device compute well.
 
     `held` bytes of what the pass takes are taken already.
     """
@@ -422,7 +423,7 @@ def ready(vae: comfy.sd.VAE, memory_used: Callable, video_BFCHW: Tensor, *, held
     estimate = memory_used((batch, channels, max(num_frames, VIDEO_FRAMES), *size), vae.vae_dtype)
     needed = max(estimate - held, 0)
     comfy.model_management.load_models_gpu([vae.patcher], memory_required=needed, force_full_load=vae.disable_offload)
-    with torch.no_grad(), on_device(vae.device):
+    with torch.no_grad(), on_device(vae.device), fast_convolutions(vae.device):
         yield
 
 

@@ -21,6 +21,7 @@ from ..digest import digest_of_tensors
 from ..errors import CheckpointError
 from ..finite import is_finite
 from ..untrusted import brief
+from .convolution import fast_convolutions
 
 # fmt: off
 LATENT_MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
@@ -338,15 +339,17 @@ class WanVAE(nn.Module):
     def remember(self, latents_BFCHW: Tensor, past: Past, num_layers: int | None = None) -> Tensor:
         """The same, but through the first `num_layers` of the decoder's `upsamples` alone, which then know them."""
         z_BFCHW = denormalised(latents_BFCHW.to(self.device))
-        z_BCTHW = self.conv2(z_BFCHW.to(self.conv2.weight.dtype).transpose(1, 2))
-        x_BCTHW = self.decoder(z_BCTHW, past, num_layers)
+        with fast_convolutions(self.device):
+            z_BCTHW = self.conv2(z_BFCHW.to(self.conv2.weight.dtype).transpose(1, 2))
+            x_BCTHW = self.decoder(z_BCTHW, past, num_layers)
         past.begun = True
         return x_BCTHW
 
     def encode_next(self, pixels_BFCHW: Tensor, past: Past) -> Tensor:
         """Encode the pixel frames that follow `past` in one pass: the first of a video alone, then fours."""
         x_BCTHW = pixels_BFCHW.to(self.device, self.conv1.weight.dtype).transpose(1, 2)
-        mean_BCTHW, _log_variance = self.conv1(self.encoder(x_BCTHW, past)).chunk(2, dim=1)
+        with fast_convolutions(self.device):
+            mean_BCTHW, _log_variance = self.conv1(self.encoder(x_BCTHW, past)).chunk(2, dim=1)
         past.begun = True
         return normalised(mean_BCTHW.transpose(1, 2))
 

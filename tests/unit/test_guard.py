@@ -14,7 +14,7 @@ FILES = sorted([*LIBRARY.rglob("*.py"), *NODES.rglob("*.py"), ROOT / "__init__.p
 LAYERS = (  # of the library, from the ground up; a module imports from the rows below its own, or to its left
     "printable errors precision finite files untrusted config",
     "timeline schedule noise window",
-    "model.rope model.attention",
+    "model.rope model.attention model.convolution",
     "cache",
     "model.wan model.weights digest",
     "model.kinds model.lora model.checkpoint model.causal model.vae model.vae_file",

@@ -82,6 +82,16 @@ def check_host_vae_encodes(dtype: torch.dtype = torch.float32, tolerance: float 
     return differences
 
 
+def check_convolutions_are_fast() -> None:
+    """Small float32 convolutions of the host's network go to oneDNN, too, in our passes."""
+    decoder = host_vae.streaming_decoder(comfy.sd.VAE(sd=random_weights(), dtype=torch.float32))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        decoder.push(torch.zeros(1, FRAMES, 16, ROWS, COLUMNS))
+    kernels = {event.key for event in profile.key_averages()}
+    assert "aten::mkldnn_convolution" in kernels
+    assert not [kernel for kernel in kernels if "slow_conv" in kernel]
+
+
 def check_catching_up() -> None:
     """Raise unless a decoder that caught up gives the very bits of one that decoded all."""
     vae = comfy.sd.VAE(sd=random_weights())
