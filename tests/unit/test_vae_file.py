@@ -5,6 +5,7 @@ import json
 import torch
 from safetensors.torch import save_file
 
+from longlive.model.convolution import fast_convolutions
 from longlive.model.vae import LATENT_MEAN, LATENT_STD, decode, encode
 from longlive.model.vae_file import load_vae
 
@@ -19,7 +20,7 @@ def test_a_diffusers_vae_decodes_and_encodes_as_diffusers_does(tmp_path):
 
     latents, pixels = torch.randn(1, 4, 16, 4, 6), torch.rand(1, 9, 3, 32, 48) * 2 - 1
     mean, std = (torch.tensor(x).view(1, 1, 16, 1, 1) for x in (LATENT_MEAN, LATENT_STD))
-    with torch.no_grad():
+    with torch.no_grad(), fast_convolutions(theirs.device):
         decoded = theirs.decode((latents * std + mean).transpose(1, 2)).sample.transpose(1, 2)
         encoded = (theirs.encode(pixels.transpose(1, 2)).latent_dist.mode().transpose(1, 2) - mean) / std
     torch.testing.assert_close(decode(ours, latents), decoded.clamp(-1, 1), rtol=0, atol=2e-5)
