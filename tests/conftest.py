@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start, ComfyUI's above all
 torch.set_num_threads(1)
 
-LONG = "test_editor test_workflows test_miniature test_soak test_tuning test_training".split()  # what begins first
+# First what looks at a ComfyUI in which nothing has run, then what takes long.
+FIRST = "test_boot test_editor test_workflows test_miniature test_soak test_tuning test_training".split()
 SHARED = {  # by folder: what tests share, as their parameters name it, and what they share if none does
     "tests/host/": (re.compile(r"\[.*?(\d+\.\d+\.\d+)"), NEWEST.version),
     "tests/browser/": (re.compile(r"\[.*?(pinned|newest)"), ""),
@@ -22,7 +23,7 @@ SHARED = {  # by folder: what tests share, as their parameters name it, and what
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+    items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST))
 
 
 @pytest.hookimpl(optionalhook=True)
