@@ -1,4 +1,4 @@
-"""Cancel at random instants in a real ComfyUI: what is shown plays, and the next queue gives the uninterrupted film.
+"""Cancel at random instants in a real ComfyUI: what is shown plays, and the next queue makes the same video.
 
 python benchmarks/cancel.py [instants in Decode, and as many in sampling]
 """

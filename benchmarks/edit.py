@@ -1,8 +1,8 @@
-"""What it costs to edit the last of ten segments: both queues in one real ComfyUI, then again after a restart.
+"""Measure an edit of the last of ten segments in a real ComfyUI, and again after a restart.
 
 python benchmarks/edit.py [seconds of a segment]
 
-The film of the edit is compared with one made with empty stores.
+The edited video is compared with one made with empty stores.
 """
 
 import shutil
@@ -19,13 +19,14 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "host")]
 from comfy import ComfyUI, Event  # noqa: E402
 from graphs import node  # noqa: E402
 
-from longlive.config import RolloutConfig, seconds_to_blocks  # noqa: E402
+from longlive.config import RolloutConfig  # noqa: E402
+from longlive.units import seconds_to_blocks  # noqa: E402
 
 SEGMENTS = 10
 ALLOWED = 1.3  # times the share of the blocks that are new
 
 
-def graph(last: str, seconds: float) -> dict:
+def make_graph(last: str, seconds: float) -> dict:
     words = [
         f"a {colour} ring moves {way} by day" for colour in ("red", "blue", "green") for way in ("left", "right", "up")
     ]
@@ -38,8 +39,8 @@ def graph(last: str, seconds: float) -> dict:
     }
 
 
-def timed(host: ComfyUI, prompt: dict) -> tuple[float, Path]:
-    """Seconds from the beginning of sampling to the end of decoding, and the film."""
+def time_queue(host: ComfyUI, prompt: dict) -> tuple[float, Path]:
+    """Queue a graph; return the seconds from the start of sampling to the end of decoding, and the video file."""
     queued = host.queue(prompt)
 
     def samples(event: Event) -> bool:
@@ -49,12 +50,12 @@ def timed(host: ComfyUI, prompt: dict) -> tuple[float, Path]:
     began = time.perf_counter()
     history = host.wait(queued)
     seconds = time.perf_counter() - began
-    [film] = history.outputs["decode"]["images"]
-    return seconds, host.output / film["subfolder"] / film["filename"]
+    [file] = history.outputs["decode"]["images"]
+    return seconds, host.output / file["subfolder"] / file["filename"]
 
 
-def difference(first: Path, second: Path) -> int:
-    """The largest difference of two films in any value, of 255."""
+def measure_difference(first: Path, second: Path) -> int:
+    """Return the largest difference of two videos in any value, of 255."""
     with av.open(first) as one, av.open(second) as other:
         pairs = zip(one.decode(video=0), other.decode(video=0), strict=True)
         return max(
@@ -67,24 +68,24 @@ def main(seconds: float) -> int:
     share = 1 / SEGMENTS
     ratios = []
     with ComfyUI() as host:
-        whole, _ = timed(host, graph("a yellow square stays still at night", seconds))
+        whole, _ = time_queue(host, make_graph("a yellow square stays still at night", seconds))
         say(f"{SEGMENTS} segments of {blocks} blocks: {whole:.1f} s")
-        edited, film = timed(host, graph("a yellow square moves down at dusk", seconds))
+        edited, file = time_queue(host, make_graph("a yellow square moves down at dusk", seconds))
         ratios.append(edited / whole)
         say(f"the last one edited: {edited:.1f} s, {edited / whole:.3f} of the first")
         host.stop()
         host.start()
-        again, restarted = timed(host, graph("a red square moves down at dawn", seconds))
+        again, restarted = time_queue(host, make_graph("a red square moves down at dawn", seconds))
         ratios.append(again / whole)
         say(f"edited again after a restart: {again:.1f} s, {again / whole:.3f} of the first")
         shutil.rmtree(host.base / "user" / "longlive")
         host.stop()
         host.start()
-        _, anew = timed(host, graph("a red square moves down at dawn", seconds))
-        worst = difference(restarted, anew)
-        same = restarted.read_bytes() == anew.read_bytes()
-        say(f"against a film made with empty stores: {worst} of 255, {'the same file' if same else 'another file'}")
-        assert film.stat().st_size
+        _, fresh = time_queue(host, make_graph("a red square moves down at dawn", seconds))
+        worst = measure_difference(restarted, fresh)
+        same = restarted.read_bytes() == fresh.read_bytes()
+        say(f"against a video made with empty stores: {worst} of 255, {'the same file' if same else 'another file'}")
+        assert file.stat().st_size
     say(f"allowed: {ALLOWED * share:.3f}")
     return int(max(ratios) > ALLOWED * share or worst > 1)
 

@@ -1,4 +1,4 @@
-"""Whether memory stays flat over ten minutes of video: latents decoded and written, in a tiny VAE of random weights.
+"""Measure whether memory stays constant over ten minutes of video, decoded by a tiny random VAE and written.
 
 python benchmarks/memory.py [minutes]
 """
@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 
-from longlive.config import FPS
-from longlive.model.vae import StreamingDecoder, WanVAE
-from longlive.video import VideoWriter
+from longlive.model.vae import WanVAE
+from longlive.model.vae_streams import StreamingDecoder
+from longlive.units import FPS
+from longlive.video.writer import VideoWriter
 
 WIDTH, ROWS, COLUMNS = 2, 2, 4  # base width; cells
 BLOCK = 3
@@ -27,13 +28,15 @@ def main(minutes: float) -> None:
             writer.write(decoder.push(torch.randn(1, BLOCK, 16, ROWS, COLUMNS)))
             if writer.num_frames >= 60 * due * FPS:
                 size = sum(path.stat().st_size for path in Path(folder).iterdir())
-                sys.stdout.write(f"{writer.num_frames / FPS / 60:7.2f} {resident_mb():8.1f} {size / 1e6:9.2f}\n")
+                sys.stdout.write(
+                    f"{writer.num_frames / FPS / 60:7.2f} {measure_resident_mb():8.1f} {size / 1e6:9.2f}\n"
+                )
                 sys.stdout.flush()
                 due += 1
 
 
-def resident_mb() -> float:
-    """Memory of this process in RAM (Linux)."""
+def measure_resident_mb() -> float:
+    """Measure the RAM of this process in MB (Linux)."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
     return int(line.split()[1]) / 1024
 

@@ -1,4 +1,4 @@
-"""How long a block, a switch and a decode take, and how much memory they need, on whatever device there is.
+"""Measure the time of a block, a switch and a decode, and their memory, on the GPU or else the CPU.
 
     python benchmarks/speed.py [--blocks 10]
 
@@ -14,12 +14,14 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from longlive.config import PIXELS_PER_CELL, RolloutConfig, pixel_frames
+from longlive.config import RolloutConfig
 from longlive.model.causal import CausalWan
-from longlive.model.vae import LATENT_CHANNELS, StreamingDecoder, WanVAE
+from longlive.model.vae import LATENT_CHANNELS, WanVAE
+from longlive.model.vae_streams import StreamingDecoder
 from longlive.model.wan import Geometry, WanModel
-from longlive.noise import counted_noise
-from longlive.rollout import Rollout
+from longlive.rollout.noise import seed_noise
+from longlive.rollout.rollout import Rollout
+from longlive.units import PIXELS_PER_CELL, count_pixel_frames
 
 LARGE = Geometry(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30, freq_dim=256, text_dim=4096)
 SMALL = Geometry(dim=256, ffn_dim=1024, num_heads=2, num_layers=4, freq_dim=256, text_dim=4096)
@@ -29,7 +31,7 @@ SCALE = 0.03  # of random weights, small enough that the flow stays near the siz
 
 
 def fill(module: nn.Module, seed: int) -> None:
-    """Seeded random weights: matrices small or, for convolutions, of unit gain; norms one; biases zero."""
+    """Fill a module with seeded random weights: matrices small, convolutions of unit gain, norms one, biases zero."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in module.named_parameters():
@@ -58,7 +60,7 @@ class Bench:
         self.block = (1, self.config.block, *self.shape[1:])
         self.prompt = torch.randn(1, 512, geometry.text_dim)
 
-    def seconds(self, work: Callable[[], object]) -> float:
+    def measure_seconds(self, work: Callable[[], object]) -> float:
         self._wait()
         start = time.perf_counter()
         work()
@@ -69,16 +71,16 @@ class Bench:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def peak(self) -> float:
-        """GB: of the GPU's memory, or of the process."""
+    def measure_peak(self) -> float:
+        """Measure the peak memory in GB: of the GPU, or of the process."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated() / 1e9
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
     def measure(self, blocks: int) -> dict[str, float]:
-        config, noise = self.config, counted_noise(0, self.block, self.dtype)
+        config, noise = self.config, seed_noise(0, self.block, self.dtype)
         rollout = Rollout(self.model, config, self.shape)
-        text, decoder, latents = self.model.read(self.prompt), StreamingDecoder(self.vae), []
+        text, decoder, latents = self.model.read_prompt(self.prompt), StreamingDecoder(self.vae), []
         figures: dict[str, list[float]] = {"block": [], "clean pass": [], "decode": [], "recache": [], "switch": []}
 
         def make(number: int) -> None:
@@ -89,11 +91,11 @@ class Bench:
             decoder.push(latents[0])
 
         warm = config.window // config.block
-        figures["first frames"] = [self.seconds(first)]
+        figures["first frames"] = [self.measure_seconds(first)]
         for number in range(1, warm + blocks):
-            clean = self.seconds(lambda n=number: rollout.commit((n - 1) * config.block, latents[-1], text))
-            denoise = self.seconds(lambda n=number: make(n))
-            decode = self.seconds(lambda: decoder.push(latents[-1]))
+            clean = self.measure_seconds(lambda n=number: rollout.clean_pass((n - 1) * config.block, latents[-1], text))
+            denoise = self.measure_seconds(lambda n=number: make(n))
+            decode = self.measure_seconds(lambda: decoder.push(latents[-1]))
             if number >= warm:  # the window is full
                 figures["clean pass"].append(clean)
                 figures["block"].append(clean + denoise)
@@ -102,15 +104,17 @@ class Bench:
         end = (warm + blocks) * config.block
 
         def switch() -> None:
-            new = self.model.read(self.prompt)
+            new = self.model.read_prompt(self.prompt)
             rollout.recache(end, torch.cat(latents, 1), new)
             rollout.denoise(end, new, noise, warm + blocks)
 
         for _ in range(3):
             figures["recache"].append(
-                self.seconds(lambda: rollout.recache(end, torch.cat(latents, 1), self.model.read(self.prompt)))
+                self.measure_seconds(
+                    lambda: rollout.recache(end, torch.cat(latents, 1), self.model.read_prompt(self.prompt))
+                )
             )
-            figures["switch"].append(self.seconds(switch))
+            figures["switch"].append(self.measure_seconds(switch))
         return {name: statistics.median(values) for name, values in figures.items()}
 
 
@@ -122,7 +126,7 @@ def main() -> None:
     bench = Bench(torch.device(options.device))
     figures = bench.measure(options.blocks)
     name = torch.cuda.get_device_name() if bench.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    steady = pixel_frames(bench.config.block + 1) - 1
+    steady = count_pixel_frames(bench.config.block + 1) - 1
     layers, dim = bench.model.geometry.num_layers, bench.model.geometry.dim
     lines = [
         f"{name}, torch {torch.__version__}, {bench.model.kernel}",
@@ -137,8 +141,8 @@ def main() -> None:
         f"| switch to latents: recache and four steps | {1e3 * figures['switch']:.0f} |",
         f"| first frames: four steps and decode | {1e3 * figures['first frames']:.0f} |",
         "",
-        f"{steady / figures['block']:.1f} pixel frames a second without, "
-        f"{steady / (figures['block'] + figures['decode']):.1f} with decode; peak memory {bench.peak():.2f} GB",
+        f"{steady / figures['block']:.1f} pixel frames per second without, "
+        f"{steady / (figures['block'] + figures['decode']):.1f} with decode; peak memory {bench.measure_peak():.2f} GB",
     ]
     print("\n".join(lines))  # noqa: T201
 

@@ -1,4 +1,4 @@
-"""How long a step of streaming long tuning takes, of the student and of its critic, and how much memory it needs.
+"""Measure the time and memory of a step of streaming long tuning, of the student and of its critic.
 
     python benchmarks/tuning.py [--steps 3]
 
@@ -15,15 +15,16 @@ import torch
 from accelerate import Accelerator
 from speed import LARGE, SMALL, fill
 
-from longlive.config import PIXELS_PER_CELL
 from longlive.model.vae import LATENT_CHANNELS, WanVAE
 from longlive.model.wan import WanModel
-from longlive.tune.config import LearnConfig, ModelConfig, RunConfig, TuneConfig
-from longlive.tune.stream import Codec
-from longlive.tune.tuning import EmbeddedPair, Parts, Tuning
+from longlive.tuning.config import LearnConfig, ModelConfig, RunConfig, TuneConfig
+from longlive.tuning.parts import EmbeddedPair, TuningParts
+from longlive.tuning.streaming import Codec
+from longlive.tuning.trainer import Trainer
+from longlive.units import PIXELS_PER_CELL
 
 
-def prepared() -> Tuning:
+def prepare() -> Trainer:
     on_gpu = torch.cuda.is_available()
     geometry, vae_width, (width, height) = (LARGE, 96, (832, 480)) if on_gpu else (SMALL, 16, (208, 128))
     dtype = torch.bfloat16 if on_gpu else torch.float32
@@ -37,7 +38,7 @@ def prepared() -> Tuning:
         learn=LearnConfig(rank=256 if on_gpu else 32, ratio=1, precision="bf16" if on_gpu else "fp32"),
         run=RunConfig(offload=False),
     )
-    parts = Parts(
+    parts = TuningParts(
         student=trees[0],
         critic=trees[1],
         teacher=trees[2],
@@ -46,27 +47,27 @@ def prepared() -> Tuning:
         unprompted=rows[:1],
         shape_CHW=(LATENT_CHANNELS, height // PIXELS_PER_CELL, width // PIXELS_PER_CELL),
     )
-    return Tuning(parts, config, Accelerator(mixed_precision="bf16" if on_gpu else "no", cpu=not on_gpu))
+    return Trainer(parts, config, Accelerator(mixed_precision="bf16" if on_gpu else "no", cpu=not on_gpu))
 
 
 def main(steps: int) -> None:
-    tuning, on_gpu = prepared(), torch.cuda.is_available()
+    tuning, on_gpu = prepare(), torch.cuda.is_available()
     took: dict[str, list[float]] = {"student": [], "critic": []}
     peaks = dict.fromkeys(took, 0.0)
-    learnt = tuning._learnt
+    optimize = tuning._optimize
 
-    def timed(name: str, *rest) -> dict[str, float]:
+    def time_step(name: str, *rest) -> dict[str, float]:
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
-        begun = time.perf_counter()
-        figures = learnt(name, *rest)
+        start = time.perf_counter()
+        figures = optimize(name, *rest)
         if on_gpu:
             torch.cuda.synchronize()
             peaks[name] = max(peaks[name], torch.cuda.max_memory_allocated() / 1e9)
-        took[name].append(time.perf_counter() - begun)
+        took[name].append(time.perf_counter() - start)
         return figures
 
-    tuning._learnt = timed  # type: ignore[method-assign]
+    tuning._optimize = time_step  # type: ignore[method-assign]
     for _ in range(steps + 1):
         tuning.step()
     sys.stdout.write("| step | seconds | peak GB |\n|---|---|---|\n")

@@ -1,3 +1,59 @@
-"""LongLive (arXiv 2509.22622): long videos whose prompt changes while they run. Torch, never ComfyUI."""
+"""LongLive (arXiv 2509.22622): long videos whose prompt changes while they run. Torch, never ComfyUI.
+
+`docs/python.md` makes a video in ten lines with these names. A name loads its module on first use.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .config import RolloutConfig as RolloutConfig
+    from .errors import LongLiveError as LongLiveError
+    from .miniature.files import load_miniature as load_miniature
+    from .model.causal import CausalWan as CausalWan
+    from .model.text_encoder import UMT5 as UMT5
+    from .model.vae_streams import StreamingDecoder as StreamingDecoder
+    from .rollout.sampler import Sampler as Sampler
+    from .session.block_store import Store as Store
+    from .session.session import Prompt as Prompt
+    from .session.session import Session as Session
+    from .session.session_file import load_session as load_session
+    from .session.session_file import save_session as save_session
+    from .session.timeline import Boundary as Boundary
+    from .session.timeline import parse_timeline as parse_timeline
+    from .video.render import VideoRenderer as VideoRenderer
+    from .video.render import render_video as render_video
+    from .video.writer import VideoWriter as VideoWriter
+    from .weights.load import load_model as load_model
+    from .weights.load_vae import load_vae as load_vae
 
 __version__ = "0.1.0"
+
+MODULES = {
+    "config": ("RolloutConfig",),
+    "errors": ("LongLiveError",),
+    "miniature.files": ("load_miniature",),
+    "model.causal": ("CausalWan",),
+    "model.text_encoder": ("UMT5",),
+    "model.vae_streams": ("StreamingDecoder",),
+    "rollout.sampler": ("Sampler",),
+    "session.block_store": ("Store",),
+    "session.session": ("Prompt", "Session"),
+    "session.session_file": ("load_session", "save_session"),
+    "session.timeline": ("Boundary", "parse_timeline"),
+    "video.render": ("VideoRenderer", "render_video"),
+    "video.writer": ("VideoWriter",),
+    "weights.load": ("load_model",),
+    "weights.load_vae": ("load_vae",),
+}
+
+
+def __getattr__(name: str) -> object:
+    for module, names in MODULES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *(name for names in MODULES.values() for name in names)])

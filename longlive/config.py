@@ -3,7 +3,6 @@
 Knows no tensor. All counts are latent frames; *window* counts the sink and the block itself.
 """
 
-import math
 import reprlib
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -11,22 +10,17 @@ from enum import StrEnum
 from .errors import ConfigError
 from .untrusted import conform_fields
 
-FPS = 16  # pixel frames a second (Wan2.1)
-PIXEL_FRAMES_PER_FRAME = 4  # the VAE's temporal compression; the first frame is one pixel frame
-PIXELS_PER_CELL = 8  # the VAE's spatial compression
-SIZE_STEP = 2 * PIXELS_PER_CELL  # of width and height in pixels: a token is 2 x 2 cells
 TABLE_FRAMES = 1024  # rows of the reference's rotary table: absolute positions end here
 MAX_WINDOW = 16 * TABLE_FRAMES  # more than an hour
 MAX_SEED = 2**64 - 1
 MAX_STEP = 1000
-MAX_SECONDS = 24 * 60 * 60  # of one segment
 
 
 class Positions(StrEnum):
     """How a frame's temporal position is counted."""
 
     ABSOLUTE = "absolute"  # from the first frame; ends at TABLE_FRAMES
-    UNBOUNDED = "unbounded"  # within the window; never ends (the reference's infinity variant)
+    UNBOUNDED = "unbounded"  # from the beginning of the window; never ends (the reference's infinity variant)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +28,7 @@ class RolloutConfig:
     """How a video is rolled out. The defaults are the released configuration."""
 
     window: int = 12  # frames a block may attend, the sink and the block itself included
-    sink: int = 3  # first frames, kept for ever
+    sink: int = 3  # first frames, kept permanently
     block: int = 3  # frames denoised together
     steps: tuple[int, ...] = (1000, 750, 500, 250)  # denoising steps, 1..1000, before the shift warps them
     shift: float = 5.0  # flow-matching shift
@@ -79,22 +73,3 @@ class RolloutConfig:
     def as_dict(self) -> dict:
         """The fields as plain JSON values."""
         return asdict(self) | {"steps": list(self.steps), "positions": str(self.positions)}
-
-
-def pixel_frames(frames: int) -> int:
-    """Pixel frames that `frames` latent frames decode to: 4 n - 3, and none for none."""
-    return max(0, PIXEL_FRAMES_PER_FRAME * (frames - 1) + 1)
-
-
-def seconds_to_blocks(seconds: float, block: int) -> int:
-    """Whole blocks nearest to `seconds`, half up, at least one. Raises ConfigError for a senseless duration."""
-    if not (math.isfinite(seconds) and seconds > 0):
-        raise ConfigError(f"the duration is {seconds:g} s; use more than 0 seconds")
-    if seconds > MAX_SECONDS:
-        raise ConfigError(f"the duration is {seconds:.10g} s; one segment may last {MAX_SECONDS} s (a day) at most")
-    return max(1, math.floor(FPS * seconds / (PIXEL_FRAMES_PER_FRAME * block) + 0.5))
-
-
-def blocks_to_seconds(blocks: int, block: int) -> float:
-    """Seconds that `blocks` blocks of `block` frames add to a running video."""
-    return blocks * block * PIXEL_FRAMES_PER_FRAME / FPS

@@ -4,8 +4,8 @@ LongLiveError
 ├── ConfigError        a setting that breaks a rule of the method
 ├── ScriptError        a timeline script that cannot be read
 │   └── TimelineError  one that does not parse; names line and column
-├── CheckpointError    a file that is not the weights or the run it claims to be
-├── ConditioningError  a prompt embedding the model cannot take
+├── CheckpointError    a file that is not the weights or the recorded run it claims to be
+├── ConditioningError  a prompt embedding that does not fit the model
 ├── SessionError       a session file, or a session continued with what it was not made for
 ├── PositionError      the table of absolute positions has ended
 ├── SamplingError      a block that came out as NaN or infinity
@@ -13,22 +13,25 @@ LongLiveError
 ├── VideoError         a video file that cannot be written
 ├── EvaluationError    what cannot be measured, or a report that cannot be written
 ├── DataError          prompts or prompt pairs that cannot be tuned on
-└── TuningError        a tuning that cannot begin, go on or be resumed
+└── TuningError        a tuning that cannot begin, continue or be resumed
 """
 
-from .printable import brief
+from collections.abc import Iterable
 
 MAX_MESSAGE = 900  # characters
+MAX_SHOWN = 200  # characters of a text from outside that a message shows
+JOINERS = "\u200c\u200d"  # between letters of some scripts and parts of an emoji; harmless
+SHOWN_NAME = 80  # characters of a name in a message
 
 
 class LongLiveError(Exception):
-    """Base of everything the user can cure. Its text is one printable line, whatever a name or a file brought in."""
+    """Base of everything the user can cure. Its text is one printable line, even if it quotes a name or a file."""
 
     def __str__(self) -> str:
-        return brief(super().__str__(), MAX_MESSAGE)
+        return shorten(super().__str__(), MAX_MESSAGE)
 
     def __init_subclass__(cls) -> None:
-        cls.__module__ = "longlive"  # ComfyUI shows it, and imports packs under the path of their folder
+        cls.__module__ = "longlive"  # ComfyUI shows it, and would show the path of the pack's folder
 
 
 class ConfigError(LongLiveError):
@@ -76,7 +79,7 @@ class VideoError(LongLiveError):
 
 
 class EvaluationError(LongLiveError):
-    """A video cannot be measured, or its report not be written."""
+    """A video cannot be measured, or its report cannot be written."""
 
 
 class DataError(LongLiveError):
@@ -84,4 +87,30 @@ class DataError(LongLiveError):
 
 
 class TuningError(LongLiveError):
-    """A tuning cannot begin, go on or be resumed."""
+    """A tuning cannot begin, continue or be resumed."""
+
+
+def escape(text: str) -> str:
+    """Escape every character that could move a terminal's cursor, colour it or reverse its lines."""
+    return "".join(char if char.isprintable() or char in JOINERS else repr(char)[1:-1] for char in text)
+
+
+def escape_lines(text: str) -> str:
+    """Escape text as `escape` does, but keep its line breaks."""
+    return "\n".join(map(escape, text.split("\n")))
+
+
+def shorten(value: object, limit: int = MAX_SHOWN) -> str:
+    """Give the text of a value for a message: printable, and at most `limit` characters."""
+    shown = escape(str(value)[: limit + 1])
+    return shown if len(shown) <= limit else f"{shown[:limit]}..."
+
+
+def list_names(names: Iterable, limit: int = 4) -> str:
+    """List the first few names for a message, and say how many more there are."""
+    names = list(names)
+    if not names:
+        return "nothing"
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    shown = (name if isinstance(name, str | int | float) else type(name).__name__ for name in names[:limit])
+    return ", ".join(shorten(name, SHOWN_NAME) for name in shown) + more

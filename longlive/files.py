@@ -41,19 +41,19 @@ MAX_NAME_BYTES = 200  # file systems allow 255, endings and counters included
 
 
 def check_regular(path: Path) -> None:
-    """Refuse anything but a regular file, for libraries that open by name. Never waits.
+    """Raise OSError for anything but a regular file. Never waits. For libraries that open files by name.
 
-    Raises OSError; its `strerror`, or else its text, is a phrase that says why.
+    The error's `strerror`, or else its text, is a phrase that gives the reason.
     """
     try:
         mode = path.stat().st_mode
     except ValueError as error:  # a null byte, half a surrogate pair
-        raise OSError("its name is no name of a file") from error
+        raise OSError("its name is not a file name") from error
     _refuse_irregular(mode)
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """Open a regular file to read its bytes. Never waits, for a pipe neither. Raises OSError as `check_regular`."""
+    """Open a regular file to read its bytes. Never waits, not even for a pipe. Raises OSError as `check_regular`."""
     check_regular(path)
     handle = os.open(path, READ_FLAGS)
     try:
@@ -74,7 +74,7 @@ def read_bytes(path: Path, limit: int = MAX_TEXT_BYTES) -> bytes:
 
 
 def read_text(path: Path, limit: int = MAX_TEXT_BYTES) -> str:
-    """Read UTF-8 text of at most `limit` bytes, with the line ends it has and no byte order mark.
+    """Read UTF-8 text of at most `limit` bytes; keep its line ends, drop its byte order mark.
 
     Raises OSError as `check_regular`, also for text that is not UTF-8.
     """
@@ -87,27 +87,27 @@ def read_text(path: Path, limit: int = MAX_TEXT_BYTES) -> str:
 
 
 def find_inside(folder: Path, name: str, suffix: str = "") -> Path | None:
-    """Give the path of a name that a user chose; None for a name that leaves the folder or is none on some system.
+    """Find the path of a user's file name; None for a name that leaves the folder or is invalid on some system.
 
-    A name may have folders, divided by /. Symbolic links are followed before the path is judged.
+    A name may have folders, separated by /. Symbolic links are followed before the path is checked.
     """
     if not is_plain_path(name):
         return None
     folder = folder.resolve()
     try:
         path = (folder / f"{name}{suffix}").resolve()
-    except (OSError, RuntimeError):  # links that lead to each other
+    except (OSError, RuntimeError):  # a loop of links
         return None
     return path if folder in path.parents else None
 
 
 def is_plain_path(name: str) -> bool:
-    """Whether `name` is a plain name, or several divided by /: folders and a name."""
+    """Whether `name` is a plain name, or several separated by /: folders and a name."""
     return len(name) <= MAX_NAME_BYTES and all(map(is_plain_name, name.split("/")))
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether every system takes `name` for a visible file: not `.x`, `a.`, `a `, `NUL.txt`, `a:b` or too long."""
+    """Whether `name` is valid for a visible file on all systems: not `.x`, `a.`, `a `, `NUL.txt`, `a:b` or too long."""
     return (
         name.isprintable()
         and name == name.strip()
@@ -121,16 +121,16 @@ def is_plain_name(name: str) -> bool:
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Give the path of an empty file to write; put it in the place of `path` when the block ends well.
+    """Give the path of an empty file to write; when the `with` block succeeds, replace `path` by it.
 
-    `path` then holds the old file or the whole new one, never a part, also after a power cut: the new file and its
-    folder are flushed to the disk. After an error nothing is left behind. Raises OSError where the disk refuses.
+    `path` holds the old file or the whole new one, never a part, even after a power cut: the new file and its folder
+    are flushed to the disk. After an error nothing is left behind. Raises OSError if the disk refuses.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.parent / f".{uuid.uuid4().hex}{PART}"
     try:
         part.touch()
-        mode = part.stat().st_mode  # some writers, such as safetensors, make files that only their owner may read
+        mode = part.stat().st_mode  # some writers, such as safetensors, make files readable only by their owner
         with claim(part):
             yield part
         part.chmod(mode)
@@ -145,14 +145,14 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text atomically, with the line ends it has. Raises OSError where the disk refuses."""
+    """Write UTF-8 text atomically, with its own line ends. Raises OSError if the disk refuses."""
     with atomic_write(path) as part:
         part.write_text(text, encoding="utf-8", newline="")
 
 
 @contextlib.contextmanager
 def claim(path: Path) -> Iterator[None]:
-    """Show other processes that this one is at work on a file; the claim ends with the block or the process."""
+    """Show other processes that this one uses a file; the claim ends with the `with` block or the process."""
     if fcntl is None:
         yield
         return
@@ -163,7 +163,7 @@ def claim(path: Path) -> Iterator[None]:
 
 
 def is_claimed(path: Path) -> bool:
-    """Whether a process is at work on a file. Raises OSError for a file that cannot be opened."""
+    """Whether a process claims a file. Raises OSError for a file that cannot be opened."""
     if fcntl is None:
         return False
     with path.open("rb") as file:
@@ -175,7 +175,7 @@ def is_claimed(path: Path) -> bool:
 
 
 def sweep(part: Path) -> None:
-    """Remove an unfinished file that a killed process left. A claimed one stays, whatever the clock says."""
+    """Remove an unfinished file that a killed process left. A claimed one stays, however old it is."""
     with contextlib.suppress(OSError):
         if time.time() - part.stat().st_mtime > ABANDONED_SECONDS and not is_claimed(part):
             part.unlink()

@@ -1,7 +1,6 @@
 """Values from outside: JSON that anyone may have written, and fields that may be of any type.
 
-Knows no file and no tensor. What is refused is a ValueError whose text is one phrase; callers name the place and the
-cure.
+Knows no file and no tensor. Raises ValueError with one phrase as its text; callers add the place and the cure.
 """
 
 import dataclasses
@@ -15,12 +14,9 @@ from functools import cache
 from typing import NoReturn, TypeVar
 
 from .errors import ConfigError
-from .printable import brief as brief
-from .printable import printable as printable
-from .printable import printable_lines as printable_lines
 
 MAX_JSON = 16 << 20  # characters; the header of a session of two days has as many
-MAX_DEPTH = 32  # lists and objects inside each other
+MAX_DEPTH = 32  # of nested lists and objects
 MIN_INTEGER, MAX_INTEGER = -(2**63), 2**64 - 1  # the range of seeds, beyond that of any count
 MAX_DIGITS = 20  # of both, the sign included
 WORDS = {
@@ -32,23 +28,23 @@ WORDS = {
     dict: "an object",
 }
 
-Kind = TypeVar("Kind")
+Value = TypeVar("Value")
 
 
 def parse_json(text: str | bytes, limit: int = MAX_JSON) -> object:
-    """Parse JSON as the standard has it, of at most `limit` characters.
+    """Parse standard JSON of at most `limit` characters.
 
-    Refuses what Python's own parser takes or stumbles over: NaN and infinity, numbers out of range, a name twice in an
-    object, deep nesting, half of a surrogate pair. Raises ValueError.
+    Raises ValueError also for what Python's own parser accepts or fails on: NaN and infinity, numbers out of range, a
+    name twice in an object, deep nesting, half of a surrogate pair.
     """
     if len(text) > limit:
         raise ValueError(f"it is larger than {limit:,} characters")
     try:
         value = json.loads(
             text,
-            object_pairs_hook=_object,
-            parse_int=_integer,
-            parse_float=_finite,
+            object_pairs_hook=_parse_object,
+            parse_int=_parse_integer,
+            parse_float=_parse_float,
             parse_constant=_refuse_constant,
         )
     except RecursionError as error:
@@ -57,8 +53,8 @@ def parse_json(text: str | bytes, limit: int = MAX_JSON) -> object:
     return value
 
 
-def read_field(entry: object, name: str, kind: type[Kind]) -> Kind:
-    """Give a field of a JSON object as `kind` (see `conform`). Raises ValueError where it is missing or another."""
+def read_field(entry: object, name: str, kind: type[Value]) -> Value:
+    """Read a field of a JSON object as `kind` (see `conform`). Raises ValueError if missing or of another type."""
     if not isinstance(entry, dict):
         raise ValueError(f"{reprlib.repr(entry)} is not {WORDS[dict]}")
     if name not in entry:
@@ -66,17 +62,17 @@ def read_field(entry: object, name: str, kind: type[Kind]) -> Kind:
     return conform(entry[name], kind, name)
 
 
-def conform(value: object, kind: type[Kind], name: str) -> Kind:
-    """Give a value of the type its field is declared with. Raises ValueError naming the field.
+def conform(value: object, kind: type[Value], name: str) -> Value:
+    """Convert a value to the type its field is declared with. Raises ValueError naming the field.
 
-    `kind` is a plain type, a StrEnum, a tuple[...] or `X | None`. A whole number will do for a float, a list for a
-    tuple, its text for a StrEnum. A bool is no number, and no number is NaN or infinite.
+    `kind` is a plain type, a StrEnum, a tuple[...] or `X | None`. Takes a whole number for a float, a list for a tuple
+    and text for a StrEnum. A bool is not a number, and NaN and infinity are refused.
     """
-    return typing.cast(Kind, _conform(value, kind, name))
+    return typing.cast(Value, _conform(value, kind, name))
 
 
 def conform_fields(config: object) -> None:
-    """Give every field of a dataclass the type it is declared with, also of a frozen one: for `__post_init__`.
+    """Convert every field of a dataclass, also a frozen one, to its declared type. For `__post_init__`.
 
     Raises ConfigError naming the field.
     """
@@ -124,7 +120,7 @@ def _conform_tuple(value: object, kinds: tuple[object, ...], name: str) -> tuple
 
 
 def _check_tree(value: object) -> None:
-    """Refuse deep nesting and text that cannot be written; in a loop, for recursion is what deep nesting breaks."""
+    """Refuse deep nesting and text that cannot be encoded. Uses a loop, because deep nesting breaks recursion."""
     waiting = [(value, 0)]
     while waiting:
         found, depth = waiting.pop()
@@ -145,22 +141,22 @@ def _check_text(text: str) -> None:
         raise ValueError(f"{reprlib.repr(text)} is not whole text") from error
 
 
-def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def _parse_object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found: dict[str, object] = {}
     for name, value in pairs:
         if name in found:
-            raise ValueError(f"{reprlib.repr(name)} stands there twice")
+            raise ValueError(f"{reprlib.repr(name)} appears twice")
         found[name] = value
     return found
 
 
-def _integer(digits: str) -> int:
+def _parse_integer(digits: str) -> int:
     if len(digits) > MAX_DIGITS or not MIN_INTEGER <= int(digits) <= MAX_INTEGER:
         raise ValueError(f"the number {reprlib.repr(digits)} is out of range")
     return int(digits)
 
 
-def _finite(digits: str) -> float:
+def _parse_float(digits: str) -> float:
     if not math.isfinite(value := float(digits)):
         raise ValueError(f"the number {reprlib.repr(digits)} is out of range")
     return value

@@ -1,16 +1,16 @@
-"""The pack as ComfyUI sees it: every node, gathered from the modules that define them."""
+"""The pack as ComfyUI sees it: every node, from the modules that define them."""
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import files, load, miniature, options, output, sample, session, tune
+from . import decode, models, options, sampling, session, session_files, tuning
 from .sockets import refuse_literals
 
-MODULES = (load, miniature, session, options, sample, output, files, tune)
+NODE_MODULES = (models, session, options, sampling, decode, session_files, tuning)
 
 
 class LongLiveExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [refuse_literals(node) for module in MODULES for node in module.NODES]
+        return [refuse_literals(node) for module in NODE_MODULES for node in module.NODES]
 
 
 async def comfy_entrypoint() -> LongLiveExtension:

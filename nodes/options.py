@@ -1,4 +1,4 @@
-"""The node of a rollout's numbers."""
+"""The node with the settings of a rollout."""
 
 from comfy_api.latest import io
 
@@ -8,7 +8,7 @@ from .sockets import OptionsSocket
 
 
 class Options(io.ComfyNode):
-    """The numbers of the rollout (LongLive §3.3)."""
+    """Set the numbers of the rollout (LongLive §3.3)."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -17,7 +17,7 @@ class Options(io.ComfyNode):
             node_id="LongLiveOptions",
             display_name="LongLive Options",
             category="LongLive",
-            description="How the video is rolled out. The defaults are what the released weights were trained for.",
+            description="Settings of the rollout. The defaults are those the released weights were trained with.",
             search_aliases=["longlive", "window", "frame sink", "denoising steps"],
             inputs=[
                 io.Int.Input(
@@ -25,10 +25,14 @@ class Options(io.ComfyNode):
                     default=released.window,
                     min=1,
                     max=1024,
-                    tooltip="Latent frames a block may look at, sink and itself included. More costs time and memory.",
+                    tooltip="Latent frames a block may attend, sink and block included. More cost time and memory.",
                 ),
                 io.Int.Input(
-                    "sink", default=released.sink, min=0, max=512, tooltip="First frames, remembered for ever."
+                    "sink",
+                    default=released.sink,
+                    min=0,
+                    max=512,
+                    tooltip="First frames of the video, kept in the window permanently.",
                 ),
                 io.Int.Input(
                     "block", default=released.block, min=1, max=64, tooltip="Latent frames denoised together."
@@ -36,7 +40,7 @@ class Options(io.ComfyNode):
                 io.String.Input(
                     "steps",
                     default=", ".join(map(str, released.steps)),
-                    tooltip="Denoising steps, falling from 1000. Fewer are faster and rougher.",
+                    tooltip="Denoising timesteps, falling from 1000. Fewer are faster and rougher.",
                 ),
                 io.Float.Input(
                     "shift",
@@ -52,13 +56,13 @@ class Options(io.ComfyNode):
                     min=0.0,
                     max=999.0,
                     step=1.0,
-                    tooltip="Timestep at which finished frames are remembered; trained for 0.",
+                    tooltip="Timestep of the clean pass over finished frames; trained for 0.",
                 ),
                 io.Combo.Input(
                     "positions",
                     options=[position.value for position in Positions],
                     default=released.positions.value,
-                    tooltip="Absolute ends after 1024 latent frames (4 minutes). Unbounded never ends.",
+                    tooltip="Absolute: up to 1024 latent frames (4 minutes). Unbounded: any length.",
                 ),
             ],
             outputs=[OptionsSocket.Output(display_name="options", tooltip="For LongLive Session.")],
@@ -67,10 +71,10 @@ class Options(io.ComfyNode):
     @classmethod
     def execute(cls, steps: str, positions: str, **numbers) -> io.NodeOutput:
         try:
-            parsed = tuple(int(step) for step in steps.replace(",", " ").split())
+            timesteps = tuple(int(step) for step in steps.replace(",", " ").split())
         except ValueError as error:
             raise ConfigError(f"steps are {steps!r}; give whole numbers such as 1000, 750, 500, 250") from error
-        return io.NodeOutput(RolloutConfig(steps=parsed, positions=Positions(positions), **numbers))
+        return io.NodeOutput(RolloutConfig(steps=timesteps, positions=Positions(positions), **numbers))
 
 
 NODES = [Options]

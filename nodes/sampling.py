@@ -1,134 +1,115 @@
-"""Sampling inside ComfyUI: memory announced, weights loaded, progress and previews shown, its interrupt obeyed."""
+"""Nodes that make a video longer: by one chunk, or along a timeline."""
 
-import functools
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from comfy_api.latest import io, ui
 
-import comfy.model_management
-import comfy.utils
-import folder_paths
-import latent_preview
-from comfy.model_patcher import ModelPatcher
-from torch import Tensor
-
-from ..longlive.model.causal import CausalWan
-from ..longlive.rollout import Pass, PassKind
-from ..longlive.sampler import TEXTS_HELD, Sampler, memory_bytes, text_bytes
-from ..longlive.session import Session
-from ..longlive.store import Store, store_of
-from .host import causal_model, ignored, on_device, to_host
-from .identity import opaque
-from .warm import slot
-
-log = logging.getLogger(__name__)
-
-STORE_BYTES = 4 << 30  # 90 minutes at 832 x 480
-ACTIVATIONS = 26  # tensors [tokens, width] that a pass over a whole window holds at most: 16 counted, and work space
+from ..longlive.errors import LongLiveError
+from ..longlive.rollout.sampler import check_timeline
+from ..longlive.session.timeline import parse_timeline, report_timeline
+from .host.conditioning import encode_prompt
+from .host.interrupted import extend_session
+from .host.model import to_latent
+from .host.sampling import open_sampler
+from .inputs import length_inputs, to_blocks
+from .sockets import LiveSession, SessionSocket
 
 
-@contextmanager
-def sampling(patcher: ModelPatcher, session: Session, total_blocks: int) -> Iterator[Sampler]:
-    """A sampler for `total_blocks` more blocks: memory announced, weights loaded, progress, previews and interrupt.
+class ChunkSampler(io.ComfyNode):
+    """Make the video longer by a chunk, block by block (LongLive Alg. 2)."""
 
-    Nothing is loaded before a block has to be computed. A memory stays warm for the next node after a good end alone.
-    """
-    try:
-        patcher.pre_run()  # before the key is taken: a node may change there how the MODEL computes
-        with on_device(patcher.load_device), sampler_of(patcher, session, total_blocks) as sampler:
-            yield sampler
-            slot.keep(patcher, sampler.hand_over())
-    except BaseException:
-        slot.clear()
-        raise
-    finally:
-        patcher.cleanup()
-        comfy.model_management.soft_empty_cache()
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LongLiveChunkSampler",
+            display_name="LongLive Chunk Sampler",
+            category="LongLive",
+            description="Makes the video longer under its current prompt.",
+            search_aliases=["longlive", "extend video", "sampler", "continue"],
+            inputs=[
+                SessionSocket.Input("session", tooltip="The video so far."),
+                *length_inputs(default=5.0, tooltip="How much longer the video becomes.", shortest=0.25),
+            ],
+            outputs=[
+                SessionSocket.Output(display_name="session", tooltip="The longer video."),
+                io.Latent.Output(display_name="latent", tooltip="Only the new chunk, for other nodes."),
+            ],
+        )
 
-
-def sampler_of(patcher: ModelPatcher, session: Session, total_blocks: int) -> Sampler:
-    """The sampler of a MODEL whose run has begun; warns of what the MODEL carries and a session has no place for."""
-    model, unknown, unused = causal_model(patcher), opaque(patcher), ignored(patcher)
-    if unused:
-        log.warning("the MODEL carries %s, which a session cannot honour; ignored", " and ".join(unused))
-    if unknown:
-        log.warning("the MODEL carries %s: blocks made with it are not stored", " and ".join(unknown))
-    progress = Progress(patcher, total_blocks, len(session.config.steps))
-    return Sampler(
-        model,
-        store=None if unknown else block_store(),
-        watch=progress.step,
-        found=progress.block,
-        take=functools.partial(slot.take, patcher),
-        prepare=functools.partial(make_room, patcher, model, session),
-    )
+    @classmethod
+    def execute(cls, session: LiveSession, length: float, unit: str) -> io.NodeOutput:
+        before = session.session
+        blocks = to_blocks(length, unit, before.config)
+        with open_sampler(session.model, before, blocks) as sampler:
+            after = extend_session(sampler, before, blocks, session.model)
+        chunk = after.frames(before.num_frames, after.num_frames - before.num_frames)
+        return io.NodeOutput(session.with_session(after), to_latent(session.model, chunk))
 
 
-def make_room(patcher: ModelPatcher, model: CausalWan, session: Session, held: int) -> None:
-    """Announce keys, values and activations to ComfyUI's memory management, and load the weights.
+class Timeline(io.ComfyNode):
+    """Make the video along a script of prompts with durations (LongLive §3.1, interactive inference)."""
 
-    Of the keys and values `held` bytes are there already.
-    """
-    config, (_, _, channels, height, width) = session.config, session.block_shape
-    rows, columns = model.geometry.grid(height, width)
-    keys = memory_bytes(model, config, session.height, session.width)
-    if not held:
-        log.info("a window of %d frames takes %.0f MB of keys and values", config.window, keys / 1e6)
-    # Without flash attention the host's estimate is for one that holds all scores at once, which none of its own does.
-    most = ACTIVATIONS * config.window * rows * columns * model.geometry.dim * model.dtype.itemsize
-    work = min(patcher.model.memory_required([1, channels, config.window, height, width]), most)
-    needed = keys - held + work + TEXTS_HELD * text_bytes(model)
-    comfy.model_management.load_models_gpu([patcher], memory_required=needed)
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LongLiveTimeline",
+            display_name="LongLive Timeline",
+            category="LongLive",
+            description="Makes the video along a script, one segment per line: `8s | prompt`.",
+            search_aliases=["longlive", "prompt schedule", "prompt travel", "script", "storyboard"],
+            inputs=[
+                SessionSocket.Input("session", tooltip="The video so far, or a new LongLive Session."),
+                io.Clip.Input("clip", tooltip="The umT5-xxl text encoder (CLIP loader, type wan)."),
+                io.String.Input(
+                    "script",
+                    multiline=True,
+                    default=DEFAULT_SCRIPT,
+                    tooltip="One segment per line: a duration (8s, 10b blocks, 30f frames), optionally a word for the "
+                    "switch (cut, keep, renew; default recache), a |, the prompt. Indented lines continue the "
+                    "prompt; lines that begin with # are comments.",
+                ),
+            ],
+            outputs=[
+                SessionSocket.Output(display_name="session", tooltip="The video with all segments."),
+                io.String.Output(
+                    display_name="report", tooltip="The length of each segment, after rounding to blocks."
+                ),
+            ],
+        )
 
+    @classmethod
+    def validate_inputs(cls, script: str | None = None) -> bool | str:
+        """Refuse a script that does not parse before any model is loaded. The length of a block is not known yet."""
+        if script is None:  # it is linked
+            return True
+        if not isinstance(script, str):  # as only an API prompt can have it
+            return "the script is not text; write one segment per line"
+        try:
+            parse_timeline(script, block=1)
+        except LongLiveError as error:
+            return str(error)
+        return True
 
-class Progress:
-    """Tells ComfyUI of each denoising step, with a picture of the newest frame, and obeys its interrupt."""
-
-    def __init__(self, patcher: ModelPatcher, blocks: int, steps: int) -> None:
-        self.patcher, self.steps = patcher, steps  # of a block
-        self.bar = comfy.utils.ProgressBar(blocks * steps)
-        self.previewer = latent_preview.get_previewer(patcher.load_device, patcher.model.latent_format)
-
-    def step(self, done: Pass) -> None:
-        """A pass is over."""
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        if done.kind is not PassKind.DENOISE:
-            return
-        picture = None
-        if self.previewer and done.clean is not None:
-            picture = self.previewer.decode_latent_to_preview_image("JPEG", to_host(done.clean[:, -1:]))
-            if self.patcher not in comfy.model_management.loaded_models():  # a preview by a VAE took its room
-                comfy.model_management.load_models_gpu([self.patcher])
-        self.bar.update_absolute(self.bar.current + 1, preview=picture)
-
-    def block(self) -> None:
-        """A block was found in the store."""
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        self.bar.update_absolute(self.bar.current + self.steps)
-
-
-def counted(blocks: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Blocks in order, while ComfyUI shows how many are done and may interrupt."""
-    bar = comfy.utils.ProgressBar(len(blocks))
-    for block in blocks:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        yield block
-        bar.update(1)
-
-
-def block_store() -> Store:
-    """Finished blocks on disk, so that an edit, an interrupt or a crash costs only what is new.
-
-    Nothing is held in memory: ComfyUI's own cache does that, and frees it when told to.
-    """
-    return store_of(store_folder() / "blocks", memory_bytes=0, disk_bytes=STORE_BYTES)
-
-
-def fragment_store() -> Store:
-    """Finished fragments of films, so that what was decoded and encoded once is not again."""
-    return store_of(store_folder() / "fragments", memory_bytes=0, disk_bytes=STORE_BYTES)
+    @classmethod
+    def execute(cls, session: LiveSession, clip, script: str) -> io.NodeOutput:
+        video = before = session.session
+        segments = parse_timeline(script, block=video.config.block)
+        blocks = sum(segment.blocks for segment in segments)
+        check_timeline(video, segments)
+        prompts = [encode_prompt(clip, segment.prompt, session.model) for segment in segments]
+        with open_sampler(session.model, video, blocks) as sampler:
+            for segment, prompt in zip(segments, prompts, strict=True):
+                switched = video.switched_to(prompt, segment.boundary)
+                video = extend_session(sampler, switched, segment.blocks, session.model)
+        text = report_timeline(segments, before.config.block, before.num_frames)
+        if before.switches and not before.blocks:
+            text += "\nnote: the prompt of the first segment replaces the session's"
+        return io.NodeOutput(session.with_session(video), text, ui=ui.PreviewText(text))
 
 
-def store_folder() -> Path:
-    return Path(folder_paths.get_user_directory()) / "longlive"
+DEFAULT_SCRIPT = """\
+# duration | prompt; a line that begins with # is a comment
+5s | A red fox walks through a snowy forest at dawn.
+5s | The red fox in the snowy forest stops and looks up at falling snow.
+5s | The red fox in the snowy forest runs towards the rising sun.
+"""
+
+NODES = [ChunkSampler, Timeline]

@@ -1,20 +1,21 @@
-"""The nodes of a session: begin it, switch its prompt, turn it back, look at it."""
+"""The nodes of a session: begin it, switch its prompt, rewind it, show it."""
 
 import logging
 
 from comfy_api.latest import io, ui
 
 from ..longlive.config import RolloutConfig
-from ..longlive.session import Session
-from ..longlive.timeline import Boundary
-from . import host
-from .identity import model_digest
-from .length import blocks_of, length_inputs
-from .sockets import LiveSession, OptionsSocket, SessionSocket
+from ..longlive.session.session import Session
+from ..longlive.session.timeline import Boundary
+from .host.conditioning import to_prompt
+from .host.identity import hash_model
+from .host.model import as_causal_model, check_size
+from .inputs import length_inputs, options_input, seed_input, size_inputs, to_blocks
+from .sockets import LiveSession, SessionSocket
 
 log = logging.getLogger(__name__)
 
-RECACHE, KEEP, DISCARD = "recache", "keep cache", "discard cache"
+RECACHE, KEEP, CUT = "recache", "keep cache", "discard cache"
 KEEP_SINK, RENEW_SINK = "keep", "renew"
 
 
@@ -27,53 +28,32 @@ class NewSession(io.ComfyNode):
             node_id="LongLiveSession",
             display_name="LongLive Session",
             category="LongLive",
-            description="Begins a long video: a model, a size, a seed. Samplers and switches make it longer.",
+            description="Begins a long video: a model, a size, a seed. Samplers and switches continue it.",
             search_aliases=["longlive", "long video", "start video", "causal video"],
             inputs=[
                 io.Model.Input("model", tooltip="From LongLive Miniature, its Model Loader or Load Diffusion Model."),
                 io.Conditioning.Input(
                     "conditioning",
                     optional=True,
-                    tooltip="What the video begins with. Leave it out if a LongLive Timeline follows.",
+                    tooltip="The first prompt. Leave it unconnected if a LongLive Timeline follows.",
                 ),
-                io.Int.Input(
-                    "width",
-                    default=832,
-                    min=16,
-                    max=4096,
-                    step=16,
-                    tooltip="Pixels: 832, or 64 for the miniature.",
-                ),
-                io.Int.Input(
-                    "height",
-                    default=480,
-                    min=16,
-                    max=4096,
-                    step=16,
-                    tooltip="Pixels: 480, or 64 for the miniature.",
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
+                *size_inputs(),
+                seed_input(
                     control_after_generate=True,
-                    tooltip="Each block has its own noise of this seed: editing late segments leaves early ones alone.",
+                    tooltip="Noise seed. Each block has its own noise, so an edit of a late segment keeps early ones.",
                 ),
-                OptionsSocket.Input(
-                    "options", optional=True, tooltip="Window, sink, steps; the released values if left out."
-                ),
+                options_input(),
             ],
-            outputs=[SessionSocket.Output(display_name="session", tooltip="The video, with no frames yet.")],
+            outputs=[SessionSocket.Output(display_name="session", tooltip="The video, still without frames.")],
         )
 
     @classmethod
     def execute(cls, model, width: int, height: int, seed: int, conditioning=None, options=None) -> io.NodeOutput:
-        host.check_size(model, width, height)
-        causal = host.causal_model(model)
+        check_size(model, width, height)
+        causal = as_causal_model(model)
         session = Session.start(
-            host.prompt_of(conditioning, model) if conditioning else None,
-            model=model_digest(model),
+            to_prompt(conditioning, model) if conditioning else None,
+            model=hash_model(model),
             config=options or RolloutConfig(),
             height=height,
             width=width,
@@ -85,7 +65,7 @@ class NewSession(io.ComfyNode):
 
 
 class SwitchPrompt(io.ComfyNode):
-    """Go on under a new prompt (LongLive §3.1, KV recache)."""
+    """Continue the video under a new prompt (LongLive §3.1, KV recache)."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -93,40 +73,44 @@ class SwitchPrompt(io.ComfyNode):
             node_id="LongLiveSwitchPrompt",
             display_name="LongLive Switch Prompt (Recache)",
             category="LongLive",
-            description="The same video goes on under a new prompt, without a cut.",
+            description="Continues the same video under a new prompt, without a cut.",
             search_aliases=["longlive", "prompt switch", "kv recache", "scene change"],
             inputs=[
                 SessionSocket.Input("session", tooltip="The video so far."),
-                io.Conditioning.Input("conditioning", tooltip="What happens next. Name subject and setting again."),
+                io.Conditioning.Input("conditioning", tooltip="What happens next. Repeat the subject and the setting."),
                 io.Combo.Input(
                     "boundary",
-                    options=[RECACHE, KEEP, DISCARD],
+                    options=[RECACHE, KEEP, CUT],
                     default=RECACHE,
-                    tooltip="Recache: what was seen is remembered as if under the new prompt, smooth and obedient. "
-                    "Keep cache: smooth but slow to obey. Discard cache: a hard cut to a new scene.",
+                    tooltip="Recache: recompute the KV cache under the new prompt; smooth and follows the prompt. "
+                    "Keep cache: smooth, follows the prompt slowly. Discard cache: a hard cut to a new scene.",
                 ),
                 io.Combo.Input(
                     "sink",
                     options=[KEEP_SINK, RENEW_SINK],
                     default=KEEP_SINK,
-                    tooltip="With recache: keep the video's first frames as anchor, or renew it from the latest.",
+                    tooltip="With recache: keep the video's first frames as sink, or replace them by the latest.",
                 ),
             ],
-            outputs=[SessionSocket.Output(display_name="session", tooltip="The video, its new prompt waiting.")],
+            outputs=[
+                SessionSocket.Output(
+                    display_name="session", tooltip="The video; its next frames follow the new prompt."
+                )
+            ],
         )
 
     @classmethod
     def execute(cls, session: LiveSession, conditioning, boundary: str, sink: str) -> io.NodeOutput:
-        prompt = host.prompt_of(conditioning, session.model)
-        return io.NodeOutput(session.with_session(session.session.switched_to(prompt, boundary_of(boundary, sink))))
+        prompt = to_prompt(conditioning, session.model)
+        return io.NodeOutput(session.with_session(session.session.switched_to(prompt, to_boundary(boundary, sink))))
 
 
-def boundary_of(boundary: str, sink: str) -> Boundary:
+def to_boundary(boundary: str, sink: str) -> Boundary:
     if boundary == RECACHE:
         return Boundary.RENEW if sink == RENEW_SINK else Boundary.RECACHE
     if sink == RENEW_SINK:
-        log.warning("sink is set to %s, which only a recache can do; with %s it is ignored", sink, boundary)
-    return Boundary.KEEP if boundary == KEEP else Boundary.DISCARD
+        log.warning("sink is set to %s, which has no effect with %s; it needs recache", sink, boundary)
+    return Boundary.KEEP if boundary == KEEP else Boundary.CUT
 
 
 class Rewind(io.ComfyNode):
@@ -138,24 +122,26 @@ class Rewind(io.ComfyNode):
             node_id="LongLiveRewind",
             display_name="LongLive Rewind",
             category="LongLive",
-            description="Keeps the beginning of a video and forgets the rest, prompts included.",
+            description="Keeps the beginning of a video and drops the rest, prompts included.",
             search_aliases=["longlive", "undo", "trim", "retake", "branch"],
             inputs=[
                 SessionSocket.Input("session", tooltip="The video."),
                 *length_inputs(default=5.0, tooltip="How much of the beginning to keep."),
             ],
-            outputs=[SessionSocket.Output(display_name="session", tooltip="The beginning; the video you gave stays.")],
+            outputs=[
+                SessionSocket.Output(display_name="session", tooltip="The beginning. The input video is not changed.")
+            ],
         )
 
     @classmethod
     def execute(cls, session: LiveSession, length: float, unit: str) -> io.NodeOutput:
         video = session.session
-        blocks = blocks_of(length, unit, video.config) if length else 0
+        blocks = to_blocks(length, unit, video.config) if length else 0
         return io.NodeOutput(session.with_session(video.rewound_to(blocks * video.config.block)))
 
 
 class SessionInfo(io.ComfyNode):
-    """What a session holds, in words and numbers."""
+    """Show what a session holds, in words and numbers."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -176,7 +162,7 @@ class SessionInfo(io.ComfyNode):
 
     @classmethod
     def execute(cls, session: LiveSession) -> io.NodeOutput:
-        report = session.session.report()
+        report = session.session.describe()
         return io.NodeOutput(report, session.session.num_frames, session.session.seconds, ui=ui.PreviewText(report))
 
 

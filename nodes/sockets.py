@@ -1,17 +1,14 @@
-"""The pack's own socket types, and what travels on them."""
+"""The pack's socket types, and the sessions that travel on them."""
 
 import functools
 from dataclasses import dataclass, replace
 
-from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..longlive.errors import ConfigError
-from ..longlive.printable import brief
-from ..longlive.session import Session
-from ..longlive.tune.data import PromptPair
-from ..longlive.tune.tuning import EmbeddedPair
+from ..longlive.errors import ConfigError, SessionError, shorten
+from ..longlive.session.session import Session
+from .host.model import Model
 
 SessionSocket = io.Custom("LONGLIVE_SESSION")
 OptionsSocket = io.Custom("LONGLIVE_OPTIONS")
@@ -20,15 +17,20 @@ PairsSocket = io.Custom("LONGLIVE_PAIRS")
 
 @dataclass(frozen=True)
 class LiveSession:
-    """A session beside the MODEL it was made with. A value: nodes return a new one, and change none."""
+    """A session with the MODEL it was made with. Nodes never change one: they return a new one."""
 
     session: Session
-    model: ModelPatcher
+    model: Model
 
     def with_session(self, session: Session) -> "LiveSession":
         return replace(self, session=session)
 
-    def get_models(self) -> list[ModelPatcher]:
+    def check_has_frames(self) -> None:
+        """Raise SessionError for a session without frames."""
+        if not self.session.blocks:
+            raise SessionError("the session has no frames yet; connect a LongLive Chunk Sampler or Timeline before it")
+
+    def get_models(self) -> list[Model]:
         """ComfyUI's hook for objects that keep a model alive."""
         return [self.model]
 
@@ -37,38 +39,25 @@ class LiveSession:
         return [*self.session.blocks, *(switch.prompt.embedding for switch in self.session.switches)]
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """Prompt pairs, as texts and as embeddings, and the prompt that a teacher is guided away from."""
-
-    texts: tuple[PromptPair, ...]
-    embedded: tuple[EmbeddedPair, ...]
-    negative: str
-    unprompted: Tensor  # embedding [L, D]
-
-    def _comfy_cache_tensors(self) -> list[Tensor]:
-        return [self.unprompted, *(half for pair in self.embedded for half in (pair.first, pair.second))]
-
-
 def refuse_literals(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
-    """Let a node refuse what only an API prompt can give: a value written where an output must be connected."""
+    """Let a node refuse a plain value where an output must be connected. Only an API prompt can contain one."""
     sockets = [entry for entry in node.define_schema().inputs if not isinstance(entry, io.WidgetInput)]
     execute = node.execute.__func__
 
     @functools.wraps(execute)
-    def checked(cls: type[io.ComfyNode], **inputs: object) -> io.NodeOutput:
+    def check_and_execute(cls: type[io.ComfyNode], **inputs: object) -> io.NodeOutput:
         for socket in sockets:
             value = inputs.get(socket.id)
             if socket.id in inputs and not (value is None and socket.optional) and is_literal(value):
-                raise ConfigError(f"{socket.id} is {brief(repr(value))}; connect the output of a node to it")
+                raise ConfigError(f"{socket.id} is {shorten(repr(value))}; connect the output of a node to it")
         return execute(cls, **inputs)
 
-    node.execute = classmethod(checked)
+    node.execute = classmethod(check_and_execute)
     return node
 
 
 def is_literal(value: object) -> bool:
-    """Whether a value is JSON and not what a node gives. A CONDITIONING is a list of pairs that begin with a tensor."""
+    """Whether a value is JSON, not a node's output. A CONDITIONING is a list of pairs that begin with a tensor."""
     if isinstance(value, list):
         pairs = all(isinstance(pair, (list, tuple)) and pair and isinstance(pair[0], Tensor) for pair in value)
         return not (value and pairs)

@@ -15,7 +15,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start, ComfyU
 torch.set_num_threads(1)
 
 # First what looks at a ComfyUI in which nothing has run, then what takes long.
-FIRST = "test_boot test_editor test_workflows test_miniature test_soak test_tuning test_training".split()
+FIRST = "test_boot test_editor test_workflows test_miniature test_soak test_trainer test_training".split()
 SHARED = {  # by folder: what tests share, as their parameters name it, and what they share if none does
     "tests/host/": (re.compile(r"\[.*?(\d+\.\d+\.\d+)"), NEWEST.version),
     "tests/browser/": (re.compile(r"\[.*?(pinned|newest)"), ""),

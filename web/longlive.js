@@ -1,16 +1,16 @@
 // @ts-check
-/** The one file that meets ComfyUI's frontend: it shows a timeline's text as a timeline, and what a session holds. */
+/** The one file that uses ComfyUI's front end: it shows a script as a timeline, and the report of a session. */
 // @ts-ignore: served by the host
 import { app } from "../../scripts/app.js";
 import { TimelineView } from "./timeline/view.js";
 
-const EDITOR = "LONGLIVE_TIMELINE"; // the editor's type among the widgets
+const EDITOR = "LONGLIVE_TIMELINE"; // type of the editor's widget
 const MIN_SIZE = [400, 330]; // of a new node
-const MIN_WIDTH = 300; // of a node, or the totals would not fit in
+const MIN_WIDTH = 300; // of a node, so that the totals fit
 const SESSION_COLOR = "#7fc97f";
-/** @type {Map<string, HTMLElement | null>} where Nodes 2.0 had put the editor of a node: it does so only once */
+/** @type {Map<string, HTMLElement | null>} where Nodes 2.0 put the editor of a node, which it does only once */
 const homes = new Map();
-/** @type {Set<() => void>} to be called when what is linked into a script may have changed */
+/** @type {Set<() => void>} called when the text linked into a script may have changed */
 const readers = new Set();
 const KEPT_EVENTS = "pointerdown pointermove pointerup mousedown dblclick contextmenu wheel keydown keyup".split(" ");
 
@@ -35,10 +35,10 @@ function showTimeline(/** @type {any} */ node) {
   const editor = addEditor(node, "script", view);
   node.widgets.splice(place, 0, node.widgets.pop());
 
-  const read = () => ((view.block = blockOf(node)), lock(node, view));
-  view.element.addEventListener("pointerenter", read); // what is linked may have been edited elsewhere
+  const read = () => ((view.block = readBlock(node)), lock(node, view));
+  view.element.addEventListener("pointerenter", read); // the linked text may have been edited elsewhere
   readers.add(read);
-  chain(node, "onAdded", () => text.onRemove?.()); // for the host takes its element up again
+  chain(node, "onAdded", () => text.onRemove?.()); // because the host puts its element back
   chain(editor, "onRemove", () => readers.delete(read));
   chain(node, "onConfigure", () => (read(), setTimeout(() => bringHome(node, view.element))));
   chain(node, "onConnectionsChange", read);
@@ -51,7 +51,7 @@ function showTimeline(/** @type {any} */ node) {
 function showPromoted(/** @type {any} */ node) {
   const replace = () => {
     for (const input of node.inputs) {
-      const plain = input._widget; // which the host draws for this type as nothing
+      const plain = input._widget; // the host draws nothing for this type
       if (plain?.type !== EDITOR || plain.element || !plain.widgetId) continue; // older hosts show the editor inside
       const view = new TimelineView();
       view.value = plain.value ?? "";
@@ -81,8 +81,8 @@ function addEditor(/** @type {any} */ node, /** @type {string} */ name, /** @typ
     getValue: () => view.value,
     setValue: (/** @type {string} */ script) => ((view.value = script ?? ""), keep()),
   });
-  const keep = () => editor._state && (editor._state.value = view.value); // ComfyUI 0.24 promotes what stands here
-  Object.defineProperty(editor, "width", { get: () => undefined, set() {} }); // the side panel would narrow it for good
+  const keep = () => editor._state && (editor._state.value = view.value); // ComfyUI 0.24 promotes this value
+  Object.defineProperty(editor, "width", { get: () => undefined, set() {} }); // the side panel would narrow it
   for (const name of ["computedDisabled", "connectionSuppressed"]) {
     Object.defineProperty(editor, name, { get: () => false, set() {} }); // the host would hide it when it is linked
   }
@@ -102,7 +102,7 @@ function addEditor(/** @type {any} */ node, /** @type {string} */ name, /** @typ
   return editor;
 }
 
-/** Show what is linked into the script instead of the script, which is not used then. */
+/** Show the linked text instead of the script, which is not used then. */
 function lock(/** @type {any} */ node, /** @type {TimelineView} */ view) {
   const slot = node.inputs?.findIndex((/** @type {any} */ input) => input.widget?.name === "script") ?? -1;
   const isLinked = node.graph && slot >= 0 && node.isInputConnected(slot);
@@ -116,7 +116,7 @@ function lock(/** @type {any} */ node, /** @type {TimelineView} */ view) {
   }
 }
 
-/** The editor on the node of a subgraph, if it is not the one inside, which older hosts show there. */
+/** Find the editor on the node of a subgraph, unless it is the one inside, which older hosts show there. */
 function findPromoted(/** @type {any} */ graph, /** @type {TimelineView} */ view) {
   const root = graph.rootGraph;
   const graphs = root ? [root, ...root.subgraphs.values()] : [];
@@ -125,7 +125,7 @@ function findPromoted(/** @type {any} */ graph, /** @type {TimelineView} */ view
   return hosts.flatMap((/** @type {any} */ node) => node.widgets ?? []).find(isEditor);
 }
 
-/** The host clears the red frame of a rejected value when its own widgets change, but not for every kind of error. */
+/** Clear the red frame of a rejected script: the host does so for its own widgets, and not for every kind of error. */
 function clearErrors(/** @type {any} */ node) {
   const errors = app.extensionManager?.lastNodeErrors ?? {};
   for (const [id, { class_type: type }] of Object.entries(errors)) {
@@ -134,7 +134,7 @@ function clearErrors(/** @type {any} */ node) {
   node.setDirtyCanvas(true, true);
 }
 
-/** An undo makes the node anew, but Nodes 2.0 keeps its page and leaves the editor out. */
+/** Put the editor back after an undo: that makes a new node, but Nodes 2.0 keeps the old page without the editor. */
 function bringHome(/** @type {any} */ node, /** @type {HTMLElement} */ element) {
   const home = homes.get(String(node.id));
   homes.delete(String(node.id));
@@ -152,29 +152,31 @@ function showReport(/** @type {any} */ node) {
   chain(node, "onExecuted", (/** @type {any} */ shown) => (page.textContent = shown?.text?.join("") ?? ""));
 }
 
-/** Frames in a block of the session this node goes on with, as the options before it say. */
-function blockOf(/** @type {any} */ node) {
-  const passed = new Set(); // of a graph wired into a ring
-  let source = originOf(node, "session");
-  for (; originOf(source, "session") && !passed.has(source); source = originOf(source, "session")) passed.add(source);
-  const options = originOf(source, "options");
+/** Read the frames per block of the session that this node continues, from the options before it. */
+function readBlock(/** @type {any} */ node) {
+  const passed = new Set(); // in case the graph is wired into a ring
+  let source = findOrigin(node, "session");
+  for (; findOrigin(source, "session") && !passed.has(source); source = findOrigin(source, "session")) {
+    passed.add(source);
+  }
+  const options = findOrigin(source, "options");
   return options?.widgets?.find((/** @type {any} */ widget) => widget.name === "block")?.value ?? 3;
 }
 
-/** The node at the other end of an input, if there is one. */
-function originOf(/** @type {any} */ node, /** @type {string} */ name) {
-  if (!node?.graph) return null; // a copy that is in no graph yet
+/** Find the node at the other end of an input, if there is one. */
+function findOrigin(/** @type {any} */ node, /** @type {string} */ name) {
+  if (!node?.graph) return null; // a copy that is not in a graph yet
   const slot = node.inputs?.findIndex((/** @type {any} */ input) => input.name === name) ?? -1;
   return slot < 0 ? null : node.getInputNode(slot);
 }
 
-/** The host takes its snapshots on mouse and key events, which the editor keeps to itself. */
+/** Take a snapshot for undo: the host does so on mouse and key events, which the editor keeps to itself. */
 function rememberForUndo() {
   const tracker = app.extensionManager?.workflow?.activeWorkflow?.changeTracker;
   (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker);
 }
 
-/** Typing, and what the editor uses of pointer and wheel, is kept from the host; all else reaches it. */
+/** Keep typing, and the pointer and wheel events that the editor uses, from the host; pass on all others. */
 function shareWithCanvas(/** @type {any} */ event) {
   const ofKeys = event.type.startsWith("key");
   if (ofKeys && !event.defaultPrevented && isShortcut(event)) return;
@@ -191,12 +193,12 @@ function isShortcut(/** @type {KeyboardEvent} */ event) {
   const { key, code, ctrlKey, metaKey, altKey } = event;
   if (/^F\d+$/.test(key)) return true;
   const command = ctrlKey || metaKey;
-  if (command && /^[zy]$/i.test(key)) return false; // what is typed is undone first
-  const types = key.length === 1 && !code.endsWith(key.toUpperCase()); // a letter that Alt makes another
+  if (command && /^[zy]$/i.test(key)) return false; // typing is undone first
+  const types = key.length === 1 && !code.endsWith(key.toUpperCase()); // Alt makes another letter
   return command ? !event.getModifierState("AltGraph") : altKey && !types;
 }
 
-/** Whether an event of pointer or wheel is one of the canvas: zooming, panning, its menu. */
+/** Whether a pointer or wheel event is for the canvas: zooming, panning, its menu. */
 function isForCanvas(/** @type {any} */ { type, target, currentTarget, button, buttons, ctrlKey, metaKey }) {
   if (type === "wheel") return ctrlKey || metaKey || !isScrolling(target, currentTarget);
   if (type === "pointermove") return (buttons & 4) !== 0;
@@ -204,7 +206,7 @@ function isForCanvas(/** @type {any} */ { type, target, currentTarget, button, b
   return button === 1;
 }
 
-/** Whether the wheel has anything to scroll between an element and the editor around it. */
+/** Whether the wheel can scroll anything between an element and the editor around it. */
 function isScrolling(/** @type {Element | null} */ element, /** @type {Element} */ editor) {
   for (; element && element !== editor.parentElement; element = element.parentElement) {
     const scrolls = !["visible", "hidden", "clip"].includes(getComputedStyle(element).overflowY);
@@ -213,18 +215,18 @@ function isScrolling(/** @type {Element | null} */ element, /** @type {Element} 
   return false;
 }
 
-/** Whether an element has a menu of its own. */
+/** Whether an element has its own menu. */
 function isField(/** @type {Element} */ element) {
   return element.matches("input, textarea, select");
 }
 
-/** Whether nodes are drawn by Nodes 2.0, whose own elements lie around the editor. */
+/** Whether Nodes 2.0 draws the nodes; its elements surround the editor. */
 function isVue() {
   // @ts-ignore: a global of the host
   return Boolean(globalThis.LiteGraph?.vueNodesMode);
 }
 
-/** Give the sockets of sessions a color in both renderers; the host knows those of its own types only. */
+/** Give the sockets of sessions a color in both renderers; the host knows only its own types. */
 function colorSessions() {
   document.documentElement.style.setProperty("--color-datatype-LONGLIVE_SESSION", SESSION_COLOR);
   app.canvas.default_connection_color_byType.LONGLIVE_SESSION = SESSION_COLOR;

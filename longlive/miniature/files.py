@@ -1,4 +1,4 @@
-"""The miniature's files: weights in released names, as any Wan file, read by the loaders that read those."""
+"""The miniature's files: weights under released names, loaded like any Wan weights."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,21 +7,21 @@ import torch
 
 from ..errors import CheckpointError, ConfigError
 from ..model.causal import CausalWan
-from ..model.checkpoint import load_model
 from ..model.vae import WanVAE
-from ..model.vae_file import load_vae
+from ..weights.load import load_model
+from ..weights.load_vae import load_vae
 from .text import MiniatureText
 from .world import SIZE
 
-WEIGHTS = Path(__file__).parent / "weights"
-DIT = WEIGHTS / "longlive_miniature.safetensors"
-VAE = WEIGHTS / "longlive_miniature_vae.safetensors"
-TEACHER = WEIGHTS / "longlive_miniature_teacher.safetensors"
+WEIGHTS_FOLDER = Path(__file__).parent / "weights"
+DIT = WEIGHTS_FOLDER / "longlive_miniature.safetensors"
+VAE = WEIGHTS_FOLDER / "longlive_miniature_vae.safetensors"
+TEACHER = WEIGHTS_FOLDER / "longlive_miniature_teacher.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
 class Miniature:
-    """The model, the VAE and the text encoder that belong together."""
+    """The miniature's model, VAE and text encoder."""
 
     model: CausalWan
     vae: WanVAE
@@ -31,14 +31,14 @@ class Miniature:
 def load_miniature(
     *, lora: Path | None = None, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> Miniature:
-    """Load the miniature, with an adapter where one is given. Raises CheckpointError for a missing or damaged file."""
-    present(DIT, VAE)
+    """Load the miniature, with an adapter if given. Raises CheckpointError for a missing or damaged file."""
+    check_present(DIT, VAE)
     tree, _ = load_model(DIT, lora=lora, dtype=dtype, device=device)
     return Miniature(CausalWan.of_tree(tree), load_vae(VAE, device=device, dtype=dtype), MiniatureText())
 
 
 def check_size(width: int, height: int) -> None:
-    """Refuse pixels that the miniature was not trained for. Raises ConfigError."""
+    """Raise ConfigError for a size that the miniature was not trained for."""
     if (width, height) != (SIZE, SIZE):
         raise ConfigError(
             f"the miniature makes {SIZE} x {SIZE} pixels and nothing else, not {width} x {height}; "
@@ -46,8 +46,8 @@ def check_size(width: int, height: int) -> None:
         )
 
 
-def present(*paths: Path) -> None:
-    """Refuse to go on without these files. Raises CheckpointError."""
+def check_present(*paths: Path) -> None:
+    """Raise CheckpointError if one of these files is missing."""
     for path in paths:
         if not path.is_file():
             raise CheckpointError(

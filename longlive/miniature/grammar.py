@@ -3,7 +3,7 @@
     a red ring moves left at night
     a blue square stays still by day from the north west
 
-Every attribute has words of its own, since a text of hashed words has no order. Knows no picture.
+No two attributes share a word, because hashed words have no order.
 """
 
 import itertools
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from ..errors import ScriptError
-from ..text import words_of
+from ..model.text_encoder import split_words
 
 
 class Colour(StrEnum):
@@ -47,7 +47,7 @@ class Background(StrEnum):
 PREPOSITION = {Background.NIGHT: "at", Background.DUSK: "at", Background.DAY: "by"}
 NORTH_TO_SOUTH, WEST_TO_EAST = ("north", "", "south"), ("west", "", "east")
 Start = tuple[int, int]
-"""Where a thing begins: rows -1 (north) .. 1 (south) and columns -1 (west) .. 1 (east); (0, 0) is the middle."""
+"""Where a thing starts: rows -1 (north) .. 1 (south) and columns -1 (west) .. 1 (east); (0, 0) is the middle."""
 
 ATTRIBUTES = {"colour": Colour, "shape": Shape, "motion": Motion, "background": Background}
 FILLERS = frozenset("a an the moves move moving stays stay at by from in on and it".split())
@@ -57,7 +57,7 @@ VOCABULARY = FILLERS | COMPASS | {word.value for words in ATTRIBUTES.values() fo
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What a prompt says. A start matters where a video begins, or begins anew after a cut."""
+    """What a prompt says. The start matters only where a video begins, and after a cut."""
 
     colour: Colour
     shape: Shape
@@ -75,9 +75,9 @@ class Scene:
         return " ".join(filter(None, [sentence, "from the", NORTH_TO_SOUTH[row + 1], WEST_TO_EAST[column + 1]]))
 
 
-def complaints(prompt: str) -> list[str]:
-    """What the miniature cannot follow in a prompt, one sentence each; none for a prompt of the grammar."""
-    words = words_of(prompt)
+def find_problems(prompt: str) -> list[str]:
+    """Find what the miniature cannot follow in a prompt, one sentence each; none for a prompt of the grammar."""
+    words = split_words(prompt)
     found = []
     if unknown := sorted(set(words) - VOCABULARY):
         known = ", ".join(word.value for kind in ATTRIBUTES.values() for word in kind)
@@ -93,11 +93,11 @@ def complaints(prompt: str) -> list[str]:
     return found
 
 
-def parse(prompt: str) -> Scene:
-    """What a prompt says. Raises ScriptError unless it names each attribute once and nothing else."""
-    if found := complaints(prompt):
+def parse_prompt(prompt: str) -> Scene:
+    """Parse a prompt. Raises ScriptError unless it names each attribute once and nothing else."""
+    if found := find_problems(prompt):
         raise ScriptError(found[0])
-    words = set(words_of(prompt))
+    words = set(split_words(prompt))
     colour, shape, motion, background = (
         next(word for word in kind if word.value in words) for kind in ATTRIBUTES.values()
     )
@@ -106,7 +106,7 @@ def parse(prompt: str) -> Scene:
     return Scene(colour, shape, motion, background, (row, column))  # type: ignore[arg-type]
 
 
-def scenes() -> Iterator[Scene]:
-    """Every scene that begins in the middle."""
+def list_scenes() -> Iterator[Scene]:
+    """List every scene that starts in the middle."""
     for attributes in itertools.product(*ATTRIBUTES.values()):
         yield Scene(*attributes)  # type: ignore[arg-type]

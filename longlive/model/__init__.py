@@ -1,1 +1,1 @@
-"""The network: the Wan tree of sub-modules, the causal forward over it, attention, positions, weights, the VAE."""
+"""The networks: the Wan tree, the causal forward over it, attention, rotary positions, the VAE, the text encoder."""

@@ -1,6 +1,6 @@
 """Attention, one function: the fastest exact kernel this machine has for a device and dtype.
 
-Dimension key: B batch, T queries, S keys, N heads, H channels per head. No mask: the cache decides what is seen.
+Dimension key: B batch, T queries, S keys, N heads, H channels per head. No mask: the KV cache decides what is seen.
 """
 
 import importlib
@@ -20,37 +20,38 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """From q [B, T, N, H], k and v [B, S, N, H] to [B, T, N, H]."""
 
 HALF = (torch.float16, torch.bfloat16)
+HOPPER = 9  # compute capability 9.x
 
 
-def attention_for(device: torch.device, dtype: torch.dtype, *, quantised: bool = False) -> tuple[Attend, str]:
-    """The kernel and its name: FlashAttention 3 or 2 where installed and fit, else PyTorch's own.
+def choose_attention(device: torch.device, dtype: torch.dtype, *, quantised: bool = False) -> tuple[Attend, str]:
+    """Choose a kernel; return it and its name: FlashAttention 3 or 2 if installed and suitable, else PyTorch's own.
 
-    SageAttention quantises, so it is used where asked for alone. Raises ConfigError where it is not to be had.
+    SageAttention quantises, so it is used only on request. Raises ConfigError if it is requested but not available.
     """
     on_gpu = device.type == "cuda" and dtype in HALF
     if quantised:
-        if on_gpu and (attend := sage()):
+        if on_gpu and (attend := load_sage()):
             return attend, "sage"
         raise ConfigError(
             f"SageAttention cannot run here ({device.type}, {dtype}); install sageattention and use a CUDA GPU "
             f"with bf16 or fp16, or leave it out"
         )
-    for load, name in ((flash3, "flash3"), (flash2, "flash2")):
+    for load, name in ((load_flash3, "flash3"), (load_flash2, "flash2")):
         if on_gpu and (attend := load()):
             return attend, name
     return sdpa, "sdpa"
 
 
 def sdpa(q_BTNH: Tensor, k_BSNH: Tensor, v_BSNH: Tensor) -> Tensor:
-    """PyTorch's scaled dot product attention: cuDNN, flash, memory-efficient or plain, as PyTorch chooses."""
+    """Attend by PyTorch's scaled dot product attention: cuDNN, flash, memory-efficient or plain, as PyTorch chooses."""
     q, k, v = (x.transpose(1, 2) for x in (q_BTNH, k_BSNH, v_BSNH))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
 @cache
-def flash3() -> Attend | None:
-    """FlashAttention 3 (arXiv 2407.08608), for Hopper. Some builds return (output, lse), some the output alone."""
-    kernel = _optional("flash_attn_interface", "flash_attn_func")
+def load_flash3() -> Attend | None:
+    """Load FlashAttention 3 (arXiv 2407.08608), for Hopper. Some builds return (output, lse), some only the output."""
+    kernel = _load_optional("flash_attn_interface", "flash_attn_func")
     if kernel is None or torch.cuda.get_device_capability()[0] != HOPPER:
         return None
 
@@ -62,26 +63,23 @@ def flash3() -> Attend | None:
 
 
 @cache
-def flash2() -> Attend | None:
-    """FlashAttention 2 (arXiv 2307.08691)."""
-    return _optional("flash_attn", "flash_attn_func")
+def load_flash2() -> Attend | None:
+    """Load FlashAttention 2 (arXiv 2307.08691)."""
+    return _load_optional("flash_attn", "flash_attn_func")
 
 
 @cache
-def sage() -> Attend | None:
-    """SageAttention (arXiv 2410.02367): 8-bit, fast on consumer cards, not exact."""
-    kernel = _optional("sageattention", "sageattn")
+def load_sage() -> Attend | None:
+    """Load SageAttention (arXiv 2410.02367): 8-bit, fast on consumer cards, not exact."""
+    kernel = _load_optional("sageattention", "sageattn")
     if kernel is None:
         return None
     return lambda q_BTNH, k_BSNH, v_BSNH: kernel(q_BTNH, k_BSNH, v_BSNH, tensor_layout="NHD")
 
 
-def _optional(module: str, function: str) -> Callable | None:
+def _load_optional(module: str, function: str) -> Callable | None:
     try:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, OSError) as error:
         log.debug("%s.%s is not used: %s", module, function, error)
         return None
-
-
-HOPPER = 9  # compute capability 9.x

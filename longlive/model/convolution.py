@@ -1,7 +1,7 @@
-"""Convolutions on a CPU by oneDNN, also small ones.
+"""Convolutions on a CPU with oneDNN, also small ones.
 
-PyTorch leaves a float32 convolution of one small picture or video to a kernel of its own, several times slower
-(`use_mkldnn` in ATen's Convolution.cpp: a batch of 1 with N C T H <= 20480). A VAE that streams makes only such ones.
+PyTorch runs a float32 convolution of one small picture or video with its own kernel, several times slower
+(`use_mkldnn` in ATen's Convolution.cpp: a batch of 1 with N C T H <= 20480). A streaming VAE makes only such ones.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -10,13 +10,13 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 
-def fast_convolutions(device: torch.device) -> AbstractContextManager:
-    """Send the convolutions of a block to oneDNN, where they are on a CPU, in float32 and need no gradient."""
+def use_fast_convolutions(device: torch.device) -> AbstractContextManager:
+    """Run the convolutions of a `with` block with oneDNN, if they are on a CPU, in float32 and need no gradient."""
     return OneDNN() if device.type == "cpu" and torch.backends.mkldnn.is_available() else nullcontext()
 
 
 class OneDNN(TorchFunctionMode):
-    """Takes the place of `conv2d` and `conv3d`, whoever calls them: our network or a host's."""
+    """Replaces `conv2d` and `conv3d`, in our network and in a host's."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}

@@ -1,7 +1,7 @@
 """The Wan2.1 tree of sub-modules under its released key names (Wan2.1, arXiv 2503.20314 §4.2).
 
-Holds weights and shapes only; `causal.py` is the forward. ComfyUI's `WanModel` is a tree of the same names, so
-everything that reads a tree reads either.
+Holds weights and shapes only; `causal.py` is the forward. ComfyUI's `WanModel` is a tree with the same names, so
+code that reads a tree can read either.
 """
 
 import math
@@ -13,9 +13,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ..untrusted import brief
+from ..errors import shorten
 
-HEAD_DIM = 128  # of every released Wan model; the weights themselves do not say
+HEAD_DIM = 128  # of every released Wan model; not visible in the weights
 MODULATIONS = 6  # shift, scale, gate for attention, then for the feed-forward
 MAX_WIDTH, MAX_LAYERS, MAX_TEXT_LEN = 1 << 16, 256, 1 << 12  # far beyond any Wan model: 13824, 40 and 512 at 14B
 PATCH_SIZE = (1, 2, 2)  # of every Wan2.1 model
@@ -24,7 +24,7 @@ LAYER = re.compile(r"blocks\.(0|[1-9][0-9]{0,8})\.")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Geometry:
-    """The sizes of a Wan network. The defaults are those no released model departs from."""
+    """The sizes of a Wan network. The defaults hold for every released model."""
 
     dim: int
     ffn_dim: int
@@ -43,29 +43,29 @@ class Geometry:
         return self.dim // self.num_heads
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of tokens in a frame of `height` by `width` latent cells."""
+        """Return the rows and columns of tokens in a frame of `height` by `width` latent cells."""
         return height // self.patch_size[1], width // self.patch_size[2]
 
     @classmethod
     def of_weights(
         cls, weights: Mapping[str, Tensor], *, num_heads: int | None = None, text_len: int = 512
     ) -> "Geometry":
-        """Read every size from a state dict in released names; `num_heads` where heads are not 128 wide.
+        """Read every size from a state dict with released names; give `num_heads` if heads are not 128 wide.
 
         Raises KeyError for a tensor that is missing, ValueError for sizes that no Wan2.1 network has.
         """
 
-        def sizes_of(name: str, dims: int) -> tuple[int, ...]:
+        def read_shape(name: str, dims: int) -> tuple[int, ...]:
             shape = tuple(weights[name].shape)
             if len(shape) != dims or not all(0 < size <= MAX_WIDTH for size in shape):
                 raise ValueError(f"{name} is {list(shape)}")
             return shape
 
-        dim, in_dim, *patch_size = sizes_of("patch_embedding.weight", 5)
+        dim, in_dim, *patch_size = read_shape("patch_embedding.weight", 5)
         if tuple(patch_size) != PATCH_SIZE:
             raise ValueError(f"its patches are {patch_size}, expected {list(PATCH_SIZE)}")
         if num_heads is None and dim % HEAD_DIM:
-            raise ValueError(f"it is {dim} wide, no multiple of {HEAD_DIM}, and states no heads; give `num_heads`")
+            raise ValueError(f"it is {dim} wide, not a multiple of {HEAD_DIM}, and states no heads; give `num_heads`")
         num_heads = dim // HEAD_DIM if num_heads is None else num_heads
         if num_heads < 1 or dim % (2 * num_heads):
             raise ValueError(f"it is {dim} wide, which {num_heads} heads do not divide; give another `num_heads`")
@@ -73,14 +73,14 @@ class Geometry:
             raise ValueError(f"its text has {text_len} rows, expected 1 to {MAX_TEXT_LEN}")
         return cls(
             dim=dim,
-            ffn_dim=sizes_of("blocks.0.ffn.0.weight", 2)[0],
+            ffn_dim=read_shape("blocks.0.ffn.0.weight", 2)[0],
             num_heads=num_heads,
             num_layers=count_layers(weights),
-            freq_dim=sizes_of("time_embedding.0.weight", 2)[1],
-            text_dim=sizes_of("text_embedding.0.weight", 2)[1],
+            freq_dim=read_shape("time_embedding.0.weight", 2)[1],
+            text_dim=read_shape("text_embedding.0.weight", 2)[1],
             text_len=text_len,
             in_dim=in_dim,
-            out_dim=sizes_of("head.head.weight", 2)[0] // math.prod(patch_size),
+            out_dim=read_shape("head.head.weight", 2)[0] // math.prod(patch_size),
             patch_size=PATCH_SIZE,
         )
 
@@ -103,13 +103,13 @@ class Geometry:
 
 
 def count_layers(names: Iterable[str]) -> int:
-    """The layers that names of tensors speak of. Raises ValueError unless they are numbered 0, 1, 2 and so on."""
+    """Count the layers in tensor names. Raises ValueError unless they are numbered 0, 1, 2 and so on."""
     numbers = set()
     for name in names:
         if name.startswith("blocks."):
             number = LAYER.match(name)
             if not number:
-                raise ValueError(f"{brief(name)} is in no layer")
+                raise ValueError(f"{shorten(name)} is in no layer")
             numbers.add(int(number[1]))
     if len(numbers) > MAX_LAYERS:
         raise ValueError(f"it has {len(numbers)} layers, expected at most {MAX_LAYERS}")
@@ -122,7 +122,7 @@ Layer = Callable[[Tensor], Tensor]
 
 
 class WanTree(Protocol):
-    """What the causal forward asks of a network: sizes and sub-modules, ours or ComfyUI's."""
+    """What the causal forward needs of a network, ours or ComfyUI's: sizes and sub-modules."""
 
     dim: int
     ffn_dim: int
@@ -178,8 +178,8 @@ class WanModel(nn.Module):
         self.patch_size, self.eps = g.patch_size, g.eps
 
         self.patch_embedding = nn.Conv3d(g.in_dim, g.dim, g.patch_size, g.patch_size, **like)
-        self.text_embedding = mlp(g.text_dim, g.dim, g.dim, nn.GELU("tanh"), **like)
-        self.time_embedding = mlp(g.freq_dim, g.dim, g.dim, nn.SiLU(), **like)
+        self.text_embedding = make_mlp(g.text_dim, g.dim, g.dim, nn.GELU("tanh"), **like)
+        self.time_embedding = make_mlp(g.freq_dim, g.dim, g.dim, nn.SiLU(), **like)
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(g.dim, MODULATIONS * g.dim, **like))
         self.blocks = nn.ModuleList(WanBlock(g, **like) for _ in range(g.num_layers))
         self.head = Head(g, **like)
@@ -196,7 +196,7 @@ class WanBlock(nn.Module):
         self.norm3 = nn.LayerNorm(g.dim, g.eps, **like)
         self.cross_attn = WanAttention(g, **like)
         self.norm2 = nn.LayerNorm(g.dim, g.eps, elementwise_affine=False)
-        self.ffn = mlp(g.dim, g.ffn_dim, g.dim, nn.GELU("tanh"), **like)
+        self.ffn = make_mlp(g.dim, g.ffn_dim, g.dim, nn.GELU("tanh"), **like)
         self.modulation = nn.Parameter(torch.empty(1, MODULATIONS, g.dim, **like))
 
 
@@ -222,5 +222,5 @@ class Head(nn.Module):
         self.modulation = nn.Parameter(torch.empty(1, 2, g.dim, **like))
 
 
-def mlp(dim_in: int, dim_hidden: int, dim_out: int, activation: nn.Module, **like) -> nn.Sequential:
+def make_mlp(dim_in: int, dim_hidden: int, dim_out: int, activation: nn.Module, **like) -> nn.Sequential:
     return nn.Sequential(nn.Linear(dim_in, dim_hidden, **like), activation, nn.Linear(dim_hidden, dim_out, **like))

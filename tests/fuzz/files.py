@@ -8,30 +8,32 @@ import pickle
 import random
 import tempfile
 import zipfile
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 
 import mutators
 import tiny
+import tiny_tuning
 import torch
-import tuned
 from harness import Target, expect, expect_finite
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from longlive import session_file
 from longlive.errors import LongLiveError
-from longlive.model.checkpoint import describe, load_model
-from longlive.model.lora import Lora
 from longlive.model.vae import WanVAE
-from longlive.model.vae_file import load_vae
-from longlive.sampler import Sampler
-from longlive.session import Session
-from longlive.store import Store
-from longlive.timeline import Boundary
-from longlive.tune.checkpoints import Checkpoints
-from longlive.tune.tuning import Tuning
+from longlive.rollout.sampler import Sampler
+from longlive.session import session_file
+from longlive.session.block_store import Store
+from longlive.session.session import Session
+from longlive.session.session_file import load_session, save_session
+from longlive.session.timeline import Boundary
+from longlive.tuning.checkpoints import Checkpoints
+from longlive.tuning.trainer import Trainer
+from longlive.weights.describe import describe_file
+from longlive.weights.load import load_model
+from longlive.weights.load_vae import load_vae
+from longlive.weights.lora import Lora
 
 LARGEST_GROWTH = 64  # times the frames of a whole session that an accepted one may ask for: more is not sampled
 PLAIN = "plain.safetensors"
@@ -46,18 +48,18 @@ def model():
 def made_session() -> Session:
     """Four blocks under two prompts."""
     with Sampler(model()) as sampler:
-        video = sampler.extended(tiny.session(), 2)
-        return sampler.extended(video.switched_to(tiny.prompt(1), Boundary.RECACHE), 2)
+        video = sampler.sample(tiny.session(), 2)
+        return sampler.sample(video.switched_to(tiny.prompt(1), Boundary.RECACHE), 2)
 
 
 @functools.cache
 def session_bytes() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
-        session_file.save(made_session(), Path(folder) / PLAIN)
+        save_session(made_session(), Path(folder) / PLAIN)
         return (Path(folder) / PLAIN).read_bytes()
 
 
-def written(folder: Path, name: str, content: bytes) -> Path:
+def write_file(folder: Path, name: str, content: bytes) -> Path:
     path = folder / name
     path.write_bytes(content)
     return path
@@ -66,7 +68,7 @@ def written(folder: Path, name: str, content: bytes) -> Path:
 def attack_session(draw: random.Random, folder: Path) -> None:
     """A damaged session is refused, or nothing that it holds was damaged."""
     content = mutators.mutate_bytes(draw, session_bytes())
-    found, whole = session_file.load(written(folder, "damaged.safetensors", content)), made_session()
+    found, whole = load_session(write_file(folder, "damaged.safetensors", content)), made_session()
     expect(torch.equal(found.latents(), whole.latents()), "other latents were accepted")
     for field in fields(Session):
         if field.name not in ("blocks", "keys", "switches"):
@@ -84,16 +86,16 @@ def attack_forged_session(draw: random.Random, folder: Path) -> None:
     if draw.random() < 0.4:
         tensors = mutators.mutate_tensors(draw, tensors)
     try:
-        metadata["digest"] = session_file._digest(metadata["session"], tensors)
+        metadata["digest"] = session_file._hash_content(metadata["session"], tensors)
     except (RuntimeError, ValueError, TypeError):  # of a dtype that no digest takes
         metadata["digest"] = "0" * 64
     content = save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
-    found = session_file.load(written(folder, "forged.safetensors", content))
+    found = load_session(write_file(folder, "forged.safetensors", content))
     expect_finite(found.latents(), "an accepted session")
     expect(found.num_frames == found.latents().shape[1], "its frames are not counted right")
     if found.block_shape != made_session().block_shape or found.config.window > LARGEST_GROWTH:
         return
-    longer = Sampler(model()).extended(found, 1)
+    longer = Sampler(model()).sample(found, 1)
     expect_finite(longer.latents(), "the continuation of an accepted session")
 
 
@@ -145,7 +147,7 @@ def weights_bytes() -> bytes:
     return save_tensors(weights(), {"geometry": GEOMETRY_STATED, "config": '{"transformer": {"causal_ar": true}}'})
 
 
-def damaged(draw: random.Random, content: bytes, tensors: dict[str, Tensor]) -> bytes:
+def damage(draw: random.Random, content: bytes, tensors: dict[str, Tensor]) -> bytes:
     """A safetensors file with damage in its bytes, its header or its tensors."""
     match draw.randrange(3):
         case 0:
@@ -165,9 +167,9 @@ def read_model(path: Path, lora: Path | None = None, **stated: int) -> None:
 
 def attack_checkpoint(draw: random.Random, folder: Path) -> None:
     """Weights have no digest: what is read is a network that fits, of finite numbers."""
-    path = written(folder, "weights.safetensors", damaged(draw, weights_bytes(), weights()))
+    path = write_file(folder, "weights.safetensors", damage(draw, weights_bytes(), weights()))
     if draw.random() < 0.3:
-        expect(len(describe(path)) < 20_000, "the description is endless")
+        expect(len(describe_file(path)) < 20_000, "the description is endless")
     read_model(path)
 
 
@@ -208,16 +210,16 @@ def adapter() -> dict[str, Tensor]:
 
 @functools.cache
 def weights_file() -> Path:
-    return written(Path(tempfile.mkdtemp(prefix="fuzz-weights-")), PLAIN, weights_bytes())
+    return write_file(Path(tempfile.mkdtemp(prefix="fuzz-weights-")), PLAIN, weights_bytes())
 
 
 def attack_lora(draw: random.Random, folder: Path) -> None:
     """An adapter with damage, or another alpha, or factors of other sizes."""
     content = save_tensors(adapter(), {"ss_network_alpha": "2", "alpha": "2", "lora_alpha": "2"})
-    path = written(folder, "lora.safetensors", damaged(draw, content, adapter()))
+    path = write_file(folder, "lora.safetensors", damage(draw, content, adapter()))
     lora = Lora.read(path)
     expect_finite(list(lora.alphas), "an alpha")
-    lora.comfy_keys()
+    lora.as_comfy_state()
     read_model(weights_file(), path)
 
 
@@ -233,7 +235,7 @@ def vae_bytes() -> bytes:
 
 
 def attack_vae(draw: random.Random, folder: Path) -> None:
-    path = written(folder, "vae.safetensors", damaged(draw, vae_bytes(), vae_tensors()))
+    path = write_file(folder, "vae.safetensors", damage(draw, vae_bytes(), vae_tensors()))
     expect_finite(load_vae(path).state_dict(), "a loaded VAE")
 
 
@@ -271,7 +273,7 @@ def attack_pickle(draw: random.Random, folder: Path) -> None:
             torch.save(state, path)
             path.write_bytes(mutators.mutate_bytes(draw, path.read_bytes()))
     try:
-        draw.choice((read_model, describe, Lora.read, load_vae))(path)
+        draw.choice((read_model, describe_file, Lora.read, load_vae))(path)
     except LongLiveError:
         expect(not mark.exists(), "code in a file ran")
         raise
@@ -318,9 +320,9 @@ def attack_torch_file(draw: random.Random, folder: Path) -> None:
             content = torch_bytes({"generator": state})
         case _:
             content = torch_bytes(mutators.mutate_tensors(draw, state))
-    path = written(folder, "weights.pt", content)
+    path = write_file(folder, "weights.pt", content)
     if draw.random() < 0.3:
-        describe(path)
+        describe_file(path)
     read_model(path, num_heads=2, text_len=6)
 
 
@@ -331,8 +333,8 @@ def torch_bytes(state: object) -> bytes:
 
 
 @functools.cache
-def tuning() -> Tuning:
-    return tuned.tuning(replace(tuned.CONFIG, run=replace(tuned.CONFIG.run, steps=2)))
+def tuning() -> Trainer:
+    return tiny_tuning.make_trainer(tiny_tuning.with_run(steps=2))
 
 
 @functools.cache
@@ -344,7 +346,7 @@ def checkpoint() -> tuple[bytes, dict[str, Tensor]]:
     with tempfile.TemporaryDirectory() as folder:
         Checkpoints(one, Path(folder)).save()
         (path,) = Path(folder).rglob("*.safetensors")
-        return path.read_bytes(), {name: tensor.clone() for name, tensor in one.state().items()}
+        return path.read_bytes(), {name: tensor.clone() for name, tensor in one.state_dict().items()}
 
 
 def attack_tuning_checkpoint(draw: random.Random, folder: Path) -> None:
@@ -354,12 +356,12 @@ def attack_tuning_checkpoint(draw: random.Random, folder: Path) -> None:
     path.mkdir(parents=True)
     if draw.random() < 0.2:
         (folder / "checkpoints" / draw.choice(("000003", "x", "³", "000004.part", "-1"))).mkdir()
-    content = damaged(draw, whole, load_tensors(whole))
+    content = damage(draw, whole, load_tensors(whole))
     (path / "process0.safetensors").write_bytes(content)
     one = tuning()
     if not Checkpoints(one, folder).resume():
         return
-    found = one.state()
+    found = one.state_dict()
     expect(found.keys() == state.keys(), "other tensors were resumed")
     for name, tensor in state.items():
         expect(torch.equal(found[name], tensor), f"another {name} was resumed")

@@ -12,22 +12,24 @@ import files
 import torch
 from harness import Target, expect
 
-from longlive import session_file
-from longlive.__main__ import main, written
-from longlive.clip import Clip
-from longlive.digest import digest
+from longlive.cli.main import main
+from longlive.cli.render import read_script
 from longlive.errors import SessionError
-from longlive.evaluate import evaluate
+from longlive.evaluation.clip_score import ClipScorer
+from longlive.evaluation.evaluate import evaluate_video
 from longlive.files import find_inside
-from longlive.model.checkpoint import describe, load_model
-from longlive.model.lora import Lora
-from longlive.model.vae_file import load_vae
-from longlive.store import Store
-from longlive.text import UMT5
-from longlive.tune.config import read_config
-from longlive.tune.data import PromptPair, read_answers, read_pairs, write_pairs
-from longlive.verify import verify
-from longlive.video import VideoWriter
+from longlive.model.text_encoder import UMT5
+from longlive.reference.verify import verify
+from longlive.session.block_store import Store
+from longlive.session.session_file import load_session, save_session
+from longlive.tuning.config import read_config
+from longlive.tuning.prompt_pairs import PromptPair, read_answers, read_pairs, write_pairs
+from longlive.video.writer import VideoWriter
+from longlive.weights.describe import describe_file
+from longlive.weights.file_digest import digest_file
+from longlive.weights.load import load_model
+from longlive.weights.load_vae import load_vae
+from longlive.weights.lora import Lora
 
 DEVICES = ("/dev/zero", "/dev/null", "/dev/full", "/dev/random", "/dev/stdin", "/proc/self/mem", "/proc/self/environ",
            "/", "/proc", "/root", "/etc/passwd", "", ".", "..", "~", "~nobody/x", "\0", "a\0b", "\ud800",
@@ -110,10 +112,8 @@ def film(path: Path) -> None:
 
 
 def session(path: Path) -> None:
-    session_file.save(files.made_session(), path)
-    expect(
-        torch.equal(session_file.load(path).latents(), files.made_session().latents()), "another session was written"
-    )
+    save_session(files.made_session(), path)
+    expect(torch.equal(load_session(path).latents(), files.made_session().latents()), "another session was written")
 
 
 def name_inside(path: Path) -> None:
@@ -140,11 +140,12 @@ def command(*arguments: str) -> Callable[[Path], None]:
 
 
 USES: tuple[Callable[[Path], object], ...] = (
-    session_file.load, describe, load_model, Lora.read, load_vae, digest, written, read_config, read_pairs,
-    lambda path: read_pairs(path, path), lambda path: read_answers(path, path), verify, evaluate, Clip.of_folder,
-    lambda path: UMT5.of_pipeline(path, device=torch.device("cpu"), dtype=torch.float32), store, film, session,
+    load_session, describe_file, load_model, Lora.read, load_vae, digest_file, read_script, read_config, read_pairs,
+    lambda path: read_pairs(path, path), lambda path: read_answers(path, path), verify, evaluate_video,
+    lambda path: UMT5.of_pipeline(path, device=torch.device("cpu"), dtype=torch.float32),
+    ClipScorer.of_folder, store, film, session,
     lambda path: write_pairs([PromptPair("a", "b")], path), name_inside,
-    lambda path: digest(files.weights_file(), cache_dir=path), command("info", "PATH"), command("verify", "PATH"),
+    lambda path: digest_file(files.weights_file(), cache_dir=path), command("info", "PATH"), command("verify", "PATH"),
     command("evaluate", "PATH"), command("tune", "PATH"), command("render", "PATH", "--miniature", "-o", "x.mp4"),
     command("render", "PATH", "--weights", "PATH", "--pipeline", "PATH", "-o", "x.mp4"),
 )  # fmt: skip

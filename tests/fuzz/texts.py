@@ -13,15 +13,15 @@ from pathlib import Path
 import mutators
 from harness import Target, Unclear, expect, expect_finite
 
-from longlive.curve import Curve
-from longlive.digest import MEMORY, digest
 from longlive.errors import TimelineError
-from longlive.timeline import parse
-from longlive.tune.config import read_config
-from longlive.tune.data import PromptPair, parsed_pairs, read_answers, read_pairs, write_pairs, write_requests
+from longlive.session.timeline import parse_timeline
+from longlive.tuning.config import read_config
+from longlive.tuning.metrics_log import MetricsLog
+from longlive.tuning.prompt_pairs import PromptPair, parse_pairs, read_answers, read_pairs, write_pairs, write_requests
+from longlive.weights.file_digest import DIGESTS_FILE, digest_file
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted((ROOT / "longlive" / "tune" / "configs").glob("*.toml"))
+CONFIGS = sorted((ROOT / "longlive" / "tuning" / "configs").glob("*.toml"))
 VECTORS = json.loads((ROOT / "tests" / "timeline_vectors.json").read_text(encoding="utf-8"))
 SCRIPT_TOKENS = (
     "|", "\n", "\r\n", "\r", "\t", " ", "  ", "#", "\ufeff", "\u00a0", "\u3000", "\u2028", "8s", "10b", "30f", "1.5s",
@@ -67,7 +67,7 @@ def read_in_editor(script: str, block: int):
     return json.loads(process.stdout.readline())
 
 
-def script_of(draw: random.Random) -> str:
+def make_script(draw: random.Random) -> str:
     if draw.random() < 0.3:
         return "".join(draw.choice(SCRIPT_TOKENS) for _ in range(draw.randint(1, 14)))
     return mutators.mutate_text(draw, draw.choice(VECTORS)["script"], SCRIPT_TOKENS)
@@ -75,10 +75,10 @@ def script_of(draw: random.Random) -> str:
 
 def attack_script(draw: random.Random, folder: Path) -> None:
     """Python and the editor read the same segments, or name the same problem at the same place."""
-    script, block = script_of(draw).encode("utf-8", "replace").decode(), draw.choice((3, 3, 3, 1, 5))
+    script, block = make_script(draw).encode("utf-8", "replace").decode(), draw.choice((3, 3, 3, 1, 5))
     theirs = read_in_editor(script, block)
     try:
-        segments = parse(script, block)
+        segments = parse_timeline(script, block)
     except TimelineError as error:
         ours = {"line": error.line, "column": error.column, "problem": error.problem}
         if ours != theirs:
@@ -131,7 +131,7 @@ PAIRS = (PromptPair("A red fox runs over snow at night", "The red fox runs and l
          PromptPair("An owl sits on a branch", "The owl on the branch opens its wings"))  # fmt: skip
 
 
-def damaged_lines(draw: random.Random, text: str) -> bytes:
+def damage_lines(draw: random.Random, text: str) -> bytes:
     """JSONL with another value, other characters or other bytes."""
     match draw.randrange(3):
         case 0:
@@ -154,7 +154,7 @@ def check_pairs(pairs) -> None:
 def attack_pairs(draw: random.Random, folder: Path) -> None:
     path = folder / draw.choice(("pairs.jsonl", "pairs.jsonl", "pairs.txt"))
     write_pairs(PAIRS, path)
-    path.write_bytes(damaged_lines(draw, path.read_text()))
+    path.write_bytes(damage_lines(draw, path.read_text()))
     second = folder / "second.txt" if draw.random() < 0.2 else None
     if second:
         second.write_bytes(mutators.mutate_bytes(draw, b"one\ntwo"))
@@ -168,7 +168,7 @@ def attack_answers(draw: random.Random, folder: Path) -> None:
     lines.append({"id": 1, "choices": [{"message": {"content": "again"}}]})
     answered.write_text("".join(json.dumps(line) + "\n" for line in lines))
     harmed = draw.choice((asked, answered))
-    harmed.write_bytes(damaged_lines(draw, harmed.read_text()))
+    harmed.write_bytes(damage_lines(draw, harmed.read_text()))
     pairs, refusals = read_answers(asked, answered)
     check_pairs(pairs)
     for line in refusals:
@@ -177,18 +177,18 @@ def attack_answers(draw: random.Random, folder: Path) -> None:
 
 def attack_typed_pairs(draw: random.Random, folder: Path) -> None:
     text = "# two pairs\nA red fox runs -> The red fox leaps\nan owl sits → the owl flies => it lands\n"
-    check_pairs(parsed_pairs(mutators.mutate_text(draw, text, ("->", "→", "=>", "-", ">", "#", "\n"))))
+    check_pairs(parse_pairs(mutators.mutate_text(draw, text, ("->", "→", "=>", "-", ">", "#", "\n"))))
 
 
 def attack_curve(draw: random.Random, folder: Path) -> None:
     """Figures of a training whose file was damaged: whole lines of numbers stay, and it goes on."""
-    curve = Curve(folder / "curve.jsonl")
+    curve = MetricsLog(folder / "curve.jsonl")
     for step in range(1, 5):
         curve.add(step, {"loss": 1 / step})
-    curve.path.write_bytes(damaged_lines(draw, curve.path.read_text()))
+    curve.path.write_bytes(damage_lines(draw, curve.path.read_text()))
     for line in curve.read():
         expect(isinstance(line, dict), f"the line {line!r} was read")
-    curve.cut(3)
+    curve.truncate(3)
     curve.add(4, {"loss": 0.5})
     found = curve.read()
     expect(found[-1] == {"step": 4, "loss": 0.5}, "a new line is not read back")
@@ -197,13 +197,13 @@ def attack_curve(draw: random.Random, folder: Path) -> None:
 
 def attack_digests(draw: random.Random, folder: Path) -> None:
     """A damaged memory of digests is none: the digest is that of the bytes, unless the memory says another for them."""
-    path, memory = folder / "weights.bin", folder / MEMORY
+    path, memory = folder / "weights.bin", folder / DIGESTS_FILE
     path.write_bytes(draw.randbytes(64))
-    right = digest(path)
+    right = digest_file(path)
     text = json.dumps({str(path): [64, 0, 1, 2, 3, "0" * 64], str(folder / "x"): [1, 2, "f" * 64], "y": []})
-    memory.write_bytes(damaged_lines(draw, text))
+    memory.write_bytes(damage_lines(draw, text))
     for _ in range(2):
-        expect(digest(path, cache_dir=folder) == right, "another digest was given")
+        expect(digest_file(path, cache_dir=folder) == right, "another digest was given")
 
 
 TARGETS = (

@@ -12,14 +12,15 @@ import model_files
 from comfy import Graph
 from hosts import REPOSITORY
 
-from longlive.config import Positions, RolloutConfig, seconds_to_blocks
+from longlive.config import Positions, RolloutConfig
 from longlive.miniature.files import load_miniature
 from longlive.model.causal import CausalWan
-from longlive.model.checkpoint import load_model
-from longlive.sampler import Sampler
-from longlive.session import Prompt, Session
-from longlive.text import HashedWords
-from longlive.timeline import Boundary, parse
+from longlive.model.text_encoder import HashedWords
+from longlive.rollout.sampler import Sampler
+from longlive.session.session import Prompt, Session
+from longlive.session.timeline import Boundary, parse_timeline
+from longlive.units import seconds_to_blocks
+from longlive.weights.load import load_model
 
 WORKFLOWS = sorted((REPOSITORY / "workflows").glob("*.json"))
 NOTES = {"MarkdownNote", "Note"}  # drawn by the interface, unknown to the host
@@ -161,7 +162,7 @@ class Direct:
             case "LongLiveSwitchPrompt":
                 return before.switched_to(self._prompt(inputs), boundary(inputs))
             case "LongLiveChunkSampler":
-                return self._sampler(node_id).extended(before, blocks(inputs, before))
+                return self._sampler(node_id).sample(before, blocks(inputs, before))
             case "LongLiveTimeline":
                 return self._along(inputs["script"], before, self._sampler(node_id))
             case "LongLiveRewind":
@@ -184,9 +185,9 @@ class Direct:
         )
 
     def _along(self, script: str, session: Session, sampler: Sampler) -> Session:
-        for segment in parse(script, session.config.block):
+        for segment in parse_timeline(script, session.config.block):
             session = session.switched_to(Prompt.of(self.words(segment.prompt), segment.prompt), segment.boundary)
-            session = sampler.extended(session, segment.blocks)
+            session = sampler.sample(session, segment.blocks)
         return session
 
     def _prompt(self, inputs: Mapping) -> Prompt:
@@ -226,7 +227,7 @@ def causal_model(path: Path, lora: Path | None, strength: float) -> CausalWan:
 
 def boundary(inputs: Mapping) -> Boundary:
     recache = Boundary.RENEW if inputs["sink"] == "renew" else Boundary.RECACHE
-    return {"recache": recache, "keep cache": Boundary.KEEP, "discard cache": Boundary.DISCARD}[inputs["boundary"]]
+    return {"recache": recache, "keep cache": Boundary.KEEP, "discard cache": Boundary.CUT}[inputs["boundary"]]
 
 
 def blocks(inputs: Mapping, session: Session) -> int:

@@ -7,7 +7,7 @@ from hosts import HOSTS
 from inside import inside
 from safetensors.torch import load_file, save_file
 
-from longlive.model.lora import Lora
+from longlive.weights.lora import Lora
 
 CHECKS = (
     "check_weights",
@@ -36,7 +36,7 @@ def test_a_bypassed_lora_at_another_strength_makes_another_video(newest):
     """Its layers are injected, not patched: no hash sees them, so nothing is stored."""
 
     name = "bypassed.safetensors"
-    save_file(Lora.read(newest.models / model_files.LORA).comfy_keys(), newest.models / "loras" / name)
+    save_file(Lora.read(newest.models / model_files.LORA).as_comfy_state(), newest.models / "loras" / name)
 
     def latents(strength: float):
         graph = chain(("a boat", 1), seed=90)

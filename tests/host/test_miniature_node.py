@@ -8,9 +8,9 @@ from graphs import WORKFLOWS, example, node
 from hosts import NEWEST, OLDEST
 from inside import inside
 
-from longlive.miniature.grammar import complaints
-from longlive.timeline import parse
-from longlive.tune.data import parsed_pairs
+from longlive.miniature.grammar import find_problems
+from longlive.session.timeline import parse_timeline
+from longlive.tuning.prompt_pairs import parse_pairs
 
 TOLERANCE = 1e-4
 RING = "a red ring moves left at night from the east"
@@ -96,12 +96,12 @@ def test_workflows_speak_its_language(workflow):
     graph = example(workflow)
     texts = [item["inputs"]["text"] for item in graph.values() if item["class_type"] == "CLIPTextEncode"]
     scripts = [item["inputs"]["script"] for item in graph.values() if item["class_type"] == "LongLiveTimeline"]
-    texts += [segment.prompt for script in scripts for segment in parse(script, block=3)]
+    texts += [segment.prompt for script in scripts for segment in parse_timeline(script, block=3)]
     pairs = [item["inputs"]["pairs"] for item in graph.values() if item["class_type"] == "LongLivePromptPairs"]
-    texts += [prompt for text in pairs for pair in parsed_pairs(text) for prompt in (pair.first, pair.second)]
+    texts += [prompt for text in pairs for pair in parse_pairs(text) for prompt in (pair.first, pair.second)]
 
     assert texts
-    assert [complaint for text in texts for complaint in complaints(text)] == []
+    assert [problem for text in texts for problem in find_problems(text)] == []
 
 
 @each_workflow

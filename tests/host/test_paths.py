@@ -78,7 +78,7 @@ def refusal(host: ComfyUI, graph: dict) -> str:
 @pytest.mark.parametrize("name", HOSTILE, ids=lambda name: ascii(name)[:30])
 def test_prompt_pairs_reads_its_input_folder_only(newest, outside, name):
     told = sentence(newest, pairs(name.format(outside=outside)))
-    assert "is no name in" in told or "cannot be read" in told
+    assert "is not a name in" in told or "cannot be read" in told
     assert CONTENT not in told
     assert len(told) < 400 + len(str(newest.base))
 
@@ -99,7 +99,7 @@ def test_a_file_too_large_to_be_prompts_is_refused(newest):
 def test_text_too_long_to_be_pairs_is_refused_before_it_is_queued(newest):
     graph = pairs("")
     graph["pairs"]["inputs"]["pairs"] = "a -> b\n" * 30_000
-    with pytest.raises(HostError, match=r"the text has 210,000 characters, and 200,000 at most are read; use a file"):
+    with pytest.raises(HostError, match=r"the text has 210,000 characters, at most 200,000 are read; use a file"):
         newest.run(graph)
 
 
@@ -110,8 +110,8 @@ def test_a_session_is_kept_in_its_folder_only(newest, outside, name):
     load = node("LongLiveLoadSession", model=["model", 0], name=name)
     if name not in ("folder", "pipe.txt", "loop", "secret.txt", "~/secret.txt"):  # with .safetensors, names like others
         save = node("LongLiveSaveSession", session=["session", 0], name=name)
-        assert "is no name for a session" in sentence(newest, ended(BEGUN | {"save": save}, "save"))
-        assert "is no name for a session" in sentence(newest, ended(BEGUN | {"load": load}, "load"))
+        assert "is not a name for a session" in sentence(newest, ended(BEGUN | {"save": save}, "save"))
+        assert "is not a name for a session" in sentence(newest, ended(BEGUN | {"load": load}, "load"))
     assert files_of(outside) == before
 
 

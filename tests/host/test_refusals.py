@@ -127,7 +127,7 @@ def test_a_length_the_host_itself_refuses(newest, length):
         ),
         ("1b | a boat\n2s cutt | a ship", "line 2, column 4: unknown boundary 'cutt'; did you mean cut?"),
         ("1b | a boat\n# so\n2s a ship", "line 3, column 3: a bar is missing between duration and prompt"),
-        ("1b | a boat\n2s |", "line 2, column 5: the prompt is empty; say behind the bar what is to be seen"),
+        ("1b | a boat\n2s |", "line 2, column 5: the prompt is empty; write it after the |"),
         ("0s | a boat", "line 1, column 1: the duration is 0 s; use more than 0 seconds"),
         ("-2s | a boat", "line 1, column 1: the duration is -2 s; use more than 0 seconds"),
         (
@@ -344,7 +344,7 @@ def loading(name: str) -> dict:
 def test_a_name_that_leaves_its_folder(newest, graph, name):
     told = sentence(newest, graph(name))
 
-    assert told.startswith(f"{name!r} is no name for a session")
+    assert told.startswith(f"{name!r} is not a name for a session")
     assert told.endswith("use a plain name such as my_film")
     assert not (newest.output / "x.safetensors").exists()
 
@@ -362,12 +362,12 @@ def test_a_damaged_session(newest):
     save_file({"latents": torch.zeros(1)}, folder / "other.safetensors")
 
     for name in ("half", "noise"):
-        assert "is no whole session file" in sentence(newest, loading(name))
-    assert sentence(newest, loading("other")).endswith("but no LongLive session; choose a saved session")
+        assert "is not a whole session file" in sentence(newest, loading(name))
+    assert sentence(newest, loading("other")).endswith("but not a LongLive session; choose a saved session")
 
 
 def test_a_prefix_that_leaves_the_output_folder(newest):
-    with pytest.raises(HostError, match="is no name for a film"):
+    with pytest.raises(HostError, match="is not a name for a video"):
         newest.run(decoding(model_files.VAE.name, "../x"))
 
 
@@ -418,7 +418,7 @@ def test_a_disk_that_refuses_blocks_costs_no_video(newest, options):
         newest.run(chain((FOX, 2), seed=2, name="kept"))
         assert alive(newest)["caches"] == 0
 
-    assert "finished work cannot be kept in" in newest.log
+    assert "finished work cannot be stored in" in newest.log
     assert latents(newest, "kept").shape[2] == 6
 
 

@@ -115,16 +115,24 @@ def test_what_is_tuned_is_what_the_host_loaded():
 def test_a_tuning_is_not_continued_with_other_settings(newest, resumed):
     told = sentence(newest, tuning("resumed", rate=2e-4))
 
-    assert "was made with another configuration: learn.rate was 0.0001 and is 0.0002; set that back, or" in told
+    assert (
+        "was made with another configuration: learn.rate was 0.0001 and is 0.0002; restore the old values, or" in told
+    )
 
 
 @pytest.mark.parametrize(
     ("inputs", "told"),
     [
-        ({"teacher": ["quantised", 0]}, "the teacher is quantised (its weights are float8_e4m3fn), and only whole"),
+        (
+            {"teacher": ["quantised", 0]},
+            "the teacher is quantised (its weights are float8_e4m3fn), and tuning needs whole",
+        ),
         ({"teacher": ["wide", 0]}, "the teacher takes 48 latent channels and makes 48, Wan2.1 text-to-video has 16; "),
-        ({"name": "../x"}, "'../x' is no name for a LoRA in "),
-        ({"name": "longlive_tiny_lora"}, "longlive_tiny_lora.safetensors is a LoRA that no tuning of LongLive made"),
+        ({"name": "../x"}, "'../x' is not a name for a LoRA in "),
+        (
+            {"name": "longlive_tiny_lora"},
+            "longlive_tiny_lora.safetensors is a LoRA that was not made by LongLive Tuner",
+        ),
         ({"width": 128}, "the miniature makes 64 x 64 pixels and nothing else, not 128 x 64; set width and height to"),
         ({"rank": 512}, "rank is 512, but the narrowest Linear of this network is 256 wide; use at most 256"),
     ],

@@ -11,7 +11,7 @@ from inside import inside
 from model_files import GEOMETRY
 from test_workflows import FOX, OWL, STEPS, alive, forget, latents, made_anew, nothing_is_alive, nth_preview
 
-from longlive.config import SIZE_STEP
+from longlive.units import SIZE_STEP
 
 NODES = 20
 CHECKS = (

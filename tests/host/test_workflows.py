@@ -23,12 +23,13 @@ from hosts import HOSTS, NEWEST
 from patience import wait_until
 from safetensors.torch import load_file, save_file
 
-from longlive.config import FPS, RolloutConfig, pixel_frames
+from longlive.config import RolloutConfig
 from longlive.miniature.files import DIT, load_miniature
 from longlive.miniature.world import SIZE
-from longlive.model.checkpoint import Lora
-from longlive.model.vae import denormalised
-from longlive.session import Session
+from longlive.model.vae import denormalise
+from longlive.session.session import Session
+from longlive.units import FPS, count_pixel_frames
+from longlive.weights.lora import Lora
 
 TOLERANCE = 1e-4
 STEPS = len(RolloutConfig().steps)
@@ -82,7 +83,7 @@ def nothing_is_alive(host: ComfyUI) -> bool:
 
 
 def in_vae_space(session: Session) -> torch.Tensor:
-    return denormalised(session.latents()).transpose(1, 2)
+    return denormalise(session.latents()).transpose(1, 2)
 
 
 @functools.cache
@@ -168,7 +169,7 @@ def test_workflow_ends_in_a_playable_video(made, workflow):
             prompt = json.loads(file.metadata["prompt"])  # where the host has noted the fingerprints
             assert without(prompt, "is_changed") == result.graph
             assert json.loads(file.metadata["workflow"]) == json.loads(workflow.read_text())
-            assert sum(1 for _ in file.decode(stream)) == pixel_frames(result.latents[id].shape[2])
+            assert sum(1 for _ in file.decode(stream)) == count_pixel_frames(result.latents[id].shape[2])
 
 
 @each_short_workflow
@@ -357,7 +358,7 @@ def with_loader(graph: Graph, **inputs) -> dict:
 
 def with_stock_lora(host: ComfyUI, graph: Graph) -> dict:
     name = "comfy_named_lora.safetensors"
-    save_file(Lora.read(host.models / model_files.LORA).comfy_keys(), host.models / "loras" / name)
+    save_file(Lora.read(host.models / model_files.LORA).as_comfy_state(), host.models / "loras" / name)
     loader = node("LoraLoaderModelOnly", model=["base", 0], lora_name=name, strength_model=0.75)
     return {**graph, "base": graph["model"], "model": loader}
 

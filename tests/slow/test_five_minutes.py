@@ -14,7 +14,7 @@ def test_five_minutes_of_training_reach_what_the_card_says(tmp_path):
     command = [sys.executable, "-m", "longlive.miniature.training", "--scale", "0.05", "--folder", str(tmp_path)]
     run = run_patiently(command, "five minutes of training")
     assert run.returncode == 0, run.stderr
-    decibels = float(run.stderr.split("VAE on films it has not seen: ")[1].split(" dB")[0])
+    decibels = float(run.stderr.split("VAE on clips it has not seen: ")[1].split(" dB")[0])
     losses = [json.loads(line)["loss"] for line in (tmp_path / "dit.jsonl").read_text().splitlines()]
     assert decibels >= PSNR
     assert losses[-1] <= LOSS

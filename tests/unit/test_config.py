@@ -6,16 +6,9 @@ import math
 
 import pytest
 
-from longlive.config import (
-    FPS,
-    MAX_SECONDS,
-    Positions,
-    RolloutConfig,
-    blocks_to_seconds,
-    pixel_frames,
-    seconds_to_blocks,
-)
+from longlive.config import Positions, RolloutConfig
 from longlive.errors import ConfigError
+from longlive.units import FPS, MAX_SECONDS, blocks_to_seconds, count_pixel_frames, seconds_to_blocks
 
 
 def test_the_defaults_are_the_released_configuration():
@@ -133,9 +126,9 @@ def test_an_absurd_duration_is_refused():
 
 
 def test_n_frames_are_4n_minus_3_pixel_frames():
-    assert [pixel_frames(n) for n in (0, 1, 2, 3, 30, 1024)] == [0, 1, 5, 9, 117, 4093]
+    assert [count_pixel_frames(n) for n in (0, 1, 2, 3, 30, 1024)] == [0, 1, 5, 9, 117, 4093]
 
 
 def test_every_frame_after_the_first_lasts_a_quarter_of_a_second():
     assert blocks_to_seconds(1, 3) == 0.75
-    assert (pixel_frames(100) - pixel_frames(97)) / FPS == blocks_to_seconds(1, 3)
+    assert (count_pixel_frames(100) - count_pixel_frames(97)) / FPS == blocks_to_seconds(1, 3)

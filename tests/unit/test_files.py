@@ -45,7 +45,7 @@ def test_a_pipe_put_in_the_place_of_a_file_is_not_waited_for(irregular, monkeypa
 
 @pytest.mark.parametrize("name", ["a\0b", "\ud800"])
 def test_a_path_that_no_system_has_is_an_os_error(name):
-    with pytest.raises(OSError, match="no name of a file"):
+    with pytest.raises(OSError, match="its name is not a file name"):
         open_regular(Path(name))
 
 

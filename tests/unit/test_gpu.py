@@ -7,7 +7,7 @@ import torch
 from longlive.model import attention
 from longlive.model.causal import CausalWan
 from longlive.model.wan import Geometry
-from longlive.sampler import Sampler
+from longlive.rollout.sampler import Sampler
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
 LIKE_WAN = Geometry(dim=256, ffn_dim=512, num_heads=2, num_layers=2, freq_dim=64, text_dim=10, text_len=6)
@@ -26,7 +26,7 @@ def test_law_3_holds_on_the_gpu():
     cpu = tiny.model(LIKE_WAN)
     model = CausalWan.of_tree(cpu.tree.to("cuda", torch.bfloat16))
     video = tiny.session(dtype=torch.bfloat16)
-    whole = Sampler(model).extended(video, 8)
-    parts = Sampler(model).extended(Sampler(model).extended(video, 5), 3)
+    whole = Sampler(model).sample(video, 8)
+    parts = Sampler(model).sample(Sampler(model).sample(video, 5), 3)
     assert torch.equal(whole.latents(), parts.latents())
     assert torch.isfinite(whole.latents()).all()

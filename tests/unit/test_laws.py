@@ -6,15 +6,15 @@ import pytest
 import tiny
 import torch
 
-from longlive.cache import RollingKVCache
 from longlive.config import Positions, RolloutConfig
 from longlive.errors import SamplingError
-from longlive.replay import calls_before, needed
-from longlive.rollout import Rollout
-from longlive.sampler import Sampler
-from longlive.session import Session
-from longlive.store import Store
-from longlive.timeline import Boundary
+from longlive.rollout.kv_cache import RollingLayerKVCache
+from longlive.rollout.rebuild import CleanPass, Recache, passes_before, passes_needed
+from longlive.rollout.rollout import Rollout
+from longlive.rollout.sampler import Sampler
+from longlive.session.block_store import Store
+from longlive.session.session import Session
+from longlive.session.timeline import Boundary
 
 CONFIGS = [
     RolloutConfig(),
@@ -28,7 +28,7 @@ CONFIGS = [
 MODEL = tiny.model()
 
 
-def story(config: RolloutConfig, *, new_sampler_every: int = 0, store: Store | None = None) -> Session:
+def make_story(config: RolloutConfig, *, new_sampler_every: int = 0, store: Store | None = None) -> Session:
     video, sampler, made = tiny.session(config), Sampler(MODEL, store=store), 0
     for number, (blocks, boundary) in enumerate(tiny.STORY):
         if boundary:
@@ -36,7 +36,7 @@ def story(config: RolloutConfig, *, new_sampler_every: int = 0, store: Store | N
         for _ in range(blocks):
             if new_sampler_every and made % new_sampler_every == 0:
                 sampler = Sampler(MODEL, store=store)
-            video = sampler.extended(video, 1)
+            video = sampler.sample(video, 1)
             made += 1
     return video
 
@@ -44,50 +44,48 @@ def story(config: RolloutConfig, *, new_sampler_every: int = 0, store: Store | N
 @pytest.fixture(scope="module")
 def whole() -> dict[RolloutConfig, torch.Tensor]:
     """Each video made in one go."""
-    return {config: story(config).latents() for config in CONFIGS}
+    return {config: make_story(config).latents() for config in CONFIGS}
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 @pytest.mark.parametrize("blocks", [1, 4])
 def test_law_3_however_a_video_is_cut_into_samplers_it_is_the_same_bit_for_bit(config, blocks, whole):
-    assert torch.equal(story(config, new_sampler_every=blocks).latents(), whole[config])
+    assert torch.equal(make_story(config, new_sampler_every=blocks).latents(), whole[config])
 
 
 def test_law_3_a_video_answered_from_the_store_is_the_same_and_computes_nothing(tmp_path, whole, monkeypatch):
     config = CONFIGS[0]
-    story(config, store=Store(tmp_path))
+    make_story(config, store=Store(tmp_path))
     monkeypatch.setattr(Rollout, "denoise", None)
-    assert torch.equal(story(config, store=Store(tmp_path)).latents(), whole[config])
+    assert torch.equal(make_story(config, store=Store(tmp_path)).latents(), whole[config])
 
 
-def test_law_3_a_rebuild_that_forgets_one_call_gives_another_video(monkeypatch, whole):
+def test_law_3_a_rebuild_without_one_pass_gives_another_video(monkeypatch, whole):
     config = CONFIGS[0]
-    monkeypatch.setattr("longlive.sampler.needed", lambda *a, **k: needed(*a, **k)[1:])
-    assert not torch.equal(story(config, new_sampler_every=4).latents(), whole[config])
+    monkeypatch.setattr("longlive.rollout.sampler.passes_needed", lambda *a, **k: passes_needed(*a, **k)[1:])
+    assert not torch.equal(make_story(config, new_sampler_every=4).latents(), whole[config])
 
 
-def test_law_3_a_rebuild_replays_no_more_than_can_matter():
+def test_law_3_a_rebuild_makes_no_more_passes_than_can_matter():
     config, layers = RolloutConfig(), 30
-    video = [(0, Boundary.DISCARD)]
+    video = [(0, Boundary.CUT)]
     end = 300 * config.block
     upcoming = Rollout(MODEL, config, (1, 16, 2, 4)).window.block(end, config.block)
-    calls = needed(calls_before(config, video, end), upcoming, layers, made=None)
+    passes = passes_needed(passes_before(config, video, end), upcoming, layers, made=None)
     depth = (config.recent + (layers - 1) * (config.recent - config.block)) // config.block
-    assert len(calls) <= depth + 1  # and the sink
+    assert len(passes) <= depth + 1  # and the sink
     recached = [*video, (end, Boundary.RECACHE)]
-    assert [call.is_recache for call in needed(calls_before(config, recached, end), upcoming, layers, made=None)] == [
-        False,
-        True,
-    ]
+    passes = passes_needed(passes_before(config, recached, end), upcoming, layers, made=None)
+    assert [type(each) for each in passes] == [CleanPass, Recache]
 
 
 def test_law_4_a_branch_does_not_disturb_its_sibling():
     sampler = Sampler(MODEL)
-    trunk = sampler.extended(tiny.session(), 5)
+    trunk = sampler.sample(tiny.session(), 5)
     before = trunk.latents().clone()
-    left = sampler.extended(trunk.switched_to(tiny.prompt(1)), 3)
-    right = sampler.extended(trunk.switched_to(tiny.prompt(2)), 3)
-    again = Sampler(MODEL).extended(trunk.switched_to(tiny.prompt(1)), 3)
+    left = sampler.sample(trunk.switched_to(tiny.prompt(1)), 3)
+    right = sampler.sample(trunk.switched_to(tiny.prompt(2)), 3)
+    again = Sampler(MODEL).sample(trunk.switched_to(tiny.prompt(1)), 3)
     assert torch.equal(trunk.latents(), before)
     assert torch.equal(left.latents(), again.latents())
     assert not torch.equal(left.latents(), right.latents())
@@ -99,9 +97,9 @@ def test_law_4_editing_a_segment_leaves_earlier_ones_untouched_and_not_recompute
 
     def edited(last: int) -> Session:
         sampler = Sampler(MODEL, store=store, watch=lambda done: computed.append(done.place.start))
-        video = sampler.extended(tiny.session(), 4)
-        video = sampler.extended(video.switched_to(tiny.prompt(1)), 2)
-        return sampler.extended(video.switched_to(tiny.prompt(last)), 2)
+        video = sampler.sample(tiny.session(), 4)
+        video = sampler.sample(video.switched_to(tiny.prompt(1)), 2)
+        return sampler.sample(video.switched_to(tiny.prompt(last)), 2)
 
     first = edited(2)
     computed.clear()
@@ -115,8 +113,7 @@ def test_law_4_editing_a_segment_leaves_earlier_ones_untouched_and_not_recompute
 
 def test_law_6_unbounded_positions_are_absolute_ones_until_the_window_rolls():
     absolute, unbounded = (
-        Sampler(MODEL).extended(tiny.session(RolloutConfig(positions=positions)), 6).latents()
-        for positions in Positions
+        Sampler(MODEL).sample(tiny.session(RolloutConfig(positions=positions)), 6).latents() for positions in Positions
     )
     torch.testing.assert_close(absolute[:, :12], unbounded[:, :12], rtol=0, atol=0)
     assert not torch.allclose(absolute[:, 12:], unbounded[:, 12:])
@@ -125,7 +122,7 @@ def test_law_6_unbounded_positions_are_absolute_ones_until_the_window_rolls():
 def test_law_6_unbounded_positions_never_end():
     far = RolloutConfig(positions=Positions.UNBOUNDED)
     rollout = Rollout(MODEL, far, (1, 16, 2, 4))
-    text = MODEL.read(tiny.prompt(0).padded())
+    text = MODEL.read_prompt(tiny.prompt(0).pad())
     noise = lambda block, step: torch.ones(1, 3, 16, 2, 4)  # noqa: E731
     near_block, far_block = (rollout.denoise(start, text, noise, 0) for start in (300, 3_000_000))
     torch.testing.assert_close(near_block, far_block, rtol=1e-4, atol=1e-4)
@@ -134,44 +131,44 @@ def test_law_6_unbounded_positions_never_end():
 @pytest.mark.parametrize("positions", list(Positions))
 def test_law_7_no_bytes_are_held_after_a_failure_though_its_traceback_is(positions):
     """Without waiting for the garbage collector: a host may keep the error while the user tries again."""
-    memories, seen = [], []
+    caches, seen = [], []
 
     def stop(done):
-        memories.append(sampler._rollout.memory)
-        seen.append([tensor[:, :1] for layer in memories[0].layers for tensor in layer.tensors])
+        caches.append(sampler._rollout.cache)
+        seen.append([tensor[:, :1] for layer in caches[0].layers for tensor in layer.tensors])
         raise RuntimeError("out of memory")
 
     sampler = Sampler(MODEL, watch=stop)
     with pytest.raises(RuntimeError) as held:
-        sampler.extended(tiny.session(RolloutConfig(positions=positions)), 1)
+        sampler.sample(tiny.session(RolloutConfig(positions=positions)), 1)
     assert held.value.__traceback__
-    assert memories[0].num_bytes == 0
+    assert caches[0].num_bytes == 0
     assert sum(view.untyped_storage().nbytes() for view in seen[0]) == 0
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_law_7_a_block_that_is_not_finite_is_told_and_not_kept(value):
+def test_law_7_a_block_that_is_not_finite_is_reported_and_not_kept(value):
     model, store = tiny.model(), Store()
     sampler = Sampler(model, store=store)
     making = sampler.extend(tiny.session(), 4)
     next(making)
     finished = next(making)
     model.tree.head.head.bias.data[0] = value
-    with pytest.raises(SamplingError, match=r"made NaN or infinity of frame 6 on, in torch.float32; what is finished"):
+    with pytest.raises(SamplingError, match=r"made NaN or infinity from frame 6 on, in torch.float32; finished blocks"):
         next(making)
     assert sampler._rollout is None
-    assert store.get(finished.next_key(model.kernel), finished.block_shape) is None
-    whole = Sampler(MODEL, store=store).extended(finished, 2)
-    assert torch.equal(whole.latents(), Sampler(MODEL).extended(tiny.session(), 4).latents())
+    assert store.get(finished.compute_next_key(model.kernel), finished.block_shape) is None
+    whole = Sampler(MODEL, store=store).sample(finished, 2)
+    assert torch.equal(whole.latents(), Sampler(MODEL).sample(tiny.session(), 4).latents())
 
 
-def test_law_7_no_memory_is_alive_after_a_sampler_ends_or_fails():
+def test_law_7_no_cache_is_alive_after_a_sampler_ends_or_fails():
     def alive() -> int:
         gc.collect()
-        return sum(RollingKVCache in type(x).__mro__ for x in gc.get_objects())
+        return sum(RollingLayerKVCache in type(x).__mro__ for x in gc.get_objects())
 
     with Sampler(MODEL) as sampler:
-        video = sampler.extended(tiny.session(), 2)
+        video = sampler.sample(tiny.session(), 2)
         assert alive() == MODEL.geometry.num_layers
     assert alive() == 0
 
@@ -180,5 +177,5 @@ def test_law_7_no_memory_is_alive_after_a_sampler_ends_or_fails():
 
     sampler = Sampler(MODEL, watch=stop)
     with pytest.raises(KeyboardInterrupt):
-        sampler.extended(video, 2)
+        sampler.sample(video, 2)
     assert alive() == 0

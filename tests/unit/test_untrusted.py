@@ -5,8 +5,8 @@ from enum import StrEnum
 
 import pytest
 
-from longlive.errors import ConfigError
-from longlive.untrusted import MAX_DEPTH, brief, conform, conform_fields, parse_json, printable_lines, read_field
+from longlive.errors import ConfigError, escape_lines, shorten
+from longlive.untrusted import MAX_DEPTH, conform, conform_fields, parse_json, read_field
 
 
 class Colour(StrEnum):
@@ -49,7 +49,7 @@ def test_plain_json_is_read():
         (f"[{2**64}]", "out of range"),
         (f"[{-(2**63) - 1}]", "out of range"),
         ("9" * 5000, "out of range"),
-        ('{"a": {"b": 1, "b": 2}}', "'b' stands there twice"),
+        ('{"a": {"b": 1, "b": 2}}', "'b' appears twice"),
         (nested(MAX_DEPTH + 2), "nested deeper than 32 levels"),
         (nested(1_000_000), "nested deeper than 32 levels"),
         ('{"a":' * 100_000, "nested deeper than 32 levels"),
@@ -149,8 +149,8 @@ def test_conform_names_the_field():
     ],
 )
 def test_text_in_a_message_is_printable_and_short(text, shown):
-    assert brief(text) == shown
+    assert shorten(text) == shown
 
 
 def test_lines_stay_lines_and_nothing_else():
-    assert printable_lines("a\x1b[2Jb\nc\rd\n") == "a\\x1b[2Jb\nc\\rd\n"
+    assert escape_lines("a\x1b[2Jb\nc\rd\n") == "a\\x1b[2Jb\nc\\rd\n"

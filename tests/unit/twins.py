@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from longlive.errors import TimelineError
-from longlive.timeline import parse
+from longlive.session.timeline import parse_timeline
 
 NODE = shutil.which("node")
 OUTCOMES = Path(__file__).parents[1] / "web" / "outcomes.mjs"
@@ -35,7 +35,7 @@ def random_scripts(seed: int, count: int) -> Iterator[tuple[str, int]]:
 def outcome(script: str, block: int) -> Outcome:
     """What Python's parser makes of a script."""
     try:
-        segments = parse(script, block)
+        segments = parse_timeline(script, block)
     except TimelineError as error:
         return [error.line, error.column, error.problem]
     return [[s.prompt, s.blocks, str(s.boundary), s.line, s.asked] for s in segments]

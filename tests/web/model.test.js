@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
-import { lengthened, parse, serialize, TimelineError, totals } from "../../web/timeline/model.js";
+import { lengthen, parse, serialize, TimelineError, totals } from "../../web/timeline/model.js";
 
 const vectors = JSON.parse(readFileSync(new URL("../timeline_vectors.json", import.meta.url), "utf8"));
 
@@ -49,11 +49,11 @@ test("totals count pixel frames as 4 n - 3", () => {
 });
 
 test("a duration is lengthened by blocks in its own unit", () => {
-  assert.equal(lengthened("8s", 1), "9s");
-  assert.equal(lengthened("0.75 s", -1), "0.75s");
-  assert.equal(lengthened("10 blocks", -1), "9b");
-  assert.equal(lengthened("30F", 1), "33f");
-  assert.equal(lengthened("soon", 1), "soon");
+  assert.equal(lengthen("8s", 1), "9s");
+  assert.equal(lengthen("0.75 s", -1), "0.75s");
+  assert.equal(lengthen("10 blocks", -1), "9b");
+  assert.equal(lengthen("30F", 1), "33f");
+  assert.equal(lengthen("soon", 1), "soon");
 });
 
 /** Milliseconds of processor time, the least of several tries: other processes only add to it. */

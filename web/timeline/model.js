@@ -1,16 +1,16 @@
 // @ts-check
 /**
- * The timeline script as plain data; the rules are those of `longlive/timeline.py`, held together by shared tests.
+ * The timeline script as plain data, by the rules of `longlive/session/timeline.py`; shared tests compare the two.
  * Knows no DOM. A *frame* is a latent frame; seconds snap to whole blocks, blocks and frames must fit.
  *
- * @typedef {"recache" | "renew" | "keep" | "discard"} Boundary how the memory changes where a segment begins
+ * @typedef {"recache" | "renew" | "keep" | "discard"} Boundary what happens to the KV cache where a segment begins
  *
  * @typedef {object} Row what the script says of a segment, as written
  * @property {string} asked the duration
  * @property {Boundary} boundary
  * @property {string} prompt with a line break wherever the script continues it on an indented line
  * @property {string[]} above comments and blank lines before it
- * @property {string[]} [below] those behind it, where the script ends
+ * @property {string[]} [below] those after it, at the end of the script
  *
  * @typedef {Row & {blocks: number, line: number}} Segment
  */
@@ -30,7 +30,7 @@ const UNITS = new Map(["seconds", "blocks", "frames"].flatMap((name) =>
 const SPACE = " \t\u00a0\u3000"; // with the no-break and the ideographic space of pasted text
 const LOOKALIKES = "｜│¦"; // bars that are not the plain one
 const SHOWN = 40; // characters of a word that a message repeats
-// No two parts of these may share what they match in more than one way: their time grows with the text, not its square.
+// No two adjacent parts of these may match the same text: their time then grows with the text, not with its square.
 const NUMBER = /^[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)/;
 const WORD = new RegExp(`[^${SPACE}]+`, "g");
 const UNIT = `(?:${[...UNITS.keys()].join("|")})`;
@@ -63,7 +63,7 @@ export function parse(text, block = 3) {
     if (!content || content.startsWith("#")) {
       above.push(line);
     } else if (!SPACE.includes(line[0])) {
-      const { column, ...segment } = parseLine(line, index + 1, block);
+      const { column, ...segment } = parseSegment(line, index + 1, block);
       segments.push({ ...segment, above });
       columns.push(column);
       above = [];
@@ -82,21 +82,21 @@ export function parse(text, block = 3) {
   }
   const mute = segments.findIndex((segment) => !segment.prompt);
   if (mute >= 0) {
-    const problem = "the prompt is empty; say behind the bar what is to be seen";
+    const problem = "the prompt is empty; write it after the |";
     throw new TimelineError(problem, segments[mute].line, columns[mute]);
   }
   return segments;
 }
 
-/** The script of `rows`; it parses back to them, comments included. @param {Row[]} rows */
+/** Write `rows` as a script, comments included; `parse` reads them back. @param {Row[]} rows */
 export function serialize(rows) {
   return rows.map(({ above, asked, boundary, prompt, below = [] }) => {
     const head = strip(`${strip(asked)} ${WORDS[boundary]}`);
-    return [...above, strip(`${head} | ${indented(prompt)}`), ...below].join("\n") + "\n";
+    return [...above, strip(`${head} | ${indent(prompt)}`), ...below].join("\n") + "\n";
   }).join("");
 }
 
-/** The lengths of a video made of `segments`. @param {{blocks: number}[]} segments @param {number} [block] */
+/** Count the lengths of a video made of `segments`. @param {{blocks: number}[]} segments @param {number} [block] */
 export function totals(segments, block = 3) {
   const blocks = segments.reduce((sum, segment) => sum + segment.blocks, 0);
   const frames = blocks * block;
@@ -104,16 +104,16 @@ export function totals(segments, block = 3) {
   return { blocks, frames, pixelFrames, seconds: secondsOf(blocks, block) };
 }
 
-/** Seconds that `blocks` blocks add to a running video. @param {number} blocks @param {number} [block] */
+/** Seconds that `blocks` blocks add to a video in progress. @param {number} blocks @param {number} [block] */
 export function secondsOf(blocks, block = 3) {
   return (blocks * block * PIXEL_FRAMES_PER_FRAME) / FPS;
 }
 
 /**
- * A duration made longer by `blocks` blocks in the unit it has, at least one block; as it is when it cannot be read.
+ * Lengthen a duration by `blocks` blocks, in its unit and to at least one block; unchanged if it cannot be read.
  * @param {string} asked @param {number} blocks @param {number} [block]
  */
-export function lengthened(asked, blocks, block = 3) {
+export function lengthen(asked, blocks, block = 3) {
   try {
     const [segment] = parse(`${strip(asked)} | -`, block);
     const count = Math.max(1, segment.blocks + blocks);
@@ -124,18 +124,18 @@ export function lengthened(asked, blocks, block = 3) {
   }
 }
 
-/** A prompt as it stands behind the bar: its further lines indented, unless they would be read as something else. */
-function indented(/** @type {string} */ prompt) {
+/** Indent the further lines of a prompt, unless they would be read as something else. */
+function indent(/** @type {string} */ prompt) {
   return prompt.split(/\r\n|\r|\n/).map(strip).filter(Boolean)
     .reduce((text, line) => text + (line.startsWith("#") || HEAD.test(line) ? " " : "\n    ") + line, "")
     .replace(/^\n? +/, "");
 }
 
 /**
- * A segment from the line it begins on, and the column of its prompt.
+ * Read a segment from the line it begins on, and the column of its prompt.
  * @param {string} line @param {number} number @param {number} block
  */
-function parseLine(line, number, block) {
+function parseSegment(line, number, block) {
   /** @type {(problem: string, index: number) => TimelineError} */
   const error = (problem, index) => new TimelineError(problem, number, columnAt(line, index));
 
@@ -150,79 +150,79 @@ function parseLine(line, number, block) {
     const problem = `a segment begins with its duration: ${choices}, as in 8s | a prompt`;
     throw error(bar < 0 ? `${problem}; to continue the prompt above, indent the line` : problem, 0);
   }
-  const written = shown(value);
+  const written = shorten(value);
   const words = [...head.slice(value.length).matchAll(WORD)].map((match) => {
     const start = value.length + match.index;
     return { text: match[0], start, end: start + match[0].length };
   });
-  const unit = lower(words[0]?.text ?? "");
-  if (BOUNDARIES.has(unit)) { // which has the empty word too
+  const unit = lowerAscii(words[0]?.text ?? "");
+  if (BOUNDARIES.has(unit)) { // also the empty word
     const choices = `${written}s (seconds), ${written}b (blocks) or ${written}f (frames)`;
     throw error(`the duration has no unit; write ${choices}`, value.length);
   }
   const canonical = UNITS.get(unit);
   if (!canonical) {
-    throw error(`unknown unit '${shown(words[0].text)}'; use s (seconds), b (blocks) or f (frames)`, words[0].start);
+    throw error(`unknown unit '${shorten(words[0].text)}'; use s (seconds), b (blocks) or f (frames)`, words[0].start);
   }
 
-  const word = lower(words[1]?.text ?? "");
+  const word = lowerAscii(words[1]?.text ?? "");
   const boundary = BOUNDARIES.get(word);
   if (bar < 0) {
     const behind = word && boundary ? words[1] : words[0];
     throw error("a bar is missing between duration and prompt, as in 8s | a prompt", behind.end);
   }
   if (!boundary) {
-    const near = nearest(word);
+    const near = findNearest(word);
     const cure = near ? `did you mean ${near}?` : "use renew, keep or cut, or no word to recache";
-    throw error(`unknown boundary '${shown(words[1].text)}'; ${cure}`, words[1].start);
+    throw error(`unknown boundary '${shorten(words[1].text)}'; ${cure}`, words[1].start);
   }
-  if (words.length > 2) throw error(`'${shown(words[2].text)}' is one word too many before the bar`, words[2].start);
+  if (words.length > 2) throw error(`'${shorten(words[2].text)}' is one word too many before the bar`, words[2].start);
 
-  const blocks = blocksOf(value, canonical, block);
+  const blocks = readDuration(value, canonical, block);
   if (typeof blocks === "string") throw error(blocks, 0);
   const asked = head.slice(0, words[0].end);
   return { prompt: strip(line.slice(bar + 1)), blocks, boundary, line: number, asked, column: columnAt(line, bar + 1) };
 }
 
 /**
- * Blocks that a duration comes to, or what is wrong with it.
+ * Read a duration in blocks, or say what is wrong with it.
  * @param {string} written @param {string} unit @param {number} block @returns {number | string}
  */
-function blocksOf(written, unit, block) {
+function readDuration(written, unit, block) {
   const value = Number(written);
-  if (unit === "s" && value <= 0) return `the duration is ${shown(written)} s; use more than 0 seconds`;
+  if (unit === "s" && value <= 0) return `the duration is ${shorten(written)} s; use more than 0 seconds`;
   const step = unit === "f" ? block : 1;
   const seconds = unit === "s" ? value : secondsOf(value / step, block);
   if (seconds > MAX_SECONDS) {
-    return `the duration is ${shown(written)}${unit}; one segment may last ${MAX_SECONDS} s (a day) at most`;
+    return `the duration is ${shorten(written)}${unit}; one segment may last ${MAX_SECONDS} s (a day) at most`;
   }
   if (unit === "s") return Math.max(1, Math.floor((FPS * value) / (PIXEL_FRAMES_PER_FRAME * block) + 0.5));
   if (value > 0 && value % step === 0) return value / step;
   const low = Math.floor(Math.max(0, value) / step) * step;
   const fitting = [low, low + step].filter(Boolean).map((number) => number + unit).join(" or ");
   const goal = unit === "f" ? `blocks of ${block} frames` : "whole blocks";
-  return `a segment of ${shown(written)}${unit} does not fill ${goal}; use ${fitting}`;
+  return `a segment of ${shorten(written)}${unit} does not fill ${goal}; use ${fitting}`;
 }
 
-/** The boundary of about this length that has all letters but one in common. @param {string} word */
-function nearest(word) {
+/** Find the boundary of about this length that has all letters but one in common. @param {string} word */
+function findNearest(word) {
   const misses = (/** @type {string} */ known) => [...new Set(known)].filter((letter) => !word.includes(letter)).length;
   const length = count(word);
   return ["renew", "keep", "cut", "recache"].find((known) => Math.abs(known.length - length) <= 2 && misses(known) <= 1);
 }
 
-/** Small letters where they are plain ones: others have small letters that no two languages agree on. @param {string} word */
-function lower(word) {
+/** Lower ASCII text; leave other text unchanged: JavaScript and Python differ there. @param {string} word */
+function lowerAscii(word) {
   return /[^\x00-\x7f]/.test(word) ? word : word.toLowerCase();
 }
 
-/** What a message repeats of a text. @param {string} text */
-function shown(text) {
+/** Shorten a text for a message. @param {string} text */
+function shorten(text) {
   const beginning = [...text.slice(0, 2 * SHOWN + 2)]; // a code point has two units at most
   return beginning.length <= SHOWN ? text : `${beginning.slice(0, SHOWN).join("")}...`;
 }
 
-/** Without the spaces at its ends; not by a regular expression, which would try at each space within. @param {string} text */
+/** Remove the spaces at both ends; a regular expression would try at each space inside. @param {string} text */
 function strip(text) {
   let [start, end] = [0, text.length];
   while (start < end && SPACE.includes(text[start])) start += 1;
@@ -230,7 +230,7 @@ function strip(text) {
   return text.slice(start, end);
 }
 
-/** Code points, as Python counts. @param {string} text */
+/** Count code points, as Python does. @param {string} text */
 function count(text) {
   let number = 0;
   for (const _ of text) number += 1;

@@ -1,14 +1,14 @@
 // @ts-check
 /**
- * The timeline as a form: one row a segment, a ruler of whole blocks, or the script itself as text.
- * Knows no host. The script is the one truth; `change` tells of every keystroke, `changed` of every finished edit,
- * `undo` and `redo` of those keys where no typing is left to undo.
+ * The timeline as a form: one row per segment, a ruler of whole blocks, or the script itself as text.
+ * Knows no host. The script is the only truth. Emits `change` on every keystroke, `changed` after every finished edit,
+ * and `undo` and `redo` for those keys where no typing is left to undo.
  */
-import { lengthened, parse, secondsOf, serialize, totals } from "./model.js";
+import { lengthen, parse, secondsOf, serialize, totals } from "./model.js";
 
 /**
  * @import { Boundary, Row, Segment, TimelineError } from "./model.js"
- * @typedef {{blocks: number, boundary: string, prompt: string}} Length a segment as the ruler has it
+ * @typedef {{blocks: number, boundary: string, prompt: string}} Length a segment as the ruler shows it
  *
  * @typedef {object} RowElements a row on the page, which holds what was typed
  * @property {HTMLInputElement} asked
@@ -21,10 +21,10 @@ import { lengthened, parse, secondsOf, serialize, totals } from "./model.js";
 
 /** @type {[Boundary, string, string][]} */
 const BOUNDARIES = [
-  ["recache", "recache", "Recompute the memory under the new prompt; the sink stays. The video flows on."],
-  ["renew", "renew: recache, new sink", "Recompute the memory under the new prompt and take a new sink from it."],
-  ["keep", "keep: keep cache", "Leave the memory as it is and change only the text."],
-  ["discard", "cut: discard cache", "Empty the memory: a hard cut."],
+  ["recache", "recache", "Recompute the KV cache under the new prompt; the sink stays. The motion continues."],
+  ["renew", "renew: recache, new sink", "Recompute the KV cache under the new prompt and take a new sink from it."],
+  ["keep", "keep: keep cache", "Leave the KV cache as it is and change only the text."],
+  ["discard", "cut: discard cache", "Empty the KV cache: a hard cut."],
 ];
 const MAX_TICKS = 120; // blocks on the ruler beyond which ticks are only noise
 const FRAME_HEIGHT = 116; // px of all but the rows: ruler, a line of message, foot
@@ -38,7 +38,7 @@ export class TimelineView extends EventTarget {
   #reason = ""; // why nothing can be edited
   #linked = ""; // the script used instead
   /** @type {string[]} */
-  #header = []; // comments that stay on top, in whichever order the rows come
+  #header = []; // comments that stay on top when rows move
   /** @type {string[]} */
   #end = []; // comments that stay at the end
   #wantsText = false;
@@ -97,7 +97,7 @@ export class TimelineView extends EventTarget {
     return this.message.classList.contains("longlive-problem") ? this.message.textContent : "";
   }
 
-  /** Height in px below which rows would be hidden, those of a long script apart. */
+  /** Height in px below which rows would be hidden, except those of a long script. */
   get minHeight() {
     return FRAME_HEIGHT + ROW_HEIGHT * Math.min(Math.max(this.#parts.size, 2), MOST_ROWS);
   }
@@ -114,7 +114,7 @@ export class TimelineView extends EventTarget {
   }
 
   /**
-   * Keep the timeline from being edited, and show the script used instead where it is known; "" opens it again.
+   * Lock the timeline for a reason, and show the script used instead where it is known; "" unlocks it.
    * @param {string} reason @param {string} [linked]
    */
   lock(reason, linked = "") {
@@ -146,7 +146,7 @@ export class TimelineView extends EventTarget {
     this.#refresh();
   }
 
-  /** Bring numbers, ruler, totals and message up to what stands on the page. */
+  /** Update numbers, ruler, totals and message from the page. */
   #refresh() {
     const [segments, problem] = this.#isText ? this.#readText() : this.#readRows();
     this.#say(this.#reason || problem, Boolean(this.#reason) || (!this.#isText && !segments.length));
@@ -185,7 +185,7 @@ export class TimelineView extends EventTarget {
     }
   }
 
-  /** Measure each row on its own and mark what is wrong with it. @returns {[Length[], string]} */
+  /** Measure each row by itself and mark what is wrong with it. @returns {[Length[], string]} */
   #readRows() {
     let problem = this.#parts.size ? "" : "No segment yet.";
     const segments = [...this.#parts.values()].map((parts, index) => {
@@ -204,7 +204,7 @@ export class TimelineView extends EventTarget {
     return [segments, problem];
   }
 
-  /** What the head of a row says, whatever its prompt; no blocks if it cannot be read. @param {RowElements} parts */
+  /** Read the head of a row, whatever its prompt; 0 blocks if it cannot be read. @param {RowElements} parts */
   #measure(parts) {
     const row = read(parts);
     try {
@@ -225,12 +225,12 @@ export class TimelineView extends EventTarget {
       number: make("span", { className: "longlive-number" }),
       asked: make("input", { className: "longlive-asked", value: asked, spellcheck: false, ariaLabel: "Duration" }),
       snapped: make("span", { className: "longlive-snapped" }),
-      boundary: make("select", { className: "longlive-boundary", ariaLabel: "Memory where the segment begins" }),
+      boundary: make("select", { className: "longlive-boundary", ariaLabel: "KV cache where the segment begins" }),
       prompt: make("textarea", { className: "longlive-prompt", value: prompt, rows: 2, ariaLabel: "Prompt" }),
       above,
     };
     parts.asked.title = "8s, 10b (blocks) or 30f (frames); the up and down arrows change it by a block";
-    parts.prompt.placeholder = "What is to be seen";
+    parts.prompt.placeholder = "What the video shows";
     parts.boundary.append(...BOUNDARIES.map(([value, textContent]) => make("option", { value, textContent })));
     parts.boundary.value = boundary;
     grip.append(parts.number);
@@ -287,7 +287,7 @@ export class TimelineView extends EventTarget {
     this.#emit("change");
   }
 
-  /** The rows of the page, between the comments that stay at either end. @returns {Row[]} */
+  /** Read the rows of the page, with the comments that stay at either end. @returns {Row[]} */
   #read() {
     const rows = [...this.#parts.values()].map(read);
     if (rows.length) {
@@ -328,13 +328,13 @@ export class TimelineView extends EventTarget {
     const steps = { ArrowUp: 1, ArrowDown: -1 }[event.key];
     if (!row || !steps) return;
     if (event.altKey || field.classList.contains("longlive-grip")) this.#move(row, steps < 0);
-    else if (field.classList.contains("longlive-asked")) field.value = lengthened(field.value, steps, this.#block);
+    else if (field.classList.contains("longlive-asked")) field.value = lengthen(field.value, steps, this.#block);
     else return;
     event.preventDefault();
     this.#finished();
   }
 
-  /** Leave the undo of typing to the field; an edit that is finished is for the host. @param {KeyboardEvent} event */
+  /** Leave the undo of typing to the field, and that of finished edits to the host. @param {KeyboardEvent} event */
   #recalled(event) {
     const key = event.key.toLowerCase();
     if (!(event.ctrlKey || event.metaKey) || event.altKey || (key !== "z" && key !== "y")) return;
@@ -403,7 +403,7 @@ function showKept(field) {
     const [{ prompt }] = parse(serialize([row]));
     if (prompt !== field.value) field.value = prompt;
   } catch {
-    // an empty prompt, which its row tells
+    // the prompt is empty; its row says so
   }
 }
 

@@ -1,1 +1,1 @@
-"""How the miniature is made: films, the VAE on their pixels, the network on their latents."""
+"""Trains the miniature: the VAE on pixels of clips, the network and its teacher on their latents."""

@@ -1,4 +1,4 @@
-"""From trained weights to the files that are shipped: released names, Wan's latent statistics folded in, bf16."""
+"""Exports trained weights to the shipped files: released names, Wan's latent statistics, bf16."""
 
 from pathlib import Path
 
@@ -7,15 +7,15 @@ from torch import Tensor
 
 from ...model.vae import LATENT_MEAN, LATENT_STD, WanVAE
 from ...model.wan import WanModel
-from ...store import write_atomically
+from ...weights.tensor_file import write_tensor_file
 
 
-def fold(vae: WanVAE, mean: Tensor, std: Tensor) -> None:
-    """Give latents of `mean` and `std` [C] the statistics that Wan's own have, in place.
+def fold_statistics(vae: WanVAE, mean: Tensor, std: Tensor) -> None:
+    """Change a VAE in place so that latents of `mean` and `std` [C] get the statistics of Wan's latents.
 
-    Both 1 x 1 x 1 convolutions are affine by channel, so the change is exact: the encoder's last one scales and
-    shifts what it gives, the decoder's first one undoes it. Normalised as all programs normalise Wan's latents, these
-    then have mean 0 and deviation 1.
+    The change is exact, because both 1 x 1 x 1 convolutions are affine by channel: the encoder's last one scales and
+    shifts its output, the decoder's first one inverts that. Programs that normalise Wan's latents then get mean 0 and
+    deviation 1.
     """
     wan_mean, wan_std = torch.tensor(LATENT_MEAN), torch.tensor(LATENT_STD)
     gain = wan_std / std
@@ -28,7 +28,7 @@ def fold(vae: WanVAE, mean: Tensor, std: Tensor) -> None:
         vae.conv2.weight /= gain.view(1, -1, 1, 1, 1)
 
 
-def save(module: WanModel | WanVAE, path: Path, about: dict[str, str]) -> None:
+def save_weights(module: WanModel | WanVAE, path: Path, about: dict[str, str]) -> None:
     """Write a module's weights in bf16."""
     weights = {name: weight.detach().to(torch.bfloat16).contiguous() for name, weight in module.state_dict().items()}
-    write_atomically(path, weights, about)
+    write_tensor_file(path, weights, about)

@@ -1,44 +1,40 @@
-"""The miniature's teacher: a network that denoises whole clips, for streaming long tuning (`longlive/tune/`).
+"""The miniature's teacher: a network that denoises whole clips, for streaming long tuning (`longlive/tuning/`).
 
-It begins as the miniature itself and learns to see a clip at once, from films that begin, that are under way, and that
-have just changed their prompt. Some prompts are left out, so that it can also be asked without one.
+Its training starts from the miniature itself. It learns to see a whole clip at once, from clips that begin, that
+continue, and that have just changed their prompt. Some prompts are left out, so that it also works without one.
 
 Dimension key: B clips, F frames, C channels, H and W cells, L rows and D width of a prompt embedding.
 """
 
-import functools
 import logging
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ...config import MAX_STEP, pixel_frames
-from ...model.checkpoint import load_model
-from ...model.vae import WanVAE, normalised
-from ...resume import joined, part
-from ...store import write_atomically
-from ...text import HashedWords
-from ...tune.dmd import Noising, Score
-from ..films import numbered, random_film, random_scene
-from ..grammar import Scene
-from ..world import SIZE, render
-from .dit import half_precision
-from .forcing import ROWS
+from ...config import MAX_STEP
+from ...model.vae import WanVAE
+from ...tuning.dmd import ClipNoise, Score
+from ...units import count_pixel_frames
+from ...weights.load import load_model
+from ...weights.tensor_file import write_tensor_file
+from ..clips import choose_clip, choose_scene, seed_random
+from ..world import SIZE, Clip
+from .bank import encode_clips
+from .dit import embed_prompt, use_half_precision
 from .optimizer import Optimizer, lay_channels_last
-from .trainer import RECIPE, made_with, rate
-from .vae import encoded
+from .trainer import RECIPE, ModuleTraining, check_recipe
 
 log = logging.getLogger(__name__)
 
-CLIP = 21  # frames
-OVERLAP = 3  # frames that a film's latest prompt does not rule yet, where it has just changed
-CLIPS = {"begins": 320, "goes on": 320, "has changed": 192}
-GRID = 4  # pixels: where a latent begins, the thing is at a multiple of them
-AT_ONCE = 4  # clips encoded together
+CLIP_FRAMES = 21
+OVERLAP = 3  # frames before the change of prompt, in a clip that has just changed it
+CLIP_COUNTS = {"begins": 320, "goes on": 320, "has changed": 192}  # these words seed the clips
+GRID = 4  # pixels; where a latent begins, the thing is at a multiple of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,107 +43,86 @@ class TeacherRecipe:
 
     seed: int = 0
     steps: int = 1000
-    batch: int = 8  # clips of a step
-    unprompted: float = 0.15  # the share of clips shown without their prompt
+    batch: int = 8  # clips per step
+    unprompted: float = 0.15  # share of clips without their prompt
     rate: float = 1.2e-3
     warmup: int = 50
-    decay: float = 0.6  # the last share of the steps in which the rate falls to zero
+    decay: float = 0.6  # the last share of the steps, in which the rate falls to zero
+
+
+class TeacherClip(NamedTuple):
+    """A clip that the teacher is trained on."""
+
+    prompt: str
+    clip: Clip
+    shift: tuple[int, int]  # by which its pixels are rolled, (rows, columns)
 
 
 @dataclass(frozen=True, slots=True)
-class Clips:
-    """Clips by number: their prompts, and their latents [N, F, C, H, W] in half precision."""
+class EncodedTeacherClips:
+    """Prompts of clips, and their latents [N, F, C, H, W] in half precision."""
 
     prompts: tuple[str, ...]
     latents: Tensor
 
 
-class TeacherTraining:
-    """A teacher on its way."""
+class TeacherTraining(ModuleTraining[TeacherRecipe]):
+    """The training of the teacher."""
 
-    def __init__(self, recipe: TeacherRecipe, clips: Clips, miniature: Path) -> None:
-        self.recipe, self.clips, self.num_steps = recipe, clips, 0
+    def __init__(self, recipe: TeacherRecipe, clips: EncodedTeacherClips, miniature: Path) -> None:
+        self.clips = clips
         self.model, _ = load_model(miniature, dtype=torch.float32)
         self.model.requires_grad_(True)
         lay_channels_last(self.model)
         self.score = Score(self.model)
-        self.optimizer = Optimizer(self.model, recipe.rate, of_muon=lambda name: name.startswith("blocks."))
-
-    @property
-    def done(self) -> bool:
-        return self.num_steps >= self.recipe.steps
+        optimizer = Optimizer(self.model, recipe.rate, of_muon=lambda name: name.startswith("blocks."))
+        super().__init__(recipe, {"model": self.model}, optimizer)
 
     def step(self) -> dict[str, float]:
-        """One step; the figures of its batch."""
-        recipe, n = self.recipe, self.num_steps
-        draw = numbered(f"teacher {recipe.seed}", n)
+        """Make one step and return the figures of its batch."""
+        recipe = self.recipe
+        draw = seed_random(f"teacher {recipe.seed}", self.num_steps)
         noise = torch.Generator().manual_seed(draw.getrandbits(60))
         chosen = draw.sample(range(len(self.clips.prompts)), recipe.batch)
-        clip = self.clips.latents[chosen].float()
-        noising = Noising.of(
-            torch.randint(MAX_STEP, (len(chosen),), generator=noise), torch.randn(clip.shape, generator=noise)
+        clean_BFCHW = self.clips.latents[chosen].float()
+        clip_noise = ClipNoise.of_index(
+            torch.randint(MAX_STEP, (len(chosen),), generator=noise), torch.randn(clean_BFCHW.shape, generator=noise)
         )
-        embedding = torch.stack(
-            [rows_of("" if draw.random() < recipe.unprompted else self.clips.prompts[i]) for i in chosen]
+        embedding_BLD = torch.stack(
+            [embed_prompt("" if draw.random() < recipe.unprompted else self.clips.prompts[i]) for i in chosen]
         )
-        with half_precision():
-            flow = self.score.flow(noising.of_clip(clip), noising.timesteps_B, embedding)
-        loss = (flow.float() - (noising.noise_BFCHW - clip)).square().mean()
+        with use_half_precision():
+            flow = self.score.compute_flow(clip_noise.add_to(clean_BFCHW), clip_noise.timesteps_B, embedding_BLD)
+        loss = (flow.float() - (clip_noise.noise_BFCHW - clean_BFCHW)).square().mean()
         loss.backward()
-        self.optimizer.step(rate(recipe, n))
-        self.num_steps += 1
+        self.finish_step()
         return {"loss": loss.item()}
 
-    def state(self) -> dict[str, Tensor]:
-        return joined({"model": dict(self.model.state_dict()), "optimizer": self.optimizer.state()})
 
-    def restore(self, state: dict[str, Tensor], num_steps: int) -> None:
-        self.model.load_state_dict(part(state, "model"))
-        self.optimizer.restore(part(state, "optimizer"))
-        self.num_steps = num_steps
-
-
-@functools.lru_cache(maxsize=4096)
-def rows_of(prompt: str) -> Tensor:
-    return HashedWords(rows=ROWS)(prompt)[0]
-
-
-def clips_of(path: Path, vae: WanVAE, scale: float) -> Clips:
-    """The clips in `path`, made if it is not there; `scale` is of their number."""
-    plan = {kind: max(8, round(count * min(1.0, scale))) for kind, count in CLIPS.items()}
-    made_with(path, plan)
-    shot = [filmed(kind, number) for kind, count in plan.items() for number in range(count)]
+def open_teacher_clips(path: Path, vae: WanVAE, scale: float) -> EncodedTeacherClips:
+    """Load the clips in `path`, or encode them if it does not exist; `scale` multiplies their number."""
+    plan = {kind: max(8, round(count * min(1.0, scale))) for kind, count in CLIP_COUNTS.items()}
+    check_recipe(path, plan)
+    made = [make_teacher_clip(kind, number) for kind, count in plan.items() for number in range(count)]
+    prompts, clips, shifts = zip(*made, strict=True)
     if not path.exists():
-        log.info("encoding %d clips of %d latents", len(shot), CLIP)
-        write_atomically(path, {"clips": _encoded(vae, shot)}, {RECIPE: str(plan)})
-    return Clips(tuple(prompt for prompt, *_ in shot), load_file(path)["clips"])
+        log.info("encoding %d clips of %d latents", len(clips), CLIP_FRAMES)
+        write_tensor_file(path, {"clips": encode_clips(vae, clips, CLIP_FRAMES, shifts)}, {RECIPE: str(plan)})
+    return EncodedTeacherClips(prompts, load_file(path)["clips"])
 
 
-def filmed(kind: str, number: int):
-    """A clip's prompt, its film, and by how much the film is rolled, (rows, columns) of pixels."""
-    draw = numbered(f"clip {kind}", number)
-    film = random_film(draw, (pixel_frames(OVERLAP),) if kind == "has changed" else ())
-    _, scene = film.scenes[-1]
+def make_teacher_clip(kind: str, number: int) -> TeacherClip:
+    """Make clip `number` of a kind. One that does not begin is rolled to anywhere in the picture."""
+    draw = seed_random(f"clip {kind}", number)
+    clip = choose_clip(draw, (count_pixel_frames(OVERLAP),) if kind == "has changed" else ())
+    _, scene = clip.scenes[-1]
     if kind == "begins":
-        return str(scene), film, (0, 0)
-    rolled = (GRID * draw.randrange(SIZE // GRID), GRID * draw.randrange(SIZE // GRID))
-    return str(asked(draw, scene) if kind == "goes on" else scene), film, rolled
+        return TeacherClip(str(scene), clip, (0, 0))
+    shift = choose_shift(draw)
+    if kind == "goes on":
+        scene = replace(scene, start=choose_scene(draw).start)
+    return TeacherClip(str(scene), clip, shift)
 
 
-def asked(draw: random.Random, scene: Scene) -> Scene:
-    """The same scene, said to have begun anywhere."""
-    return Scene(scene.colour, scene.shape, scene.motion, scene.background, random_scene(draw).start)
-
-
-@torch.no_grad()
-def _encoded(vae: WanVAE, shot: list) -> Tensor:
-    lay_channels_last(vae)
-    found = []
-    for first in range(0, len(shot), AT_ONCE):
-        some = shot[first : first + AT_ONCE]
-        pixels, _ = render([film for _, film, _ in some], pixel_frames(CLIP))
-        moved = torch.stack([film.roll(by, (-2, -1)) for film, (_, _, by) in zip(pixels, some, strict=True)])
-        with torch.autocast("cpu", torch.bfloat16):
-            z_BCTHW = encoded(vae, moved.transpose(1, 2).contiguous(memory_format=torch.channels_last_3d))
-        found.append(normalised(z_BCTHW.float().transpose(1, 2)).half())
-    return torch.cat(found)
+def choose_shift(draw: random.Random) -> tuple[int, int]:
+    return GRID * draw.randrange(SIZE // GRID), GRID * draw.randrange(SIZE // GRID)

@@ -1,22 +1,24 @@
-"""Runs a training to its end, however often it is stopped: one file holds all there is to resume from.
+"""Runs a training to its end, however often it is stopped; one checkpoint file holds all it resumes from.
 
-Nothing in a training is drawn from a running generator: step n of a seed sees the same films and the same noise in
-whichever process, so a resumed training gives the weights of an uninterrupted one, bit for bit on a CPU.
+A training draws nothing from a running generator: step n of a seed sees the same clips and the same noise in any
+process. So a resumed training gives the weights of an uninterrupted one, bit for bit on a CPU.
 """
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
-from ...curve import Curve
 from ...errors import CheckpointError
 from ...files import PART
-from ...store import write_atomically
+from ...tuning.metrics_log import MetricsLog
+from ...tuning.optimizer_state import join_states, select_state
+from ...weights.tensor_file import write_tensor_file
+from .optimizer import Optimizer
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +40,9 @@ class Recipe(Protocol):
     def decay(self) -> float: ...
 
 
+RecipeT = TypeVar("RecipeT", bound=Recipe)
+
+
 class Training(Protocol):
     """Something that is trained step by step."""
 
@@ -53,63 +58,91 @@ class Training(Protocol):
     def restore(self, state: dict[str, Tensor], num_steps: int) -> None: ...
 
 
+class ModuleTraining(Generic[RecipeT]):
+    """What the trainings of modules share: their state, and the end of a step. A subclass adds `step`."""
+
+    def __init__(self, recipe: RecipeT, modules: Mapping[str, nn.Module], optimizer: Optimizer) -> None:
+        self.recipe, self.num_steps = recipe, 0
+        self.modules, self.optimizer = modules, optimizer
+
+    @property
+    def done(self) -> bool:
+        return self.num_steps >= self.recipe.steps
+
+    def finish_step(self) -> None:
+        """Apply the gradients and count the step."""
+        self.optimizer.step(choose_rate(self.recipe, self.num_steps))
+        self.num_steps += 1
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything to resume from, by name."""
+        states = {name: dict(module.state_dict()) for name, module in self.modules.items()}
+        return join_states({**states, "optimizer": self.optimizer.state()})
+
+    def restore(self, state: dict[str, Tensor], num_steps: int) -> None:
+        for name, module in self.modules.items():
+            module.load_state_dict(select_state(state, name))
+        self.optimizer.restore(select_state(state, "optimizer"))
+        self.num_steps = num_steps
+
+
 def train(
     training: Training,
     folder: Path,
     name: str,
     *,
     save_every: float = SAVE_EVERY,
-    look: Callable[[], object] = lambda: None,
+    on_save: Callable[[], object] = lambda: None,
 ) -> None:
-    """Train to the end, from `folder` if it holds a state of it; figures go to `name`.jsonl.
+    """Train to the end, from the checkpoint in `folder` if there is one; write figures to `name`.jsonl.
 
-    `look` is called whenever the state has been written. Raises CheckpointError for a state that is damaged or of
-    another recipe.
+    `on_save` is called after each checkpoint. Raises CheckpointError for a checkpoint that is damaged or of another
+    recipe.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for part_written in folder.glob(f".*{PART}"):  # by a training that was killed there
-        part_written.unlink()
-    path, curve = folder / f"{name}.state.safetensors", Curve(folder / f"{name}.jsonl")
-    made_with(path, training.recipe)
+    for unfinished in folder.glob(f".*{PART}"):  # left by a training that was killed
+        unfinished.unlink()
+    path, metrics_log = folder / f"{name}.state.safetensors", MetricsLog(folder / f"{name}.jsonl")
+    check_recipe(path, training.recipe)
     if path.exists():
         with safe_open(path, "pt") as file:
             training.restore({key: file.get_tensor(key) for key in file.keys()}, int(file.metadata()["steps"]))
         log.info("%s: resumed at step %d", name, training.num_steps)
-    curve.cut(training.num_steps)
-    begun = saved = time.monotonic()
+    metrics_log.truncate(training.num_steps)
+    started = saved = time.monotonic()
     figures: dict[str, list[float]] = {}
     while not training.done:
         for key, value in training.step().items():
             figures.setdefault(key, []).append(value)
         if training.num_steps % LOG_EVERY == 0:
             means = {key: round(sum(values) / len(values), 4) for key, values in figures.items()}
-            log.info("%s: step %d, %s, %.0f s", name, training.num_steps, means, time.monotonic() - begun)
-            curve.add(training.num_steps, means)
+            log.info("%s: step %d, %s, %.0f s", name, training.num_steps, means, time.monotonic() - started)
+            metrics_log.add(training.num_steps, means)
             figures.clear()
         if training.done or time.monotonic() - saved > save_every:
             state = {key: value.contiguous() for key, value in training.state().items()}
-            write_atomically(path, state, {"steps": str(training.num_steps), RECIPE: str(training.recipe)})
+            write_tensor_file(path, state, {"steps": str(training.num_steps), RECIPE: str(training.recipe)})
             saved = time.monotonic()
-            look()
+            on_save()
 
 
-def made_with(path: Path, recipe: object) -> None:
-    """Refuse to go on from a file, where there is one, that another recipe made. Raises CheckpointError."""
+def check_recipe(path: Path, recipe: object) -> None:
+    """Raise CheckpointError if the file exists and another recipe made it, or if it cannot be read."""
     if not path.exists():
         return
     try:
         with safe_open(path, "pt") as file:
             found = (file.metadata() or {}).get(RECIPE)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}; delete it, and its step is made anew") from error
+        raise CheckpointError(f"{path} cannot be read: {error}; delete it to make it again") from error
     if found != str(recipe):
         raise CheckpointError(
-            f"{path} was made with another recipe ({found}) than is asked for ({recipe}); "
-            f"train in another --folder, or delete this one"
+            f"{path} was made with another recipe ({found}) than the one given ({recipe}); "
+            f"train in another --folder, or delete this file"
         )
 
 
-def rate(recipe: Recipe, step: int) -> float:
-    """The learning rate of a step: a short rise, a plateau, and a line down to zero."""
+def choose_rate(recipe: Recipe, step: int) -> float:
+    """Choose the learning rate of a step: a short rise, a plateau, and a linear fall to zero."""
     left = (recipe.steps - step) / (recipe.decay * recipe.steps)
     return recipe.rate * min(1.0, (step + 1) / recipe.warmup, left)

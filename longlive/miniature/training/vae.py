@@ -1,10 +1,10 @@
-"""Training of the miniature's VAE on films of the world (Wan2.1's structure, arXiv 2503.20314 §4.1).
+"""Training of the miniature's VAE on clips of the world (Wan2.1's structure, arXiv 2503.20314 §4.1).
 
-PyTorch's own initial weights do not train at this depth: the zeros before a film and a gain of 1/sqrt(3) a convolution
-leave no signal. So every convolution begins in its newest frame alone, with Kaiming gain. Most of the training
-sees crops around the thing, at a quarter of the cost of whole pictures; its end (`VaeRecipe.whole`) sees those.
+PyTorch's initial weights do not train at this depth: the zeros before a clip and a gain of 1/sqrt(3) per convolution
+leave no signal. So every convolution starts with weights in its newest frame only, with Kaiming gain. Most steps use
+crops around the thing, at a quarter of the cost of whole pictures; the last ones (`VaeRecipe.whole`) use those.
 
-Dimension key: B films, C channels, T pixel frames, H rows, W columns.
+Dimension key: B clips, C channels, T pixel frames, H rows, W columns.
 """
 
 import math
@@ -16,13 +16,12 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from ...model.vae import Past, WanVAE
-from ...resume import joined, part
-from ..films import numbered, random_film
-from ..world import SIZE, render
+from ..clips import choose_clip, seed_random
+from ..world import SIZE, render_clips
 from .optimizer import Optimizer, lay_channels_last
-from .trainer import rate
+from .trainer import ModuleTraining
 
-WIDTH = 16  # of the first level; Wan2.1's is 96
+WIDTH = 16  # of the first level; 96 in Wan2.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,42 +30,37 @@ class VaeRecipe:
 
     seed: int = 0
     steps: int = 2300
-    whole: float = 0.3  # the last share of the steps sees whole pictures
-    crop: int = 32  # pixels, before that
-    batch: int = 8  # films of a step; a quarter of them when whole
+    whole: float = 0.3  # the last share of the steps, with whole pictures
+    crop: int = 32  # pixels, in the steps before
+    batch: int = 8  # clips per step; a quarter of that with whole pictures
     pixel_frames: int = 9
     rate: float = 1.2e-3
-    decay: float = 0.5  # the last share of the steps in which the rate falls to zero
+    decay: float = 0.5  # the last share of the steps, in which the rate falls to zero
     warmup: int = 50
-    thing: float = 4.0  # weight of the thing's pixels over the sky's
-    noise: float = 0.06  # of the latents' own deviation, added before the decoder
+    thing: float = 4.0  # extra weight of the thing's pixels
+    noise: float = 0.06  # of the latents' deviation, added before the decoder
 
 
-class VaeTraining:
-    """A VAE on its way: `step` by step, from whatever `restore` brought back."""
+class VaeTraining(ModuleTraining[VaeRecipe]):
+    """The training of the VAE."""
 
     def __init__(self, recipe: VaeRecipe) -> None:
-        self.recipe, self.num_steps = recipe, 0
-        vae = begun(WanVAE(WIDTH), torch.Generator().manual_seed(recipe.seed))
-        lay_channels_last(vae)
-        self.vae = vae
-        self.optimizer = Optimizer(vae, recipe.rate)
-
-    @property
-    def done(self) -> bool:
-        return self.num_steps >= self.recipe.steps
+        self.vae = WanVAE(WIDTH)
+        initialize_vae(self.vae, torch.Generator().manual_seed(recipe.seed))
+        lay_channels_last(self.vae)
+        super().__init__(recipe, {"vae": self.vae}, Optimizer(self.vae, recipe.rate))
 
     def step(self) -> dict[str, float]:
-        """One step; the figures of its batch."""
-        recipe, n = self.recipe, self.num_steps
-        draw = numbered(f"vae {recipe.seed}", n)
-        pixels, mask = self.batch(draw)
+        """Make one step and return the figures of its batch."""
+        recipe = self.recipe
+        draw = seed_random(f"vae {recipe.seed}", self.num_steps)
+        pixels, mask = self.make_batch(draw)
         noise = torch.Generator().manual_seed(draw.getrandbits(60))
         with torch.autocast("cpu", torch.bfloat16):
-            z_BCTHW = encoded(self.vae, pixels).float()
+            z_BCTHW = encode_whole(self.vae, pixels).float()
             spread = z_BCTHW.detach().std()
-            shaken = z_BCTHW + recipe.noise * spread * torch.randn(z_BCTHW.shape, generator=noise)
-            decoded_BCTHW = decoded(self.vae, shaken)
+            perturbed_BCTHW = z_BCTHW + recipe.noise * spread * torch.randn(z_BCTHW.shape, generator=noise)
+            decoded_BCTHW = decode_whole(self.vae, perturbed_BCTHW)
         error = decoded_BCTHW.float() - pixels
         weight = 1 + recipe.thing * mask
         axes = (0, 2, 3, 4)
@@ -74,43 +68,34 @@ class VaeTraining:
         loss = (weight * (error.abs() + 4 * error.square())).mean() + 0.02 * scale
         loss.backward()
 
-        self.optimizer.step(rate(recipe, n))
-        self.num_steps += 1
-        return {"loss": loss.item(), "psnr": psnr(error.detach())}
+        self.finish_step()
+        return {"loss": loss.item(), "psnr": measure_psnr(error.detach())}
 
-    def batch(self, draw: random.Random) -> tuple[Tensor, Tensor]:
-        """The pixels [B 3 T H W] of a step's films, and where the thing is [B 1 T H W]."""
+    def make_batch(self, draw: random.Random) -> tuple[Tensor, Tensor]:
+        """Make the pixels [B 3 T H W] of a step's clips, and a mask of the thing [B 1 T H W]."""
         recipe, frames = self.recipe, self.recipe.pixel_frames
         is_whole = self.num_steps >= (1 - recipe.whole) * recipe.steps
         size = SIZE if is_whole else recipe.crop
         count = recipe.batch * recipe.crop**2 // size**2
         begins = range(1, frames, 4)
-        films = [random_film(draw, (draw.choice(begins),) if draw.random() < 0.4 else ()) for _ in range(count)]
-        pixels, alpha = render(films, frames)
-        mask = mask_of_crop(alpha)
+        clips = [choose_clip(draw, (draw.choice(begins),) if draw.random() < 0.4 else ()) for _ in range(count)]
+        pixels, alpha = render_clips(clips, frames)
+        mask = dilate(alpha)
         shifts = []
-        for film in films:
-            x, y = film.centres(frames)[frames // 2]
+        for clip in clips:
+            x, y = clip.locate_thing(frames)[frames // 2]
             shifts.append([0, 0] if is_whole else [size // 2 - int(c) + draw.randrange(-12, 13) for c in (y, x)])
 
-        def cropped(images: Tensor) -> Tensor:
+        def crop(images: Tensor) -> Tensor:
             rolled = [image.roll(shift, (-2, -1)) for image, shift in zip(images, shifts, strict=True)]
             return torch.stack(rolled)[..., :size, :size]
 
-        pixels_BCTHW = cropped(pixels).transpose(1, 2).contiguous(memory_format=torch.channels_last_3d)
-        return pixels_BCTHW, cropped(mask).unsqueeze(1)
-
-    def state(self) -> dict[str, Tensor]:
-        return joined({"vae": dict(self.vae.state_dict()), "optimizer": self.optimizer.state()})
-
-    def restore(self, state: dict[str, Tensor], num_steps: int) -> None:
-        self.vae.load_state_dict(part(state, "vae"))
-        self.optimizer.restore(part(state, "optimizer"))
-        self.num_steps = num_steps
+        pixels_BCTHW = crop(pixels).transpose(1, 2).contiguous(memory_format=torch.channels_last_3d)
+        return pixels_BCTHW, crop(mask).unsqueeze(1)
 
 
-def begun(vae: WanVAE, generator: torch.Generator) -> WanVAE:
-    """Give a VAE weights from which it learns."""
+def initialize_vae(vae: WanVAE, generator: torch.Generator) -> None:
+    """Set weights that train, in place."""
     with torch.no_grad():
         for module in vae.modules():
             if isinstance(module, nn.Conv2d | nn.Conv3d):
@@ -127,39 +112,38 @@ def begun(vae: WanVAE, generator: torch.Generator) -> WanVAE:
             elif "downsamples" in name and name.endswith("resample.1.weight"):
                 weight.mul_(0.1)  # a little noise on the mean of four pixels
                 weight[..., :2, :2] += 0.25 * torch.eye(len(weight))[..., None, None]
-            elif name.endswith("time_conv.weight"):  # the newest frame as it is, twice where frames are doubled
+            elif name.endswith("time_conv.weight"):  # the newest frame unchanged; twice where frames are doubled
                 weight.zero_()
                 weight[:, :, -1, 0, 0] = torch.eye(weight.shape[1]).repeat(weight.shape[0] // weight.shape[1], 1)
         vae.get_parameter("decoder.head.2.weight").mul_(0.1)
         for conv in (vae.conv1, vae.conv2):
             nn.init.eye_(conv.weight[:, :, 0, 0, 0])
-    return vae
 
 
-def mask_of_crop(alpha: Tensor) -> Tensor:
-    """The thing and the pixel around it [..., H, W], 0..1: where a decoder's errors are seen first."""
+def dilate(alpha: Tensor) -> Tensor:
+    """Widen a mask [..., H, W] by a pixel: a decoder's errors show first at the thing's edge."""
     flat = alpha.reshape(-1, 1, *alpha.shape[-2:])
     return nnf.max_pool2d(flat, 3, stride=1, padding=1).reshape(alpha.shape)
 
 
-def encoded(vae: WanVAE, pixels_BCTHW: Tensor) -> Tensor:
-    """The latents of whole films, before normalisation; through the streaming code, in two passes."""
+def encode_whole(vae: WanVAE, pixels_BCTHW: Tensor) -> Tensor:
+    """Encode whole clips to latents before normalisation, through the streaming code in two passes."""
     past = Past()
     first = vae.encoder(pixels_BCTHW[:, :, :1], past)
-    past.begun = True
+    past.has_begun = True
     rest = vae.encoder(pixels_BCTHW[:, :, 1:], past)
     return vae.conv1(torch.cat([first, rest], dim=2)).chunk(2, dim=1)[0]
 
 
-def decoded(vae: WanVAE, z_BCTHW: Tensor) -> Tensor:
-    """The pixels of whole films."""
+def decode_whole(vae: WanVAE, z_BCTHW: Tensor) -> Tensor:
+    """Decode whole clips to pixels."""
     past = Past()
     x_BCTHW = vae.conv2(z_BCTHW)
     first = vae.decoder(x_BCTHW[:, :, :1], past)
-    past.begun = True
+    past.has_begun = True
     return torch.cat([first, vae.decoder(x_BCTHW[:, :, 1:], past)], dim=2)
 
 
-def psnr(error: Tensor) -> float:
-    """Of an error of pixels in -1..1, in dB."""
+def measure_psnr(error: Tensor) -> float:
+    """Measure the PSNR in dB of an error of pixels in -1..1."""
     return -10 * math.log10((error / 2).square().mean().item())

@@ -9,7 +9,8 @@ import pytest
 import torch
 from comfyui_longlive.longlive.errors import CheckpointError, VideoError
 from comfyui_longlive.longlive.model.vae import WanVAE
-from comfyui_longlive.nodes import vae as host_vae
+from comfyui_longlive.nodes.host import fallback_decoder
+from comfyui_longlive.nodes.host import vae as host_vae
 
 WIDTH, FRAMES, ROWS, COLUMNS = 4, 10, 3, 5  # an odd latent is left over in the end
 CUTS = ([10], [1] * 10, [3, 3, 3, 1], [2, 0, 5, 3], [0, 4, 6])
@@ -39,7 +40,7 @@ def check_host_vae(dtype: torch.dtype = torch.float32, tolerance: float = 1e-5) 
     whole_BFCHW = vae.decode(z_BCFHW).permute(0, 1, 4, 2, 3).float() * 2 - 1
 
     state = torch.get_rng_state()
-    decoder = host_vae.streaming_decoder(vae)
+    decoder = host_vae.create_decoder(vae)
     assert torch.equal(torch.get_rng_state(), state), "the trial drew from the global random state"
     assert isinstance(decoder, host_vae.HostDecoder), decoder
     differences = {"passes of": decoder.at_once}
@@ -58,7 +59,7 @@ def check_host_vae_encodes(dtype: torch.dtype = torch.float32, tolerance: float 
     """Raise unless every cut of a video gives the latents of `VAE.encode`; return what differed at most, per cut."""
     vae = comfy.sd.VAE(sd=random_weights(), dtype=dtype)
     state = torch.get_rng_state()
-    encoder = host_vae.streaming_encoder(vae)
+    encoder = host_vae.create_encoder(vae)
     assert torch.equal(torch.get_rng_state(), state), "the trial drew from the global random state"
     assert isinstance(encoder, host_vae.HostEncoder), encoder
     assert encoder.flush().shape[1] == 0, "a video without frames has no latents"
@@ -84,7 +85,7 @@ def check_host_vae_encodes(dtype: torch.dtype = torch.float32, tolerance: float 
 
 def check_convolutions_are_fast() -> None:
     """Small float32 convolutions of the host's network go to oneDNN, too, in our passes."""
-    decoder = host_vae.streaming_decoder(comfy.sd.VAE(sd=random_weights(), dtype=torch.float32))
+    decoder = host_vae.create_decoder(comfy.sd.VAE(sd=random_weights(), dtype=torch.float32))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         decoder.push(torch.zeros(1, FRAMES, 16, ROWS, COLUMNS))
     kernels = {event.key for event in profile.key_averages()}
@@ -98,7 +99,7 @@ def check_catching_up() -> None:
     for block in (3, 1):
         shape = 1, 48, 16, ROWS, COLUMNS
         blocks = torch.randn(shape, generator=torch.Generator().manual_seed(1)).split(block, dim=1)
-        for decoder in (host_vae.streaming_decoder(vae), host_vae.StreamingDecoder(host_vae.our_own(vae))):
+        for decoder in (host_vae.create_decoder(vae), host_vae.StreamingDecoder(host_vae.copy_vae(vae))):
             whole = [decoder.push(piece) for piece in blocks] + [decoder.flush()]
             for start in (1, len(blocks) // 2, len(blocks) - 1):
                 decoder.catch_up(blocks[:start])
@@ -112,26 +113,28 @@ def check_out_of_memory() -> dict[str, float]:
     """Raise unless decoding goes on from where memory ended, whenever it does; how far pixels are from the host's."""
     vae = comfy.sd.VAE(sd=random_weights())
     blocks = torch.randn(1, 15, 16, 8, 8, generator=torch.Generator().manual_seed(1)).split(3, dim=1)
-    decoder = host_vae.streaming_decoder(vae)
+    decoder = host_vae.create_decoder(vae)
     whole = torch.cat([*map(decoder.push, blocks), decoder.flush()], dim=1)
     differences = {}
     for way in ("smaller passes", "tiles"):
         for fails_at in (1, 2, 4):
             with pytest.MonkeyPatch.context() as patch:
-                saving = host_vae.SavingDecoder(vae)
+                saving = fallback_decoder.FallbackDecoder(vae)
                 fail_at(patch, saving.decoder, "_network", fails_at)
                 if way == "tiles":
-                    patch.setattr(host_vae, "our_own", short_of_memory(host_vae.our_own))
-                    patch.setattr(host_vae.TiledDecoder.__init__, "__kwdefaults__", {"tile": 6, "overlap": 4})
+                    patch.setattr(fallback_decoder, "copy_vae", run_short_of_memory(host_vae.copy_vae))
+                    patch.setattr(fallback_decoder.TiledDecoder.__init__, "__kwdefaults__", {"tile": 6, "overlap": 4})
                 pixels = torch.cat([*map(saving.push, blocks), saving.flush()], dim=1)
-            assert isinstance(saving.decoder, host_vae.TiledDecoder if way == "tiles" else host_vae.StreamingDecoder)
+            assert isinstance(
+                saving.decoder, fallback_decoder.TiledDecoder if way == "tiles" else host_vae.StreamingDecoder
+            )
             assert pixels.shape == whole.shape, (way, fails_at, pixels.shape)
             difference = (pixels - whole).abs()
             differences[f"{way} from pass {fails_at}: most"] = float(difference.max())
             differences[f"{way} from pass {fails_at}: mean"] = float(difference.mean())
             assert differences[f"{way} from pass {fails_at}: most"] < 1e-4 or way == "tiles", differences
     with pytest.MonkeyPatch.context() as patch:
-        saving = host_vae.SavingDecoder(vae)
+        saving = fallback_decoder.FallbackDecoder(vae)
         fail_at(patch, saving.decoder, "_network", 1)
         patch.setattr(host_vae.StreamingDecoder, "push", fail)
         with pytest.raises(VideoError, match=r"Session to Latent and VAE Decode \(Tiled\)"):
@@ -149,10 +152,10 @@ def fail_at(patch: pytest.MonkeyPatch, decoder: object, name: str, number: int) 
     patch.setattr(decoder, name, lambda *a: fail() if next(calls) == number else method(*a))
 
 
-def short_of_memory(our_own):
-    """The first decoder of our own finds no memory, the next one does."""
+def run_short_of_memory(copy_vae):
+    """Let the first call run out of memory, and no other."""
     calls = itertools.count(1)
-    return lambda vae: fail() if next(calls) == 1 else our_own(vae)
+    return lambda vae: fail() if next(calls) == 1 else copy_vae(vae)
 
 
 def assert_nothing_is_kept(stream) -> None:
@@ -169,23 +172,23 @@ def check_host_vae_of_an_unknown_cut() -> None:
     network = type(vae.first_stage_model)
     with pytest.MonkeyPatch.context() as patch:
         patch.delattr(host_vae.HostStream, "_run")
-        decoder = host_vae.streaming_decoder(vae)
+        decoder = host_vae.create_decoder(vae)
         assert isinstance(decoder, host_vae.StreamingDecoder), decoder
-        encoder = host_vae.streaming_encoder(vae)
+        encoder = host_vae.create_encoder(vae)
         assert isinstance(encoder, host_vae.StreamingEncoder), encoder
         patch.setattr(network, "decode", lambda self, z: torch.zeros(1, 3, 17, 32, 32))
         with pytest.raises(CheckpointError, match="update LongLive, or decode with"):
-            host_vae.streaming_decoder(vae)
+            host_vae.create_decoder(vae)
         patch.setattr(network, "encode", lambda self, x: torch.zeros(1, 16, 4, 4, 4))
         with pytest.raises(CheckpointError, match=r"update LongLive$"):
-            host_vae.streaming_encoder(vae)
+            host_vae.create_encoder(vae)
 
 
 def check_other_vaes_are_refused() -> None:
     """Raise unless VAEs of other models are refused by name."""
     vae = comfy.sd.VAE(sd=random_weights())
     vae.first_stage_model, vae.latent_channels = torch.nn.Linear(1, 1), 48
-    for stream in (host_vae.streaming_decoder, host_vae.streaming_encoder):
+    for stream in (host_vae.create_decoder, host_vae.create_encoder):
         with pytest.raises(CheckpointError, match=r"found a Linear of 48 latent channels.*wan_2\.1_vae"):
             stream(vae)
 

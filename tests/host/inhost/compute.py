@@ -12,8 +12,9 @@ from comfy.patcher_extension import CallbacksMP
 from comfy_extras.nodes_model_advanced import ModelComputeDtype
 from comfyui_longlive.longlive.config import RolloutConfig
 from comfyui_longlive.longlive.model.wan import Geometry
-from comfyui_longlive.longlive.session import Session
-from comfyui_longlive.nodes import host, sampling
+from comfyui_longlive.longlive.session.session import Session
+from comfyui_longlive.nodes.host import sampling
+from comfyui_longlive.nodes.host.model import as_causal_model
 from comfyui_longlive.nodes.session import NewSession
 from model_files import GEOMETRY, dit_weights
 
@@ -38,9 +39,9 @@ def begun(patcher: ModelPatcher) -> Session:
 def longer(patcher: ModelPatcher, session: Session) -> Session:
     """The session after one more block, computed and not found in a store."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampling, "block_store", lambda: None)
-        with sampling.sampling(patcher, session, 1) as sampler:
-            return sampler.extended(session, 1)
+        patch.setattr(sampling, "open_block_store", lambda: None)
+        with sampling.open_sampler(patcher, session, 1) as sampler:
+            return sampler.sample(session, 1)
 
 
 def check_compute_dtype() -> None:
@@ -74,9 +75,9 @@ def check_patches_of_a_run_rule_the_key() -> None:
         patch.setattr(type(matmul), "allow_fp16_accumulation", property(lambda _: switched.flag), raising=False)
         kernels = []
         for patcher in (plain, patched):
-            with sampling.sampling(patcher, begun(patcher), 1) as sampler:
+            with sampling.open_sampler(patcher, begun(patcher), 1) as sampler:
                 kernels.append(sampler.model.kernel)
-                assert sampler.model.kernel == host.causal_model(patcher).kernel  # as it is while blocks are made
+                assert sampler.model.kernel == as_causal_model(patcher).kernel  # as it is while blocks are made
         assert kernels[0] != kernels[1]
     assert not switched.flag
 
@@ -93,7 +94,7 @@ def check_a_failed_start_is_cleaned_up() -> None:
     patcher.add_callback(CallbacksMP.ON_PRE_RUN, failing)
     patcher.add_callback(CallbacksMP.ON_CLEANUP, lambda _: events.append("off"))
     session = begun(patcher)
-    with pytest.raises(RuntimeError, match="no such kernel"), sampling.sampling(patcher, session, 1):
+    with pytest.raises(RuntimeError, match="no such kernel"), sampling.open_sampler(patcher, session, 1):
         pass
     assert events == ["on", "off"]
 
@@ -124,7 +125,7 @@ def check_announced_memory() -> list[float]:
         patch.setattr(
             comfy.model_management, "load_models_gpu", lambda _, memory_required: announced.append(memory_required)
         )
-        model = host.causal_model(patcher)
+        model = as_causal_model(patcher)
         for width, height in ((832, 480), (1280, 720)):
             session = Session.start(
                 None,
@@ -136,7 +137,7 @@ def check_announced_memory() -> list[float]:
                 dtype=model.dtype,
                 channels=model.geometry.in_dim,
             )
-            keys = sampling.memory_bytes(model, session.config, height, width)
+            keys = sampling.count_cache_bytes(model, session.config, height, width)
             sampling.make_room(patcher, model, session, held=0)
             sampling.make_room(patcher, model, session, held=keys)
             assert announced.pop(-2) - announced[-1] == keys  # what is there already is not announced again

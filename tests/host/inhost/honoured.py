@@ -13,7 +13,8 @@ from comfy_extras.nodes_easycache import EasyCacheNode
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3, RescaleCFG
 from comfy_extras.nodes_rope import ScaleROPE
 from comfyui_longlive.longlive.errors import CheckpointError
-from comfyui_longlive.nodes import host, identity
+from comfyui_longlive.nodes.host.identity import hash_model, is_called, list_opaque
+from comfyui_longlive.nodes.host.model import get_wan_tree, list_ignored
 from compute import begun, computing_in, loaded, longer
 from model_files import GEOMETRY
 
@@ -66,15 +67,15 @@ def check_what_is_ignored_is_named() -> None:
         (prepared, ["callbacks (on_prepare_state)"]),
         (shifted, ["a shift (set it in LongLive Options)"]),
     ):
-        assert host.ignored(patcher) == words, (host.ignored(patcher), words)
+        assert list_ignored(patcher) == words, (list_ignored(patcher), words)
 
 
 def check_what_is_ignored_changes_nothing() -> None:
     """So it is the same model, and its blocks are stored."""
     plain = loaded()
     nag = with_nag(plain)
-    assert identity.opaque(nag) == []
-    assert identity.model_digest(nag) == identity.model_digest(plain)
+    assert list_opaque(nag) == []
+    assert hash_model(nag) == hash_model(plain)
     expected = longer(plain, begun(plain)).blocks[0]
     assert torch.equal(longer(nag, begun(nag)).blocks[0], expected)
 
@@ -95,13 +96,13 @@ def check_what_is_called_is_honoured() -> None:
         stronger = torch.nn.Identity()
         stronger.forward = lambda *args, original=original: 2 * original(*args)
         patched.add_object_patch(name, stronger.forward if name.endswith("forward") else stronger)
-        assert identity.opaque(patched) == ["patched objects"], name
-        assert host.ignored(patched) == [], name
+        assert list_opaque(patched) == ["patched objects"], name
+        assert list_ignored(patched) == [], name
         assert not torch.equal(longer(patched, begun(patched)).blocks[0], expected), name
     for name in ("diffusion_model", "diffusion_model.blocks.3", "diffusion_model.blocks.3.self_attn"):
-        assert identity.is_called(name)
+        assert is_called(name)
     for name in ("diffusion_model.forward", "diffusion_model.head.forward", "latent_format", "diffusion_model_2"):
-        assert not identity.is_called(name)
+        assert not is_called(name)
 
 
 def check_networks_with_more_to_them_are_refused() -> None:
@@ -115,8 +116,8 @@ def check_networks_with_more_to_them_are_refused() -> None:
     ):
         patcher = SimpleNamespace(model=SimpleNamespace(diffusion_model=network), object_patches_backup={})
         with pytest.raises(CheckpointError, match=f"the MODEL is {type(network).__name__} with .*{part}.*which a roll"):
-            host.wan_tree(patcher)
+            get_wan_tree(patcher)
     whole = SimpleNamespace(
         model=SimpleNamespace(diffusion_model=wan.WanModel(model_type="t2v", **SIZES)), object_patches_backup={}
     )
-    host.wan_tree(whole)
+    get_wan_tree(whole)

@@ -20,14 +20,14 @@ from comfy.ldm.modules.attention import wrap_attn
 from comfy.model_base import BaseModel
 from comfy.patcher_extension import CallbacksMP
 from comfyui_longlive.longlive.errors import LongLiveError
-from comfyui_longlive.nodes import identity
-from comfyui_longlive.nodes.identity import (
-    attention_override,
-    identity_of,
-    kernels,
-    model_digest,
-    opaque,
-    unrecognisable,
+from comfyui_longlive.nodes.host import identity
+from comfyui_longlive.nodes.host.identity import (
+    describe_kernels,
+    get_attention_override,
+    hash_model,
+    hash_value,
+    list_opaque,
+    list_unrecognisable,
 )
 from model_files import dit_weights, lora_weights
 from torch import Tensor, nn
@@ -74,8 +74,8 @@ def patcher_of(network: nn.Module, **backup: object) -> SimpleNamespace:
 def check_weights() -> None:
     bias = dit_weights()["head.head.bias"].clone()
     bias[0] += 1e-4
-    assert model_digest(loaded()) == model_digest(loaded())
-    assert model_digest(loaded()) != model_digest(loaded(**{"head.head.bias": bias}))
+    assert hash_model(loaded()) == hash_model(loaded())
+    assert hash_model(loaded()) != hash_model(loaded(**{"head.head.bias": bias}))
 
 
 def check_precision_of_weights() -> list[str]:
@@ -92,9 +92,9 @@ def check_precision_of_weights() -> list[str]:
         with dynamic_vram():
             dynamic = comfy.sd.load_diffusion_model_state_dict({**file}, model_options=options)
         assert dynamic.model.diffusion_model.head.head.weight.dtype is torch.bfloat16
-        assert model_digest(static) == model_digest(dynamic), options
-        assert kernels(static) == kernels(dynamic)
-        digests.append(model_digest(static))
+        assert hash_model(static) == hash_model(dynamic), options
+        assert describe_kernels(static) == describe_kernels(dynamic)
+        digests.append(hash_model(static))
     *plain, fast = digests
     assert len({*plain}) == len(plain)
     assert fast == plain[3]  # of the same weights; what computes them tells the two apart, where it differs
@@ -109,7 +109,7 @@ def check_fast_fp8_has_kernels_of_its_own() -> None:
             comfy.sd.load_diffusion_model_state_dict(dit_weights(), model_options=options | chosen)
             for chosen in ({}, {"fp8_optimizations": True})
         )
-    assert kernels(plain) != kernels(fast)
+    assert describe_kernels(plain) != describe_kernels(fast)
 
 
 def check_weights_that_were_in_use() -> None:
@@ -125,7 +125,7 @@ def check_weights_that_were_in_use() -> None:
         if hasattr(module, "modulation"):
             module.modulation.data = module.modulation.data.to(module.modulation_comfy_model_dtype)
     assert used.model.diffusion_model.head.modulation.dtype is torch.float32
-    assert model_digest(used) == model_digest(fresh)
+    assert hash_model(used) == hash_model(fresh)
 
 
 def check_weights_are_hashed_once_and_said_so() -> None:
@@ -133,7 +133,7 @@ def check_weights_are_hashed_once_and_said_so() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(identity.log, "info", lambda text, *values: lines.append(text % values))
         model = loaded()
-        assert model_digest(model) == model_digest(model.clone()) == model_digest(model)
+        assert hash_model(model) == hash_model(model.clone()) == hash_model(model)
     assert len(lines) == 1
     assert re.fullmatch(r"hashed the weights of WAN21 in \d+\.\d s", lines[0])
 
@@ -144,14 +144,14 @@ def check_opaque_models() -> None:
         first, second = loaded(), loaded()
         for patcher in (first, second):
             setattr(patcher, carried, {"diffusion_model.blocks.0.ffn": [object()]})
-            assert len(opaque(patcher)) == len(unrecognisable(patcher)) == 1
-        assert len({model_digest(patcher) for patcher in (first, second, first.clone(), loaded())}) == 4
-        assert model_digest(first) == model_digest(first)
-    assert opaque(loaded()) == []
+            assert len(list_opaque(patcher)) == len(list_unrecognisable(patcher)) == 1
+        assert len({hash_model(patcher) for patcher in (first, second, first.clone(), loaded())}) == 4
+        assert hash_model(first) == hash_model(first)
+    assert list_opaque(loaded()) == []
     stateful = loaded()
     stateful.model_options["transformer_options"]["optimized_attention_override"] = functools.partial(next, object())
-    assert len(opaque(stateful)) == 1
-    assert model_digest(stateful) == model_digest(loaded())  # its weights are those of any other
+    assert len(list_opaque(stateful)) == 1
+    assert hash_model(stateful) == hash_model(loaded())  # its weights are those of any other
 
 
 def check_attention_overrides() -> None:
@@ -173,7 +173,7 @@ def check_attention_overrides() -> None:
         return override
 
     def name(override) -> str | None:
-        return identity_of(attention_override(overridden(override)))
+        return hash_value(get_attention_override(overridden(override)))
 
     def constant(*_):
         return FLAG, 1
@@ -217,7 +217,7 @@ def check_installed_kernels() -> None:
             return lambda original, *args, **kwargs: attention.__wrapped__(*args, **kwargs)
 
         def name(function, **settings) -> str | None:
-            return identity_of(attention_override(overridden(override(function, **settings))))
+            return hash_value(get_attention_override(overridden(override(function, **settings))))
 
         found = name(fastattn.quantised)
         assert found is not None
@@ -227,7 +227,7 @@ def check_installed_kernels() -> None:
         assert name(fastattn.kernel) is None  # an object, which may hold a state
         model = loaded()
         model.model_options["transformer_options"]["optimized_attention_override"] = override(fastattn.quantised)
-        assert opaque(model) == []
+        assert list_opaque(model) == []
 
         install(Path(folder), "1.2.4")
         assert name(fastattn.quantised) not in (found, None)
@@ -250,7 +250,7 @@ def install(folder: Path, version: str) -> None:
 
 def forget_installed() -> None:
     importlib.invalidate_caches()
-    identity._distributions.cache_clear()
+    identity._read_distributions.cache_clear()
 
 
 FASTATTN = """
@@ -286,8 +286,8 @@ def check_kernels_of_triton_are_their_source() -> None:
     def two(x):
         return x + 2
 
-    assert identity_of(JITFunction(one)) == identity_of(JITFunction(one)) == identity_of(one)
-    assert identity_of(JITFunction(two)) not in (identity_of(one), None)
+    assert hash_value(JITFunction(one)) == hash_value(JITFunction(one)) == hash_value(one)
+    assert hash_value(JITFunction(two)) not in (hash_value(one), None)
 
 
 def check_calls_of_a_run() -> None:
@@ -300,10 +300,10 @@ def check_calls_of_a_run() -> None:
         (stateful, functools.partial(next, object())),
     ):
         patcher.add_callback(CallbacksMP.ON_PRE_RUN, call)
-    assert len({kernels(patcher) for patcher in (plain, first, second)}) == 3
-    assert kernels(first) == kernels(same)
-    assert [len(opaque(patcher)) for patcher in (plain, first, stateful)] == [0, 0, 1]
-    assert model_digest(stateful) == model_digest(plain)
+    assert len({describe_kernels(patcher) for patcher in (plain, first, second)}) == 3
+    assert describe_kernels(first) == describe_kernels(same)
+    assert [len(list_opaque(patcher)) for patcher in (plain, first, stateful)] == [0, 0, 1]
+    assert hash_model(stateful) == hash_model(plain)
 
 
 def check_settings_of_gguf_layers() -> None:
@@ -313,15 +313,15 @@ def check_settings_of_gguf_layers() -> None:
         patcher = loaded()
         layer = patcher.model.diffusion_model.head.head
         layer.dequant_dtype, layer.patch_dtype = dequant_dtype, None
-        settings.append(kernels(patcher))
-    assert len({*settings, kernels(loaded())}) == 3
+        settings.append(describe_kernels(patcher))
+    assert len({*settings, describe_kernels(loaded())}) == 3
 
 
 def check_methods_of_objects_are_not_functions() -> None:
     """The same builtin of two objects is two functions."""
-    assert identity_of([].append) != identity_of([1].append)
-    assert identity_of(itertools.count().__reduce__) is None
-    assert identity_of(len) == identity_of(len)
+    assert hash_value([].append) != hash_value([1].append)
+    assert hash_value(itertools.count().__reduce__) is None
+    assert hash_value(len) == hash_value(len)
 
 
 def check_patched_quantised_weights_are_known_by_their_originals() -> None:
@@ -338,8 +338,8 @@ def check_patched_quantised_weights_are_known_by_their_originals() -> None:
             self.register_buffer("weight_scale", torch.tensor(value))
 
     patched = patcher_of(Network(2.0), weight=Quantised())
-    assert model_digest(patched) == model_digest(patcher_of(Network(1.0)))
-    assert model_digest(patched) != model_digest(patcher_of(Network(2.0)))
+    assert hash_model(patched) == hash_model(patcher_of(Network(1.0)))
+    assert hash_model(patched) != hash_model(patcher_of(Network(2.0)))
 
 
 def check_weights_a_loader_hides_are_found() -> None:
@@ -354,4 +354,4 @@ def check_weights_a_loader_hides_are_found() -> None:
             return {"weight": torch.empty(3, device="meta"), "temp.weight": torch.empty(3, device="meta")}
 
     one, same, other = (patcher_of(Hidden(value)) for value in (1.0, 1.0, 2.0))
-    assert model_digest(one) == model_digest(same) != model_digest(other)
+    assert hash_model(one) == hash_model(same) != hash_model(other)

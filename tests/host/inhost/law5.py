@@ -13,12 +13,12 @@ import comfy.samplers
 import comfy.sd
 import pytest
 import torch
-from comfyui_longlive.longlive import rollout
 from comfyui_longlive.longlive.config import RolloutConfig
 from comfyui_longlive.longlive.model import causal
-from comfyui_longlive.longlive.noise import Noise
-from comfyui_longlive.longlive.schedule import Schedule
-from comfyui_longlive.nodes import host
+from comfyui_longlive.longlive.rollout import rollout
+from comfyui_longlive.longlive.rollout.noise import Noise
+from comfyui_longlive.longlive.rollout.schedule import Schedule
+from comfyui_longlive.nodes.host.model import as_causal_model, to_latent
 from model_files import GEOMETRY, dit_weights
 from torch import Tensor
 
@@ -35,7 +35,7 @@ def check_law5() -> dict[str, float]:
     theirs, noise = by_the_host(patcher, prompt)
     ours = by_the_rollout(patcher, prompt, noise)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(causal, "sinusoid", lambda t, width: comfy.ldm.wan.model.sinusoidal_embedding_1d(width, t))
+        patch.setattr(causal, "make_sinusoid", lambda t, width: comfy.ldm.wan.model.sinusoidal_embedding_1d(width, t))
         patch.setattr(rollout, "clean_from_flow", lambda noisy, flow, sigma: noisy - flow * sigma)
         swapped = by_the_rollout(patcher, prompt, noise)
     return {
@@ -85,17 +85,17 @@ def by_the_host(patcher, prompt: Tensor) -> tuple[Tensor, Noise]:
 def released_sigmas() -> Tensor:
     """1, .9375, .8333, .625."""
     schedule = Schedule(CONFIG.shift)
-    return schedule.sigma(schedule.warped(CONFIG.steps))
+    return schedule.sigma(schedule.warp(CONFIG.steps))
 
 
 def by_the_rollout(patcher, prompt: Tensor, noise: Noise) -> Tensor:
     """Our video from the same noise, in the host's space and order of axes."""
     comfy.model_management.load_models_gpu([patcher])
-    model = host.causal_model(patcher)
+    model = as_causal_model(patcher)
     video = rollout.Rollout(model, CONFIG, (SHAPE[0], SHAPE[1], *SHAPE[-2:]))
-    text, blocks = model.read(prompt), []
+    text, blocks = model.read_prompt(prompt), []
     for block in range(NUM_BLOCKS):
         start = block * BLOCK
         blocks.append(video.denoise(start, text, noise, block))
-        video.commit(start, blocks[-1], text)
-    return host.to_latent(patcher, torch.cat(blocks, dim=1))["samples"]
+        video.clean_pass(start, blocks[-1], text)
+    return to_latent(patcher, torch.cat(blocks, dim=1))["samples"]

@@ -12,11 +12,11 @@ import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_extras.nodes_torch_compile import TorchCompileModel
-from comfyui_longlive.longlive.model.lora import Lora
-from comfyui_longlive.nodes import host
-from comfyui_longlive.nodes.identity import model_digest
-from comfyui_longlive.nodes.load import ModelLoader
-from comfyui_longlive.nodes.miniature import Latents, Miniature
+from comfyui_longlive.longlive.weights.lora import Lora
+from comfyui_longlive.nodes.host.identity import hash_model
+from comfyui_longlive.nodes.host.loading import MiniatureLatents
+from comfyui_longlive.nodes.host.model import list_ignored
+from comfyui_longlive.nodes.models import Miniature, ModelLoader
 from compute import begun, longer
 from identity import dynamic_vram
 from model_files import ORIGINAL_DIT, ORIGINAL_LORA, write_models
@@ -30,15 +30,15 @@ def check_models_are_loaded_again_without_dynamic_vram() -> None:
         loaded = ModelLoader.execute(ORIGINAL_DIT.name, ORIGINAL_LORA.name, 0.5, "bf16").result[0]
         miniature, _, _, teacher = Miniature.execute().result
         for model in (loaded, miniature, teacher):
-            expected = model_digest(model)
+            expected = hash_model(model)
             model.is_dynamic = lambda: True
             clone = compiled(model)
             assert type(clone) is ModelPatcher
             assert clone.model is not model.model
-            assert model_digest(clone) == expected
-            assert host.ignored(clone) == ["wrappers (torch.compile)"]
+            assert hash_model(clone) == expected
+            assert list_ignored(clone) == ["wrappers (torch.compile)"]
             del model.is_dynamic
-        assert isinstance(compiled(miniature).model.latent_format, Latents)
+        assert isinstance(compiled(miniature).model.latent_format, MiniatureLatents)
         clone = compiled(loaded)
         assert torch.equal(longer(clone, begun(clone)).blocks[0], longer(loaded, begun(loaded)).blocks[0])
 
@@ -49,10 +49,10 @@ def check_the_released_lora_in_a_stock_node() -> None:
         base = ModelLoader.execute(ORIGINAL_DIT.name, "none", 1.0, "fp32").result[0]
         [stock] = LoraLoaderModelOnly().load_lora_model_only(base, ORIGINAL_LORA.name, 1.0)
         assert stock.patches == {}
-        assert model_digest(stock) == model_digest(base)
+        assert hash_model(stock) == hash_model(base)
 
         path = folder_paths.get_full_path_or_raise("loras", ORIGINAL_LORA.name)
-        named = Lora.read(path).comfy_keys()
+        named = Lora.read(path).as_comfy_state()
         patched, _ = comfy.sd.load_lora_for_models(base, None, named, 1.0, 0.0)
         merged = ModelLoader.execute(ORIGINAL_DIT.name, ORIGINAL_LORA.name, 1.0, "fp32").result[0]
         made = [longer(model, begun(model)).blocks[0] for model in (base, patched, merged)]

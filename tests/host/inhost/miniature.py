@@ -13,10 +13,12 @@ import torch
 from comfyui_longlive.longlive.config import RolloutConfig
 from comfyui_longlive.longlive.errors import CheckpointError
 from comfyui_longlive.longlive.miniature import files
-from comfyui_longlive.longlive.model.vae import decode, denormalised
-from comfyui_longlive.longlive.model.weights import read
-from comfyui_longlive.longlive.rollout import Rollout
-from comfyui_longlive.nodes.miniature import Miniature, MiniatureCLIP
+from comfyui_longlive.longlive.model.vae import denormalise
+from comfyui_longlive.longlive.model.vae_streams import decode
+from comfyui_longlive.longlive.rollout.rollout import Rollout
+from comfyui_longlive.longlive.weights.weights_file import read_weights_file
+from comfyui_longlive.nodes.host.miniature_clip import MiniatureCLIP
+from comfyui_longlive.nodes.models import Miniature
 
 from nodes import CLIPTextEncode, UNETLoader, VAELoader
 
@@ -31,12 +33,12 @@ def check_stock_loaders() -> dict[str, float]:
     The flow is of a video of one block, where a causal model sees what ComfyUI's forward sees.
     """
     for folder in ("diffusion_models", "vae"):
-        folder_paths.add_model_folder_path(folder, str(files.WEIGHTS))
+        folder_paths.add_model_folder_path(folder, str(files.WEIGHTS_FOLDER))
     [model] = UNETLoader().load_unet(files.DIT.name, "default")
     [vae] = VAELoader().load_vae(files.VAE.name)
     network = model.model.diffusion_model
     for loaded, path in ((network.state_dict(), files.DIT), (vae.get_sd(), files.VAE)):
-        tensors = read(path).tensors
+        tensors = read_weights_file(path).tensors
         assert loaded.keys() == tensors.keys(), loaded.keys() ^ tensors.keys()
         assert all(torch.equal(loaded[name], tensors[name].to(loaded[name])) for name in tensors)
     assert model.model.get_dtype_inference() == vae.vae_dtype == torch.float32
@@ -51,7 +53,7 @@ def check_stock_loaders() -> dict[str, float]:
             theirs_BCFHW = network(x_BFCHW.transpose(1, 2), torch.tensor([timestep]), embedding)
             flow_BFCHW = flow(ours.model, x_BFCHW, timestep, embedding)
             difference[f"flow at {timestep}"] = distance(theirs_BCFHW.transpose(1, 2), flow_BFCHW)
-    pixels_FHWC = vae.decode(denormalised(x_BFCHW).transpose(1, 2))[0]
+    pixels_FHWC = vae.decode(denormalise(x_BFCHW).transpose(1, 2))[0]
     difference["pixels"] = distance(2 * pixels_FHWC - 1, decode(ours.vae, x_BFCHW)[0].movedim(1, -1).clamp(-1, 1))
     return difference
 
@@ -60,7 +62,9 @@ def flow(model, x_BFCHW: torch.Tensor, timestep: float, embedding: torch.Tensor)
     """The flow of a video's first block, as the rollout asks for it."""
     video = Rollout(model, RolloutConfig(), (1, 16, CELLS, CELLS))
     timesteps_BF = torch.full(x_BFCHW.shape[:2], timestep)
-    return model.forward(x_BFCHW, timesteps_BF, model.read(embedding), video.memory, video.window.block(0, FRAMES))
+    return model.forward(
+        x_BFCHW, timesteps_BF, model.read_prompt(embedding), video.cache, video.window.block(0, FRAMES)
+    )
 
 
 def distance(a: torch.Tensor, b: torch.Tensor) -> float:

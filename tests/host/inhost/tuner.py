@@ -10,12 +10,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from comfyui_longlive.longlive.miniature import files
-from comfyui_longlive.longlive.model.checkpoint import Lora, load_model
-from comfyui_longlive.longlive.tune.config import LearnConfig, ModelConfig, TuneConfig
-from comfyui_longlive.longlive.tune.stream import Codec
-from comfyui_longlive.nodes import host
-from comfyui_longlive.nodes.tune import STUDENT, accelerator
-from comfyui_longlive.nodes.vae import tuning_codec
+from comfyui_longlive.longlive.tuning.config import LearnConfig, ModelConfig, TuneConfig
+from comfyui_longlive.longlive.tuning.streaming import Codec
+from comfyui_longlive.longlive.weights.load import load_model
+from comfyui_longlive.longlive.weights.lora import Lora
+from comfyui_longlive.nodes.host.model import copy_network
+from comfyui_longlive.nodes.host.tuning_codec import create_codec
+from comfyui_longlive.nodes.host.tuning_job import STUDENT, open_accelerator
 from safetensors.torch import save_file
 
 TOLERANCE = 1e-4
@@ -48,7 +49,7 @@ def check_copies() -> None:
         worn, _ = comfy.sd.load_lora_for_models(plain, None, halves, 0.5, 0)
         comfy.model_management.load_models_gpu([worn])  # the patches lie on the very weights that `plain` shares
         with torch.inference_mode(False):
-            copies = [host.copied(patcher, torch.float32, *STUDENT) for patcher in (plain, worn)]
+            copies = [copy_network(patcher, torch.float32, *STUDENT) for patcher in (plain, worn)]
     expected, _ = load_model(files.DIT, dtype=torch.float32)
     equal(copies[0].state_dict(), expected.state_dict(), tolerance=0)
     assert not any(weight.is_inference() for weight in copies[1].parameters())
@@ -72,11 +73,11 @@ def equal(found: dict, expected: dict, *, tolerance: float) -> None:
 def check_accelerator() -> None:
     """Raise unless what another pack made of accelerate's one state is there again afterwards."""
     others = Accelerator(cpu=True, mixed_precision="bf16")
-    with accelerator(configured("fp32"), Path(), torch.device("cpu")) as ours:
+    with open_accelerator(configured("fp32"), Path(), torch.device("cpu")) as ours:
         assert (ours.device.type, ours.mixed_precision) == ("cpu", "no")
     assert AcceleratorState().mixed_precision == others.mixed_precision == "bf16"
     AcceleratorState._reset_state(True)
-    with accelerator(configured("bf16"), Path(), torch.device("cpu")) as ours:
+    with open_accelerator(configured("bf16"), Path(), torch.device("cpu")) as ours:
         assert ours.mixed_precision == "bf16"
     assert AcceleratorState._shared_state == {}
 
@@ -89,9 +90,9 @@ def check_codec() -> None:
     """Raise unless the host's VAE anchors two batches, one after the other, as ours does."""
     with torch.inference_mode():
         vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(files.VAE)))
-    theirs, ours = tuning_codec(vae), Codec.of_vae(files.load_miniature().vae)
+    theirs, ours = create_codec(vae), Codec.of_vae(files.load_miniature().vae)
     for batch in (2, 1):
         latents_BFCHW = torch.randn(batch, 4, 16, 8, 8, generator=torch.Generator().manual_seed(batch))
-        anchored = theirs.anchored(latents_BFCHW)
+        anchored = theirs.encode_anchor(latents_BFCHW)
         assert not anchored.is_inference()
-        torch.testing.assert_close(anchored, ours.anchored(latents_BFCHW), rtol=0, atol=TOLERANCE)
+        torch.testing.assert_close(anchored, ours.encode_anchor(latents_BFCHW), rtol=0, atol=TOLERANCE)

@@ -1,4 +1,4 @@
-"""Whether ComfyUI takes a warm memory back whenever it would unload a model; runs inside a host.
+"""Whether ComfyUI takes a warm cache back whenever it would unload a model; runs inside a host.
 
 A device that is not the CPU, with as much room as a check says, stands for a GPU: ComfyUI frees nothing on a CPU unless
 it is told to.
@@ -13,11 +13,11 @@ import comfy.model_management as host
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfyui_longlive.longlive.cache import Memory
 from comfyui_longlive.longlive.config import RolloutConfig
-from comfyui_longlive.longlive.sampler import Warm
-from comfyui_longlive.longlive.session import Trace
-from comfyui_longlive.nodes.warm import Loan, Slot
+from comfyui_longlive.longlive.rollout.kv_cache import RollingKVCache
+from comfyui_longlive.longlive.rollout.sampler import WarmCache
+from comfyui_longlive.longlive.session.session import Trace
+from comfyui_longlive.nodes.host.warm_cache import WarmCachePatcher, WarmSlot
 
 GPU, CPU = torch.device("meta"), torch.device("cpu")
 PLENTY = 1 << 40
@@ -40,35 +40,35 @@ def model() -> ModelPatcher:
     return ModelPatcher(torch.nn.Linear(8, 8), load_device=GPU, offload_device=CPU)
 
 
-def warm() -> Warm:
-    memory = Memory(RolloutConfig(), 2, 4, torch.empty(1, 1, 2, 8))
-    return Warm(memory, "kernel", Trace("base", (), ()), None)
+def warm_cache() -> WarmCache:
+    cache = RollingKVCache(RolloutConfig(), 2, 4, torch.empty(1, 1, 2, 8))
+    return WarmCache(cache, "kernel", Trace("base", (), ()), None)
 
 
-def loans() -> list[Loan]:
-    return [loaded.model for loaded in host.current_loaded_models if isinstance(loaded.model, Loan)]
+def warm_patchers() -> list[WarmCachePatcher]:
+    return [loaded.model for loaded in host.current_loaded_models if isinstance(loaded.model, WarmCachePatcher)]
 
 
-def lent(slot: Slot, owner: ModelPatcher) -> Memory:
-    """A memory that a slot holds; it is on loan, and all its bytes are known."""
-    held = warm()
+def lent(slot: WarmSlot, owner: ModelPatcher) -> RollingKVCache:
+    """A KV cache that a slot holds; ComfyUI knows of it, and of all its bytes."""
+    held = warm_cache()
     slot.keep(owner, held)
-    [loan] = loans()
-    assert loan.model_size() == loan.loaded_size() == held.memory.num_bytes > 0
-    return held.memory
+    [patcher] = warm_patchers()
+    assert patcher.model_size() == patcher.loaded_size() == held.cache.num_bytes > 0
+    return held.cache
 
 
 def check_it_is_taken_out() -> None:
     """Whoever takes it has it alone: ComfyUI no longer knows of it, and the slot is empty."""
-    slot, owner = Slot(), model()
+    slot, owner = WarmSlot(), model()
     with device_with(PLENTY):
-        memory = lent(slot, owner)
+        cache = lent(slot, owner)
         host.load_models_gpu([model()])  # there is room for both
         taken = slot.take(owner)
-        assert taken.memory is memory
-        assert loans() == []
+        assert taken.cache is cache
+        assert warm_patchers() == []
         host.unload_all_models()
-        assert memory.num_bytes > 0
+        assert cache.num_bytes > 0
         assert slot.take(owner) is None
 
 
@@ -80,45 +80,45 @@ def check_it_is_evicted() -> None:
         lambda: host.free_memory(1, GPU),
     )  # fmt: skip
     for evict in evictions:
-        slot, owner = Slot(), model()
+        slot, owner = WarmSlot(), model()
         with device_with(0):
-            memory = lent(slot, owner)
+            cache = lent(slot, owner)
             evict()
-            assert memory.num_bytes == 0
-            assert loans() == []
+            assert cache.num_bytes == 0
+            assert warm_patchers() == []
             assert slot.take(owner) is None
 
 
 def check_it_belongs_to_one_model() -> None:
     """Another MODEL, were it a clone, does not get it; it is freed then, and when its own dies."""
     with device_with(PLENTY):
-        slot, owner = Slot(), model()
-        memory = lent(slot, owner)
+        slot, owner = WarmSlot(), model()
+        cache = lent(slot, owner)
         assert slot.take(owner.clone()) is None
-        assert memory.num_bytes == 0
-        memory = lent(slot, owner)
+        assert cache.num_bytes == 0
+        cache = lent(slot, owner)
         network = weakref.ref(owner.model)
         del owner
         gc.collect()
         assert network() is None
-        assert memory.num_bytes == 0
+        assert cache.num_bytes == 0
 
 
 def check_there_is_one() -> None:
     """The next one takes the place of the last; a node that made none leaves it."""
     with device_with(PLENTY):
-        slot, owner = Slot(), model()
+        slot, owner = WarmSlot(), model()
         first = lent(slot, owner)
         second = lent(slot, owner)
         slot.keep(owner, None)
-        assert (first.num_bytes, slot.take(owner).memory is second) == (0, True)
+        assert (first.num_bytes, slot.take(owner).cache is second) == (0, True)
 
 
 def check_nothing_is_kept_where_models_are_not() -> None:
     """With --disable-smart-memory ComfyUI unloads a model as soon as another is loaded."""
     with device_with(PLENTY) as patch:
         patch.setattr(host, "DISABLE_SMART_MEMORY", True)
-        slot, owner, held = Slot(), model(), warm()
+        slot, owner, held = WarmSlot(), model(), warm_cache()
         slot.keep(owner, held)
-        assert held.memory.num_bytes == 0
-        assert loans() == []
+        assert held.cache.num_bytes == 0
+        assert warm_patchers() == []

@@ -11,11 +11,11 @@ import torch
 from comfy_api.latest import ComfyExtension, io, ui
 from safetensors.torch import save_file
 
-from longlive.text import HashedWords
+from longlive.model.text_encoder import HashedWords
 
 CATEGORY = "LongLive/test"
-CACHE_CLASSES = {"RollingKVCache", "TextMemory"}  # by name: the pack may be imported under more than one
-TUNING_CLASSES = {"Accelerator", "AdamW", "Student", "Tuning"}
+CACHE_CLASSES = {"RollingLayerKVCache", "TextKeys"}  # by name: the pack may be imported under more than one
+TUNING_CLASSES = {"Accelerator", "AdamW", "Student", "Trainer"}
 OWN_TREE = "longlive.model.wan"  # the end of the module whose networks are not the host's
 
 
@@ -197,15 +197,15 @@ class TestProbe(io.ComfyNode):
 def alive() -> dict[str, int]:
     """Count the K/V caches, parts of a tuning and tensors nobody has let go of.
 
-    Caches that are on loan, so that ComfyUI may take them back as it does a model, are counted as warm.
+    Caches that ComfyUI may unload like a model are counted as warm.
     """
     gc.collect()
     objects = gc.get_objects()
     types = set(map(type, objects))
     kinds = {kind for kind in types if CACHE_CLASSES & {base.__name__ for base in kind.__mro__}}
     tuned = {kind for kind in types if kind.__name__ in TUNING_CLASSES or str(kind.__module__).endswith(OWN_TREE)}
-    loans = [loan.warm for loan in comfy.model_management.loaded_models() if getattr(loan, "warm", None)]
-    warm = sum(len(loan.memory.layers) for loan in loans)
+    loaded = [getattr(model, "warm_cache", None) for model in comfy.model_management.loaded_models()]
+    warm = sum(len(warm_cache.cache.layers) for warm_cache in loaded if warm_cache)
     tensors = [item for item in objects if issubclass(type(item), torch.Tensor)]
     return {
         "caches": sum(type(item) in kinds for item in objects) - warm,

@@ -1,0 +1,292 @@
+"""`longlive render`: make a video from a timeline script."""
+
+import argparse
+import hashlib
+import logging
+import os
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from ..config import Positions, RolloutConfig
+from ..errors import ConfigError, LongLiveError, ScriptError, SessionError
+from ..files import read_text
+from ..miniature.files import DIT, VAE, check_present, check_size
+from ..miniature.text import MiniatureText
+from ..miniature.world import SIZE
+from ..model.causal import CausalWan
+from ..model.dtypes import COMPUTE_DTYPES
+from ..model.text_encoder import UMT5
+from ..model.vae import LATENT_CHANNELS, WanVAE
+from ..model.vae_streams import StreamingDecoder
+from ..rollout.rollout import PassKind
+from ..rollout.sampler import Sampler, check_timeline
+from ..session.block_store import Store
+from ..session.session import Prompt, Session
+from ..session.session_file import load_session, save_session
+from ..session.timeline import MAX_CHARACTERS, Segment, parse_timeline, report_timeline
+from ..units import FPS
+from ..video.render import VideoRenderer
+from ..video.writer import VideoWriter, check_output
+from ..weights.file_digest import digest_file
+from ..weights.load import load_model
+from ..weights.load_vae import load_vae
+from .terminal import choose_status, say
+
+log = logging.getLogger("longlive")
+
+SESSION_SUFFIX = ".session.safetensors"  # beside the video
+RELEASED_SIZE = (832, 480)  # pixels
+MAX_SCRIPT_BYTES = 4 * MAX_CHARACTERS
+
+
+def add_parser(commands) -> None:
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    render = commands.add_parser("render", help="make a video from a timeline script", formatter_class=formatter)
+    render.set_defaults(run=run_render)
+    render.add_argument(
+        "script", type=Path, help="text file: one `8s | prompt` per line; indented lines continue the prompt"
+    )
+    weights = render.add_mutually_exclusive_group(required=True)
+    weights.add_argument("--weights", type=Path, help="longlive_base.pt, or a safetensors file")
+    weights.add_argument(
+        "--miniature", action="store_true", help="the small model that comes with the pack, 64 x 64 pixels"
+    )
+    render.add_argument(
+        "--ema", action="store_true", default=None, help="use the averaged weights of a training checkpoint"
+    )
+    render.add_argument("--lora", type=Path, help="LongLive's lora.pt")
+    render.add_argument("--strength", type=float, default=1.0, help="LoRA strength")
+    render.add_argument(
+        "--pipeline", type=Path, help="Wan2.1 folder in diffusers format, for the text encoder and the VAE"
+    )
+    render.add_argument("-o", "--output", type=parse_mp4_path, required=True, help="mp4 file to write")
+    render.add_argument("--session", type=Path, help="saved session to continue, instead of a new video")
+    on_gpu = torch.cuda.is_available()
+    render.add_argument("--device", default="cuda" if on_gpu else "cpu", help="device: cpu, cuda or cuda:0")
+    render.add_argument(
+        "--dtype", choices=COMPUTE_DTYPES, default="bf16" if on_gpu else "fp32", help="precision of weights and latents"
+    )
+    render.add_argument(
+        "--sage", action="store_true", help="use SageAttention: faster on consumer GPUs, 8-bit, not exact"
+    )
+    add_video_options(render)
+    render.set_defaults(enlarged=1)
+
+
+def add_video_options(command: argparse.ArgumentParser) -> None:
+    """Add the settings of a new video. A saved session has its own."""
+    released = RolloutConfig()
+    video = command.add_argument_group("a new video")
+    video.add_argument(
+        "--width", type=int, help="width in pixels, a multiple of 16; 832 if not given, 64 for the miniature"
+    )
+    video.add_argument(
+        "--height", type=int, help="height in pixels, a multiple of 16; 480 if not given, 64 for the miniature"
+    )
+    video.add_argument("--seed", type=int, default=0, help="noise seed")
+    video.add_argument("--window", type=int, default=released.window, help="window in latent frames, sink included")
+    video.add_argument("--sink", type=int, default=released.sink, help="first latent frames, kept permanently")
+    video.add_argument("--block", type=int, default=released.block, help="latent frames denoised together")
+    video.add_argument(
+        "--steps", type=int, nargs="+", default=released.steps, help="denoising steps, falling from at most 1000"
+    )
+    video.add_argument("--shift", type=float, default=released.shift, help="timestep shift")
+    video.add_argument("--context-noise", type=float, default=released.context_noise, help="timestep of the clean pass")
+    positions = [position.value for position in Positions]
+    video.add_argument(
+        "--positions",
+        choices=positions,
+        default=released.positions.value,
+        help="absolute positions end at frame 1024, unbounded ones never",
+    )
+    command.add_argument(
+        "--store", type=Path, default=find_cache_folder() / "blocks", help="folder for finished blocks"
+    )
+
+
+def run_render(options: argparse.Namespace) -> int:
+    return render_script(options, read_script(options.script))
+
+
+def render_script(options: argparse.Namespace, script: str) -> int:
+    """Make the video of a script; return the exit status."""
+    check_output(options.output)
+    device, dtype = find_device(options.device), COMPUTE_DTYPES[options.dtype]
+    weights, vae_file = choose_files(options)
+    facts = [digest_file(path, cache_dir=find_cache_folder()) for path in (weights, options.lora) if path]
+    identity = hashlib.sha256(f"{facts} {options.strength} {options.ema}".encode()).hexdigest()
+    if options.session:
+        if options.session.resolve() == options.output.with_suffix(SESSION_SUFFIX).resolve():
+            raise SessionError(f"-o {options.output} would overwrite {options.session}; choose another name")
+        video = resume_session(options.session, identity)
+        log.info("size, seed and settings are those of %s", options.session)
+    else:
+        video = begin_session(options, identity, dtype)
+    segments = parse_timeline(script, video.config.block)
+    check_timeline(video, segments)
+    encoder = MiniatureText() if options.miniature else UMT5.of_pipeline(options.pipeline, device=device, dtype=dtype)
+    prompts = [Prompt.of(encoder(segment.prompt), segment.prompt) for segment in segments]
+    del encoder  # frees 11 GB
+    tree, _ = load_model(
+        weights, lora=options.lora, strength=options.strength, dtype=dtype, device=device, ema=options.ema
+    )
+    model = CausalWan.of_tree(tree, quantised_attention=options.sage)
+    vae = load_vae(vae_file, device=device, dtype=dtype)
+    return make_video(options, video, segments, prompts, model, vae)
+
+
+def choose_files(options: argparse.Namespace) -> tuple[Path, Path]:
+    """Choose the weights files of the model and of the VAE. Raises ConfigError if --pipeline does not fit."""
+    if options.miniature:
+        if options.pipeline:
+            raise ConfigError("--pipeline belongs to real weights; the miniature has its own VAE and text encoder")
+        check_present(DIT, VAE)
+        return DIT, VAE
+    if options.pipeline is None:
+        raise ConfigError(
+            "--pipeline is missing: these weights need the text encoder and the VAE of Wan2.1; give a "
+            "diffusers-format folder, for example a download of Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+        )
+    return options.weights, options.pipeline / "vae"
+
+
+def choose_size(options: argparse.Namespace) -> tuple[int, int]:
+    """Choose width and height in pixels. Raises ConfigError for a size that the miniature was not trained for."""
+    asked_size, usual = (options.width, options.height), (SIZE, SIZE) if options.miniature else RELEASED_SIZE
+    width, height = (default if asked is None else asked for asked, default in zip(asked_size, usual, strict=True))
+    if options.miniature:
+        check_size(width, height)
+    return width, height
+
+
+def begin_session(options: argparse.Namespace, identity: str, dtype: torch.dtype) -> Session:
+    """Begin a new session with the settings in `options`."""
+    width, height = choose_size(options)
+    return Session.start(
+        model=identity,
+        config=RolloutConfig(
+            window=options.window,
+            sink=options.sink,
+            block=options.block,
+            steps=tuple(options.steps),
+            shift=options.shift,
+            context_noise=options.context_noise,
+            positions=Positions(options.positions),
+        ),
+        height=height,
+        width=width,
+        seed=options.seed,
+        dtype=dtype,
+        channels=LATENT_CHANNELS,
+    )
+
+
+def resume_session(path: Path, identity: str) -> Session:
+    """Load a saved session. Raises SessionError if it was made with other weights."""
+    session = load_session(path)
+    if session.model != identity:
+        raise SessionError(
+            f"{path} was made with other weights; give the weights, the LoRA and the strength it was made with, "
+            f"or continue it in ComfyUI if it was made there"
+        )
+    return session
+
+
+def read_script(path: Path) -> str:
+    """Read the text of a script file. Raises ScriptError."""
+    try:
+        return read_text(path, MAX_SCRIPT_BYTES)
+    except FileNotFoundError as error:
+        raise ScriptError(f"the script {path} does not exist; give a text file with one segment per line") from error
+    except OSError as error:
+        reason = error.strerror or error
+        raise ScriptError(f"the script {path} cannot be read ({reason}); give a text file in UTF-8") from error
+
+
+def find_device(name: str) -> torch.device:
+    """Find a device by name. Raises ConfigError if this machine lacks it."""
+    try:
+        torch.empty(0, device=name).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"there is no device {name!r} here; use cpu, cuda or cuda:0") from error
+    return torch.device(name)
+
+
+def parse_mp4_path(name: str) -> Path:
+    """Parse the path of an output. Only mp4 files are overwritten."""
+    if not name.lower().endswith(".mp4"):
+        raise argparse.ArgumentTypeError(f"{name} must end in .mp4")
+    return Path(name)
+
+
+def make_video(
+    options: argparse.Namespace,
+    video: Session,
+    segments: tuple[Segment, ...],
+    prompts: list[Prompt],
+    model: CausalWan,
+    vae: WanVAE,
+) -> int:
+    """Sample, decode and write the video block by block; keep its session beside it, also when interrupted."""
+    session_path = options.output.with_suffix(SESSION_SUFFIX)
+    log.info("%s", report_timeline(segments, video.config.block, video.num_frames))
+    blocks, steps = sum(segment.blocks for segment in segments), len(video.config.steps)
+    status = 0
+    writer = VideoWriter(options.output)
+    renderer = VideoRenderer(StreamingDecoder(vae), writer, open_fragment_store(options), enlarged=options.enlarged)
+    try:
+        with (
+            writer,
+            tqdm(total=blocks * steps, unit="step", disable=None) as bar,
+            Sampler(
+                model,
+                store=Store(options.store),
+                watch=lambda done: bar.update(done.kind is PassKind.DENOISE),
+                on_found=lambda: bar.update(steps),
+            ) as sampler,
+        ):
+            sampler.check_model(video)
+            for latents in video.blocks:
+                renderer.render_block(latents)
+            for segment, prompt in zip(segments, prompts, strict=True):
+                for longer in sampler.extend(video.switched_to(prompt, segment.boundary), segment.blocks):
+                    video = longer
+                    renderer.render_block(video.blocks[-1])
+            renderer.finish()
+    except KeyboardInterrupt as interrupt:
+        status = choose_status(interrupt)
+        log.warning("interrupted: %s", "run the same command to continue" if options.store else "run the command again")
+    finally:
+        keep_session(video, session_path)
+    if not writer.num_frames:
+        log.warning("no video was written: no frame is finished")
+        return status
+    log.info("%d pixel frames, %.2f s", writer.num_frames, writer.num_frames / FPS)
+    say(options.output)
+    return status
+
+
+def open_fragment_store(options: argparse.Namespace) -> Store | None:
+    """Open the store of encoded fragments, beside the store of blocks."""
+    return Store(options.store.with_name(f"{options.store.name}-fragments"), memory_bytes=0) if options.store else None
+
+
+def keep_session(video: Session, path: Path) -> None:
+    """Save a session, unless the file holds a longer one that begins with it. Raises SessionError or StoreError."""
+    if path.exists():
+        try:
+            earlier = load_session(path)
+        except LongLiveError:  # another file, or a damaged one
+            earlier = None
+        if earlier and len(earlier.blocks) > len(video.blocks) and earlier.begins_as(video):
+            log.info("session: %s is unchanged, as it continues after these %d frames", path, video.num_frames)
+            return
+    save_session(video, path)
+    log.info("session: %s, %d frames", path, video.num_frames)
+
+
+def find_cache_folder() -> Path:
+    """Find the folder for caches: that of XDG_CACHE_HOME, or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "longlive"

@@ -1,0 +1,85 @@
+"""`longlive tune`: streaming long tuning of a model on its own long videos."""
+
+import argparse
+import logging
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from ..miniature.tuning import load_miniature_parts
+from ..tuning.accelerator import make_accelerator
+from ..tuning.config import read_config
+from ..tuning.load import load_parts
+from ..tuning.run import run_tuning
+from ..tuning.trainer import Trainer
+from .terminal import INTERRUPTED
+
+log = logging.getLogger(__name__)
+
+
+def add_parser(commands) -> None:
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    tune = commands.add_parser(
+        "tune", help="tune a model on its own long videos; run again to resume", formatter_class=formatter
+    )
+    tune.set_defaults(run=run_tune)
+    tune.add_argument("config", type=Path, help="TOML file; see the examples in longlive/tuning/configs")
+    tune.add_argument(
+        "--folder", type=Path, help="for checkpoints, metrics, samples and adapter; default: named like the TOML"
+    )
+
+
+def run_tune(options: argparse.Namespace) -> int:
+    config = read_config(options.config)
+    folder = options.folder or Path(options.config.stem)
+    accelerator = make_accelerator(config, folder)
+    if config.model.miniature:
+        parts = load_miniature_parts(config)
+    else:
+        parts = load_parts(config, folder / "embeddings", accelerator)
+    trainer = Trainer(parts, config, accelerator)
+    with (
+        catch_interrupt() as is_interrupted,
+        tqdm(total=config.run.steps, unit="step", disable=None if accelerator.is_main_process else True) as bar,
+    ):
+
+        def watch(step: int, metrics: dict[str, float]) -> None:
+            bar.update(step - bar.n)
+            bar.set_postfix({name: f"{metrics[name]:.3g}" for name in ("student", "critic") if name in metrics})
+            interrupted = torch.tensor(float(is_interrupted()), device=accelerator.device)
+            if accelerator.reduce(interrupted, "sum"):  # all processes stop at the same step
+                raise KeyboardInterrupt
+
+        try:
+            path = run_tuning(trainer, folder, watch=watch)
+        except KeyboardInterrupt:
+            log.warning("interrupted: run the same command again to resume from the last checkpoint")
+            return INTERRUPTED
+    log.info("%s", path)
+    return 0
+
+
+@contextmanager
+def catch_interrupt() -> Iterator[Callable[[], bool]]:
+    """Catch the first Ctrl-C and give a function that says whether it came; a second Ctrl-C stops at once.
+
+    A tuning that stops between two steps loses nothing.
+    """
+    interrupts: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+
+    def catch(*_) -> None:
+        if interrupts:
+            raise KeyboardInterrupt
+        interrupts.append(1)
+        log.warning("stopping after this step; press again to stop at once")
+
+    signal.signal(signal.SIGINT, catch)
+    try:
+        yield lambda: bool(interrupts)
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,1 @@
+"""Measures any video and reports tables and plots."""

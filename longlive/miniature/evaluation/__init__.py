@@ -1,0 +1,1 @@
+"""What the miniature shows of the method."""

@@ -1,0 +1,43 @@
+"""The networks and prompts to tune the miniature with."""
+
+from pathlib import Path
+
+import torch
+
+from ..model.text_encoder import HashedWords
+from ..tuning.config import TuneConfig
+from ..tuning.load import EmbeddedPairs, compute_frame_shape, embed_prompt, load_network
+from ..tuning.parts import TuningParts
+from ..tuning.prompt_pairs import PromptPair, read_pairs
+from ..tuning.streaming import Codec
+from .clips import choose_scene, seed_random
+from .files import DIT, TEACHER, check_present, load_miniature
+from .world import SIZE
+
+NUM_PAIRS = 512  # where the configuration names no prompts
+
+
+def load_miniature_parts(config: TuneConfig) -> TuningParts:
+    """Load the miniature, its teacher, and its own prompts unless the configuration names some."""
+    check_present(DIT, TEACHER)
+    miniature = load_miniature()
+    student, critic, teacher = (load_network(path, torch.float32) for path in (DIT, TEACHER, TEACHER))
+    pairs = read_pairs(Path(config.data.prompts)) if config.data.prompts else make_pairs(NUM_PAIRS)
+    return TuningParts(
+        student=student,
+        critic=critic,
+        teacher=teacher,
+        codec=Codec.of_vae(miniature.vae),
+        pairs=EmbeddedPairs(pairs, miniature.text),
+        unprompted=embed_prompt(HashedWords(), config.data.negative),
+        shape_CHW=compute_frame_shape(SIZE, SIZE),
+    )
+
+
+def make_pairs(count: int) -> tuple[PromptPair, ...]:
+    """Make prompt pairs of the miniature's grammar."""
+    pairs = []
+    for number in range(count):
+        draw = seed_random("pair", number)
+        pairs.append(PromptPair(str(choose_scene(draw)), str(choose_scene(draw, anywhere=False))))
+    return tuple(pairs)

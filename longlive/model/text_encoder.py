@@ -1,0 +1,116 @@
+"""From a prompt to its embedding: umT5 outside ComfyUI, or hashed words without a text encoder.
+
+Inside ComfyUI the host's own CLIP does this. Embeddings are [1, rows, width], with zeros past the prompt's length: the
+model attends those rows too (Wan2.1).
+"""
+
+import contextlib
+import hashlib
+import html
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, cast
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from ..errors import CheckpointError, list_names
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
+
+ROWS = 512  # of umT5 embeddings as Wan2.1 pads them
+WIDTH = 4096
+
+
+class TextEncoder(Protocol):
+    """Anything that turns a prompt into its embedding [1, rows, width]."""
+
+    def __call__(self, prompt: str) -> Tensor: ...
+
+
+class HashedWords:
+    """An embedding without an encoder: each word has its own row, a normal vector drawn from the word's hash.
+
+    For models trained on it and for tests. It knows no meanings, but the same word always gives the same row.
+    """
+
+    SCALE = 0.25
+
+    def __init__(self, rows: int = ROWS, width: int = WIDTH) -> None:
+        self.rows, self.width = rows, width
+
+    def __call__(self, prompt: str) -> Tensor:
+        words = split_words(prompt)[: self.rows]
+        embedding = torch.zeros(1, self.rows, self.width)
+        for row, word in enumerate(words):
+            embedding[0, row] = self._vector(word)
+        return embedding
+
+    def _vector(self, word: str) -> Tensor:
+        key = int.from_bytes(hashlib.sha256(word.encode()).digest()[:16], "little")
+        normal = np.random.Generator(np.random.Philox(key=key)).standard_normal(self.width, dtype=np.float32)
+        return self.SCALE * torch.from_numpy(normal)
+
+
+def split_words(prompt: str) -> list[str]:
+    """Split a prompt into words, lower-case and without punctuation."""
+    return re.findall(r"\w+", prompt.lower())
+
+
+class UMT5:
+    """umT5-xxl from a diffusers-format Wan2.1 folder (`text_encoder/`, `tokenizer/`), run by `transformers`."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", encoder: "UMT5EncoderModel") -> None:
+        self.tokenizer, self.encoder = tokenizer, encoder
+
+    @classmethod
+    def of_pipeline(cls, folder: Path, *, device: torch.device, dtype: torch.dtype) -> "UMT5":
+        """Load umT5. Raises CheckpointError for a folder without it, or if `transformers` is not installed."""
+        try:
+            from transformers import AutoTokenizer, UMT5EncoderModel
+        except ImportError as error:
+            raise CheckpointError(
+                f"the text encoder needs transformers, which does not load ({error}); "
+                f"pip install diffusers transformers sentencepiece ftfy"
+            ) from error
+        for part in ("text_encoder", "tokenizer"):
+            if not (folder / part).is_dir():
+                raise CheckpointError(
+                    f"{folder} has no {part}/ folder; give a diffusers-format Wan2.1 folder, "
+                    f"for example a download of Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+                )
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)  # nosec B615 # nothing is fetched
+            loaded = UMT5EncoderModel.from_pretrained(  # nosec B615 # nothing is fetched
+                folder / "text_encoder", local_files_only=True, dtype=dtype, output_loading_info=True
+            )
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise CheckpointError(f"the text encoder in {folder} cannot be loaded: {error}") from error
+        encoder, found = cast("tuple[UMT5EncoderModel, dict]", loaded)
+        if missing := sorted(found["missing_keys"]):
+            raise CheckpointError(f"the text encoder in {folder} lacks {list_names(missing)}; download it again")
+        return cls(tokenizer, encoder.eval().requires_grad_(False).to(device))  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+    @torch.no_grad()
+    def __call__(self, prompt: str) -> Tensor:
+        tokens = self.tokenizer(
+            clean_prompt(prompt),
+            max_length=ROWS,
+            padding="max_length",
+            truncation=True,
+            return_tensors="pt",
+        ).to(self.encoder.device)
+        embedding = self.encoder(tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
+        return (embedding * tokens.attention_mask[..., None]).cpu()
+
+
+def clean_prompt(prompt: str) -> str:
+    """Clean a prompt as umT5's training did: mended characters, no HTML entities, single spaces."""
+    with contextlib.suppress(ImportError):  # optional: it only mends wrongly decoded text
+        import ftfy
+
+        prompt = ftfy.fix_text(prompt)
+    return re.sub(r"\s+", " ", html.unescape(html.unescape(prompt))).strip()

@@ -1,0 +1,1 @@
+"""Recorded runs of the reference, and how they are verified."""

@@ -1,0 +1,100 @@
+"""The KV cache of a video: a sink that stays and a window that rolls (LongLive §3.3).
+
+`window.py` decides where a frame is stored and what is attended.
+Dimension key: B batch, T tokens of one pass, S tokens attended, N heads, H channels per head.
+"""
+
+import torch
+from torch import Tensor
+
+from ..config import Positions, RolloutConfig
+from ..model.causal import free_tensors
+from ..model.placement import Placement
+from ..model.rope import Rotation
+from .window import Window
+
+
+class RollingLayerKVCache:
+    """Self-attention keys and values of one layer.
+
+    Keys are stored rotated at the positions of their frames, so the order of slots does not matter to attention: the
+    ring is written in place and nothing is shifted, cloned or concatenated. Only integers decide what is written, so
+    no pass waits for the GPU.
+    """
+
+    def __init__(self, capacity: int, like: Tensor) -> None:
+        batch, _, heads, channels = like.shape
+        self.k_BSNH = like.new_zeros(batch, capacity, heads, channels)
+        self.v_BSNH = torch.zeros_like(self.k_BSNH)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.k_BSNH, self.v_BSNH
+
+    def write(self, place: Placement, k_BTNH: Tensor, v_BTNH: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+        """Store the un-rotated keys and the values of a pass; return all rotated keys and values that it may attend.
+
+        Writing at the same place again replaces the block: its denoising steps and its clean pass share their slots.
+        """
+        k_rotated_BTNH = rotation.rotate_pass(k_BTNH)
+        tokens = k_BTNH.shape[1] // place.frames
+        for span in place.spans:
+            source = slice(span.frame * tokens, (span.frame + span.count) * tokens)
+            target = slice(span.slot * tokens, (span.slot + span.count) * tokens)
+            self.k_BSNH[:, target], self.v_BSNH[:, target] = k_rotated_BTNH[:, source], v_BTNH[:, source]
+        return self.k_BSNH[:, : place.filled * tokens], self.v_BSNH[:, : place.filled * tokens]
+
+
+class UnboundedLayerKVCache(RollingLayerKVCache):
+    """A cache whose sink moves along with the window, so that a video may have any length.
+
+    The reference's infinity variant always gives sink and window the positions 0..window-1 and rotates every key in
+    every pass. Attention depends on differences of positions only, so it is enough to move the sink: its keys are also
+    kept un-rotated, and rotated to the positions just before the window.
+    """
+
+    def __init__(self, capacity: int, like: Tensor, *, sink: int) -> None:
+        super().__init__(capacity, like)
+        self.sink_k_BSNH = self.k_BSNH[:, :sink].clone()
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return *super().tensors, self.sink_k_BSNH
+
+    def write(self, place: Placement, k_BTNH: Tensor, v_BTNH: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+        tokens = k_BTNH.shape[1] // place.frames
+        sink = self.sink_k_BSNH.shape[1]
+        for span in place.spans:
+            count = min(span.count * tokens, sink - span.slot * tokens)
+            if count > 0:
+                target = slice(span.slot * tokens, span.slot * tokens + count)
+                self.sink_k_BSNH[:, target] = k_BTNH[:, span.frame * tokens : span.frame * tokens + count]
+        attended = super().write(place, k_BTNH, v_BTNH, rotation)
+        if place.sink_start:
+            self.k_BSNH[:, :sink] = rotation.rotate_sink(self.sink_k_BSNH)
+        return attended
+
+
+class RollingKVCache:
+    """The caches of all layers. Zeros until written: a rebuild writes only what later blocks depend on."""
+
+    def __init__(self, config: RolloutConfig, num_layers: int, tokens_per_frame: int, like_B1NH: Tensor) -> None:
+        self.window = Window(config.sink, config.recent)
+        capacity, sink = config.window * tokens_per_frame, config.sink * tokens_per_frame
+        if config.positions is Positions.UNBOUNDED and sink:
+            self.layers = [UnboundedLayerKVCache(capacity, like_B1NH, sink=sink) for _ in range(num_layers)]
+        else:
+            self.layers = [RollingLayerKVCache(capacity, like_B1NH) for _ in range(num_layers)]
+
+    @property
+    def sink(self) -> int:
+        return self.window.sink
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.untyped_storage().nbytes() for layer in self.layers for tensor in layer.tensors)
+
+    def release(self) -> None:
+        """Free the bytes now, even if a view is alive: after an error, the frames of its traceback hold some."""
+        for layer in self.layers:
+            free_tensors(layer.tensors)

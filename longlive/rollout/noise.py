@@ -1,0 +1,27 @@
+"""Noise that is counted, not drawn: it depends only on a seed and a place.
+
+The key of a Philox counter generator (Salmon et al., SC 2011) is the seed; its counter is the place: video, block and
+step. No global random state is read or changed, so a block is the same in every process, whatever was made before it.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config import MAX_SEED
+
+Noise = Callable[[int, int], Tensor]
+"""From (block, step) to standard normal noise [B, F, C, H, W]; step 0 is what the block starts from."""
+
+
+def compute_noise(seed: int, place: tuple[int, int, int], shape: tuple[int, ...]) -> Tensor:
+    """Compute the standard normal noise of a place, on the CPU in float32."""
+    generator = np.random.Generator(np.random.Philox(key=seed & MAX_SEED, counter=[0, *place]))
+    return torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))
+
+
+def seed_noise(seed: int, shape: tuple[int, ...], dtype: torch.dtype) -> Noise:
+    """Return the noise of every block and step of `seed`, rounded to `dtype`."""
+    return lambda block, step: compute_noise(seed, (0, step, block), shape).to(dtype)

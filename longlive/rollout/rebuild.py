@@ -1,0 +1,82 @@
+"""Which passes wrote a KV cache, and which of them rebuild it (design: `docs/architecture.md`).
+
+A KV cache is never stored: latents and prompts determine it. Each pass that is repeated has the shape, slots and prompt
+that it had the first time, so the rebuilt cache equals the lost one bit for bit. Pure integers; knows no tensor.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from ..config import RolloutConfig
+from ..model.placement import Placement
+from ..session.timeline import Boundary
+from .window import Window
+
+
+@dataclass(frozen=True, slots=True)
+class CleanPass:
+    """The pass over a finished block, so that later blocks attend to it clean."""
+
+    segment: int  # index of the prompt of the pass
+    origin: int  # the frame that positions count from: the last cut, or 0
+    place: Placement
+
+
+@dataclass(frozen=True, slots=True)
+class Recache:
+    """The pass over the window under a new prompt (LongLive §3.1)."""
+
+    segment: int
+    origin: int
+    place: Placement
+    end: int  # frames since the origin that are finished
+    renew: bool  # whether the oldest frames of the window become the sink
+
+
+CachePass = CleanPass | Recache
+"""A pass that writes clean latents into the KV cache."""
+
+
+def passes_before(config: RolloutConfig, switches: Sequence[tuple[int, Boundary]], end: int) -> Iterator[CachePass]:
+    """Yield the passes that wrote the KV cache of a video of `end` frames, newest first, back to the last cut.
+
+    `switches` are (first frame, boundary) of every segment, rising; the first begins the video.
+    """
+    window = Window(config.sink, config.recent)
+    segment = len(switches) - 1
+    origin = max(frame for frame, boundary in switches if frame == 0 or boundary is Boundary.CUT)
+    for frame in range(end, origin, -config.block):
+        begins, boundary = switches[segment]
+        if begins == frame:
+            if boundary in (Boundary.RECACHE, Boundary.RENEW):
+                renew, finished = boundary is Boundary.RENEW, frame - origin
+                yield Recache(segment, origin, window.recache(finished, renew=renew), finished, renew)
+            segment -= 1
+        start = frame - config.block
+        yield CleanPass(segment, origin, window.block(start - origin, config.block))
+
+
+def passes_needed(
+    newest_first: Iterable[CachePass], upcoming: Placement, num_layers: int, *, made: CachePass | None
+) -> list[CachePass]:
+    """Select the passes, oldest first, that the block at `upcoming` depends on and that are not `made` yet.
+
+    A pass's keys in layer n depend on what it attends in the layers below n only, so need fades by one layer per pass
+    and a rebuild ends after as many passes as there are layers, except for the sink. `made` is the newest pass in the
+    cache; what that pass and those before it wrote is there.
+    """
+    top = num_layers - 1
+    need = {slot: top for slot in range(upcoming.filled) if slot not in upcoming.slots}  # slot: highest layer needed
+    chosen = []
+    for each in newest_first:
+        if not need or each == made:
+            break
+        slots = each.place.slots
+        layer = max((need.pop(slot) for slot in slots if slot in need), default=None)
+        if layer is None:
+            continue
+        chosen.append(each)
+        if layer > 0:
+            for slot in set(range(each.place.filled)) - slots:
+                need[slot] = max(need.get(slot, 0), layer - 1)
+    return chosen[::-1]

@@ -1,0 +1,140 @@
+"""Rolls out a video: denoising steps and a clean pass for a block, a recache for a prompt switch (LongLive Alg. 2).
+
+Owns the KV cache. Knows nothing of sessions, stores or files.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from ..config import TABLE_FRAMES, Positions, RolloutConfig
+from ..errors import PositionError
+from ..model.causal import CausalWan, TextKeys
+from ..model.dtypes import choose_exact_device
+from ..model.placement import Placement
+from ..units import count_pixel_frames
+from .kv_cache import RollingKVCache
+from .noise import Noise
+from .schedule import Schedule, add_noise, clean_from_flow
+
+
+class PassKind(Enum):
+    """What a pass of the network is for."""
+
+    DENOISE = 0
+    CLEAN = 1  # over a finished block, so that later blocks attend to it clean
+    RECACHE = 2  # over the window, so that its keys and values are those of a new prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One pass of the network, for observers."""
+
+    kind: PassKind
+    place: Placement
+    step: int  # of a block's denoising steps; 0 otherwise
+    timestep: float
+    flow: Tensor | None  # [B, F, C, H, W]; None if nothing needs it
+    clean: Tensor | None  # x_0 by that flow
+
+
+Watch = Callable[[Pass], object]
+"""Called after every pass; an error that it raises ends the rollout."""
+
+
+class Rollout:
+    """The KV cache of one video and the passes that read and write it.
+
+    Continues with `cache` if given, else allocates one. `exhaustive` also computes what nothing depends on (the flow of
+    clean passes, the dead queries of a recache), to compare with the reference, which computes both.
+    """
+
+    def __init__(
+        self,
+        model: CausalWan,
+        config: RolloutConfig,
+        shape_BCHW: Sequence[int],
+        *,
+        cache: RollingKVCache | None = None,
+        watch: Watch | None = None,
+        exhaustive: bool = False,
+    ) -> None:
+        self.model, self.config, self.exhaustive = model, config, exhaustive
+        self.watch: Watch = watch or (lambda _: None)
+        schedule = Schedule(config.shift)
+        self.timesteps = schedule.warp(config.steps)
+        self.sigmas = schedule.sigma(self.timesteps)
+        self.context_sigma = schedule.sigma(torch.tensor(config.context_noise))
+        self.cache = cache or allocate_cache(model, config, shape_BCHW)
+        self.window = self.cache.window
+
+    @torch.no_grad()
+    def denoise(self, start: int, text: TextKeys, noise: Noise, block: int) -> Tensor:
+        """Denoise the block at position `start` from the noise of block number `block`: clean latents [B, F, C, H, W].
+
+        Raises PositionError past the end of the table of absolute positions.
+        """
+        check_positions(self.config, start + self.config.block)
+        place = self.window.block(start, self.config.block)
+        draws = [self._move(noise(block, step)) for step in range(len(self.sigmas))]
+        noisy = draws[0]
+        for step, timestep in enumerate(self.timesteps.tolist()):
+            flow = self._pass(noisy, timestep, text, place)
+            assert flow is not None
+            clean = clean_from_flow(noisy, flow, self.sigmas[step])
+            self.watch(Pass(PassKind.DENOISE, place, step, timestep, flow, clean))
+            if step + 1 < len(self.sigmas):
+                noisy = add_noise(clean, draws[step + 1], self.sigmas[step + 1])
+        return clean
+
+    def clean_pass(self, start: int, latents: Tensor, text: TextKeys) -> None:
+        """Write the finished block [B, F, C, H, W] at position `start` into the KV cache."""
+        self._write(PassKind.CLEAN, self.window.block(start, latents.shape[1]), latents, text)
+
+    def recache(self, end: int, latents: Tensor, text: TextKeys, *, renew: bool = False) -> None:
+        """Recompute the keys and values of the window under a new prompt (§3.1).
+
+        `latents` [B, F, C, H, W] are the newest of a video's first `end` frames, at least a window or all there are.
+        """
+        place = self.window.recache(end, renew=renew, whole=self.exhaustive)
+        self._write(PassKind.RECACHE, place, latents[:, latents.shape[1] - place.frames :], text)
+
+    @torch.no_grad()
+    def _write(self, kind: PassKind, place: Placement, latents: Tensor, text: TextKeys) -> None:
+        """Write clean latents into the KV cache. Context noise sets the timestep only, as in the reference."""
+        clean = latents.to(self.model.device, self.model.dtype)
+        flow = self._pass(clean, self.config.context_noise, text, place, with_flow=self.exhaustive)
+        estimate = None if flow is None else clean_from_flow(clean, flow, self.context_sigma)
+        self.watch(Pass(kind, place, 0, self.config.context_noise, flow, estimate))
+
+    def _move(self, draw: Tensor) -> Tensor:
+        """Copy noise to the model's device, from pinned memory: copy and kernels do not wait for each other."""
+        on_gpu = self.model.device.type == "cuda"
+        return (draw.pin_memory() if on_gpu else draw).to(self.model.device, self.model.dtype, non_blocking=on_gpu)
+
+    def _pass(self, x: Tensor, timestep: float, text: TextKeys, place: Placement, with_flow=True) -> Tensor | None:
+        timesteps_BF = torch.full(x.shape[:2], timestep, dtype=torch.float32, device=choose_exact_device(x.device))
+        return self.model.forward(x, timesteps_BF, text, self.cache, place, with_flow=with_flow)
+
+
+def allocate_cache(model: CausalWan, config: RolloutConfig, shape_BCHW: Sequence[int]) -> RollingKVCache:
+    """Allocate the KV cache of a video of latents of that shape."""
+    batch, _, height, width = shape_BCHW
+    rows, columns = model.geometry.grid(height, width)
+    return RollingKVCache(config, model.geometry.num_layers, rows * columns, model.make_token(batch))
+
+
+def check_positions(config: RolloutConfig, end: int) -> None:
+    """Check that `end` frames since the start or the last cut fit the table of absolute positions.
+
+    Raises PositionError.
+    """
+    if config.positions is Positions.ABSOLUTE and end > TABLE_FRAMES:
+        raise PositionError(
+            f"the video would reach frame {end} since its start or last cut, but absolute positions end at frame "
+            f"{TABLE_FRAMES} ({count_pixel_frames(TABLE_FRAMES)} pixel frames); set positions to unbounded in the "
+            f"options, or restart them with a cut (discard cache)"
+        )

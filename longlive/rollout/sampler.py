@@ -1,0 +1,229 @@
+"""Extends sessions: finished blocks come from the store, new ones from a rollout (LongLive Alg. 2).
+
+The KV cache is rebuilt from the session (`rebuild.py`), or taken over warm from the previous sampler. It is allocated
+for the first block that has to be computed and freed when the sampler is closed, unless it was handed over.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+
+from torch import Tensor
+
+from ..config import Positions, RolloutConfig
+from ..errors import SamplingError, SessionError
+from ..model.causal import CausalWan, TextKeys
+from ..model.dtypes import is_finite
+from ..session.block_store import Store
+from ..session.session import Prompt, Session, Trace
+from ..session.timeline import Boundary, Segment
+from ..units import PIXELS_PER_CELL
+from .kv_cache import RollingKVCache
+from .noise import seed_noise
+from .rebuild import CachePass, CleanPass, Recache, passes_before, passes_needed
+from .rollout import Rollout, Watch, check_positions
+
+log = logging.getLogger(__name__)
+
+PROMPTS_HELD = 2  # the current prompt and the one before it, which a clean pass may still need
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WarmCache:
+    """A KV cache on its way between two samplers, and what it holds. It has one owner at a time."""
+
+    cache: RollingKVCache
+    kernel: str  # of the model that computed it
+    trace: Trace  # of the video up to the newest block made with it
+    made: CachePass | None  # the newest pass in it
+
+    def fits(self, model: CausalWan, session: Session) -> bool:
+        """Return whether it equals a rebuilt cache bit for bit, provided that this `model` instance computed it."""
+        return self.kernel == model.kernel and session.continues(self.trace)
+
+
+class Sampler:
+    """Extends sessions with `model`. A context manager; keeps the KV cache between calls on one video.
+
+    `watch` is called after every pass, `on_found` for every block found in the store. `take` returns the cache that the
+    previous sampler handed over, if any; one that does not fit is freed. `prepare` is called before a cache is used,
+    with the bytes of it that are allocated already: the owner of the weights can make room and load them.
+    """
+
+    def __init__(
+        self,
+        model: CausalWan,
+        *,
+        store: Store | None = None,
+        watch: Watch | None = None,
+        on_found: Callable[[], object] = lambda: None,
+        take: Callable[[], WarmCache | None] = lambda: None,
+        prepare: Callable[[int], object] = lambda held: None,
+    ) -> None:
+        self.model, self.store, self.watch, self.on_found = model, store, watch, on_found
+        self.take, self.prepare = take, prepare
+        self._rollout: Rollout | None = None
+        self._trace: Trace | None = None  # of the video in the rollout's cache
+        self._made: CachePass | None = None  # the newest pass in it
+        self._text_keys: dict[str, TextKeys] = {}  # by the digest of the prompt
+
+    def __enter__(self) -> "Sampler":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the KV cache."""
+        held = [*([self._rollout.cache] if self._rollout else []), *self._text_keys.values()]
+        self._rollout = self._trace = self._made = None
+        self._text_keys = {}
+        for each in held:
+            each.release()
+
+    def hand_over(self) -> WarmCache | None:
+        """Return the KV cache, so that the next sampler can continue with it; None if no block was computed.
+
+        This sampler is empty afterwards. Text keys are freed: reading a prompt again takes 0.5 % of a pass.
+        """
+        warm = None
+        if self._rollout and self._trace:
+            warm = WarmCache(self._rollout.cache, self.model.kernel, self._trace, self._made)
+            self._rollout = None
+        self.close()
+        return warm
+
+    def sample(self, session: Session, blocks: int) -> Session:
+        """Return the session with the next `blocks` blocks. Raises what `extend` raises."""
+        *_, session = session, *self.extend(session, blocks)
+        return session
+
+    def extend(self, session: Session, blocks: int) -> Iterator[Session]:
+        """Yield the session after each of the next `blocks` blocks.
+
+        Raises PositionError before anything is computed if the video would exceed the table of positions, SessionError
+        for a session without a prompt or of another kind of model, and SamplingError for a block with NaN or infinity,
+        which is not stored. After an error the sampler is empty; the sessions it yielded stay valid.
+        """
+        self.check_model(session)
+        check_length(session, blocks)
+        if not session.switches:
+            raise SessionError("the session has no prompt yet; give it one before its first frame is sampled")
+        for _ in range(blocks):
+            key = session.compute_next_key(self.model.kernel)
+            latents = self.store.get(key, session.block_shape, session.dtype) if self.store else None
+            if latents is not None:
+                session = session.extended_by(latents, key)
+                self.on_found()
+            else:
+                session = session.extended_by(self._compute(session), key)
+                self._trace = session.trace()  # a block from the store changes no cache
+                if self.store:
+                    self.store.put(key, session.blocks[-1])
+            yield session
+
+    def check_model(self, session: Session) -> None:
+        """Check that a session fits the model. Raises SessionError if its channels or dtype are others."""
+        if (session.channels, session.dtype) != (self.model.geometry.in_dim, self.model.dtype):
+            raise SessionError(
+                f"the session's latents are {session.channels} channels of {session.dtype}, but the model makes "
+                f"{self.model.geometry.in_dim} channels of {self.model.dtype}; continue it with the model it began with"
+            )
+
+    def _compute(self, session: Session) -> Tensor:
+        """Compute the next block [1, F, C, h, w], on the CPU."""
+        try:
+            rollout = self._find_rollout(session)
+            self._update_cache(rollout, session)
+            text = self._read_prompt(session.switches[-1].prompt)
+            noise = seed_noise(session.seed, session.block_shape, session.dtype)
+            latents = rollout.denoise(session.num_frames - session.origin, text, noise, len(session.blocks)).cpu()
+            if not is_finite(latents):
+                raise SamplingError(
+                    f"the model made NaN or infinity from frame {session.num_frames} on, in {session.dtype}; finished "
+                    f"blocks are kept; use bfloat16 or float32 if this is float16, else other weights or a weaker LoRA"
+                )
+            return latents
+        except BaseException:
+            self.close()
+            raise
+
+    def _find_rollout(self, session: Session) -> Rollout:
+        """Find the rollout with the KV cache of this video: the current one, the one handed over, or a new one."""
+        if self._rollout and self._trace and session.continues(self._trace):
+            return self._rollout
+        self.close()
+        warm = self.take()
+        if warm and not warm.fits(self.model, session):
+            warm.cache.release()
+            warm = None
+        if warm:
+            self._rollout, self._trace, self._made = self._start_rollout(session, warm.cache), warm.trace, warm.made
+        self.prepare(warm.cache.num_bytes if warm else 0)
+        self._rollout = self._rollout or self._start_rollout(session)
+        return self._rollout
+
+    def _start_rollout(self, session: Session, cache: RollingKVCache | None = None) -> Rollout:
+        batch, _, *shape = session.block_shape
+        return Rollout(self.model, session.config, (batch, *shape), cache=cache, watch=self.watch)
+
+    def _update_cache(self, rollout: Rollout, session: Session) -> None:
+        """Make the passes that the next block depends on and that are not in the KV cache yet (LongLive Alg. 2)."""
+        config, layers = session.config, self.model.geometry.num_layers
+        switches = [(switch.frame, switch.boundary) for switch in session.switches]
+        upcoming = rollout.window.block(session.num_frames - session.origin, config.block)
+        history = passes_before(config, switches, session.num_frames)
+        newest = next(history, None)
+        missing = passes_needed(chain([newest], history), upcoming, layers, made=self._made) if newest else []
+        if missing and not self._trace:
+            log.info("the KV cache of the video is rebuilt: %d passes", len(missing))
+        for each in missing:
+            switch = session.switches[each.segment]
+            latents = session.frames(each.origin + each.place.start, each.place.frames)
+            text = self._read_prompt(switch.prompt)
+            match each:
+                case Recache():
+                    log.info("recache of %d frames at frame %d: %s", each.place.frames, switch.frame, switch.prompt)
+                    rollout.recache(each.end, latents, text, renew=each.renew)
+                case CleanPass():
+                    rollout.clean_pass(each.place.start, latents, text)
+        self._made = newest
+
+    def _read_prompt(self, prompt: Prompt) -> TextKeys:
+        """Return the text keys of a prompt; those of one earlier prompt stay allocated."""
+        if prompt.digest not in self._text_keys:
+            while len(self._text_keys) >= PROMPTS_HELD:
+                self._text_keys.pop(next(iter(self._text_keys)))
+            self._text_keys[prompt.digest] = self.model.read_prompt(prompt.pad())
+        return self._text_keys[prompt.digest]
+
+
+def check_length(session: Session, blocks: int) -> None:
+    """Check that `blocks` more blocks fit the table of positions. Raises PositionError."""
+    check_positions(session.config, session.num_frames - session.origin + blocks * session.config.block)
+
+
+def check_timeline(session: Session, segments: Iterable[Segment]) -> None:
+    """Check that the segments fit before computing anything. Raises PositionError."""
+    origin, end = session.origin, session.num_frames
+    for segment in segments:
+        if segment.boundary is Boundary.CUT:
+            origin = end
+        end += segment.blocks * session.config.block
+        check_positions(session.config, end - origin)
+
+
+def count_text_bytes(model: CausalWan) -> int:
+    """Count the bytes of one prompt's keys and values."""
+    geometry = model.geometry
+    return 2 * geometry.num_layers * geometry.text_len * geometry.dim * model.dtype.itemsize
+
+
+def count_cache_bytes(model: CausalWan, config: RolloutConfig, height: int, width: int) -> int:
+    """Count the bytes of the KV cache for a video of `height` x `width` pixels: 3.45 GB at 480 x 832 in bf16."""
+    geometry = model.geometry
+    rows, columns = geometry.grid(height // PIXELS_PER_CELL, width // PIXELS_PER_CELL)
+    keys_only = config.sink if config.positions is Positions.UNBOUNDED else 0
+    per_frame = geometry.num_layers * rows * columns * geometry.dim * model.dtype.itemsize
+    return per_frame * (2 * config.window + keys_only)

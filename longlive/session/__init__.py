@@ -1,0 +1,1 @@
+"""What a user makes: prompts, timelines and sessions as immutable values, and where they are kept."""

@@ -1,0 +1,191 @@
+"""Finished work by key: tensors under the hash of all that determines them, in memory and on disk.
+
+A store makes it cheap to change only the last prompt or to continue after a crash. It holds blocks of latents and the
+fragments of videos (`video/render.py`). An entry is one file, written under another name and renamed, so neither two
+processes nor a killed one leave half an entry.
+"""
+
+import contextlib
+import functools
+import logging
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from ..digest import hash_tensors
+from ..files import atomic_write, read_bytes, sweep
+from ..model.dtypes import is_finite
+
+log = logging.getLogger(__name__)
+
+MEMORY_BYTES = 1 << 30  # a minute at 832 x 480 is 48 MB
+DISK_BYTES = 8 << 30
+ENTRY = ".safetensors"
+DIGEST_TENSOR = "digest"  # the name of the tensor that holds the digest of the others
+LATENTS = "latents"
+TRIM_TO = 0.9  # of the disk limit, so that not every entry has to look for the oldest
+
+Entry = dict[str, Tensor]
+
+
+class Store:
+    """Entries of tensors by key: the latest in memory, all in `folder` if there is one; the oldest go first."""
+
+    def __init__(
+        self, folder: Path | None = None, *, memory_bytes: int = MEMORY_BYTES, disk_bytes: int = DISK_BYTES
+    ) -> None:
+        self.folder, self.memory_bytes, self.disk_bytes = folder, memory_bytes, disk_bytes
+        self._has_warned = False
+        self._entries: OrderedDict[str, Entry] = OrderedDict()
+        self._held = 0  # bytes in memory
+        self._on_disk: int | None = None  # bytes, known after the first look
+
+    def get(self, key: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor | None:
+        """Return the block of latents, or None. A damaged file is removed and counts as none."""
+        entry = self.read(key, {LATENTS: (shape, dtype)})
+        return entry[LATENTS] if entry else None
+
+    def put(self, key: str, block: Tensor) -> None:
+        """Store a block of latents."""
+        self.write(key, {LATENTS: block})
+
+    def read(self, key: str, expected: Mapping[str, tuple[tuple[int, ...] | None, torch.dtype]]) -> Entry | None:
+        """Return the tensors under a key, or None. A damaged file is removed and counts as none.
+
+        `expected` gives the shape and dtype of each tensor by name; a shape of None stands for any length of one axis.
+        """
+        if key in self._entries:
+            self._entries.move_to_end(key)
+            return self._entries[key]
+        path = self._path(key)
+        if path is None or not path.exists():
+            return None
+        try:
+            content = read_bytes(
+                path, self.disk_bytes
+            )  # once: another process may replace the file between two openings
+            entry = check_entry(load(content), expected)
+        except (OSError, KeyError, ValueError, SafetensorError) as error:
+            log.warning("the stored entry %s is damaged (%s); it is computed again", path, error)
+            remove_entry(path)
+            return None
+        with contextlib.suppress(OSError):  # another user's file, or a read-only disk
+            os.utime(path)  # used last
+        self._hold(key, entry)
+        return entry
+
+    def write(self, key: str, entry: Entry) -> None:
+        """Store tensors. If the disk refuses, report it once and keep them in memory; the next entry may fit."""
+        self._hold(key, entry)
+        path = self._path(key)
+        if path is None:
+            return
+        content = save({**entry, DIGEST_TENSOR: hash_entry(entry)})
+        try:
+            self._make_room(len(content))
+            if path.is_dir():
+                path.rmdir()
+            with atomic_write(path) as part:
+                part.write_bytes(content)
+            self._has_warned = False
+        except OSError as error:
+            self._on_disk = None
+            if not self._has_warned:
+                log.warning(
+                    "finished work cannot be stored in %s (%s): this run continues in memory alone, and a later run "
+                    "cannot resume from it; free some space or choose another folder",
+                    self.folder,
+                    error,
+                )
+            self._has_warned = True
+
+    def _path(self, key: str) -> Path | None:
+        return self.folder / key[:2] / f"{key}{ENTRY}" if self.folder else None
+
+    def _hold(self, key: str, entry: Entry) -> None:
+        if key not in self._entries:
+            self._held += count_bytes(entry)
+        self._entries[key] = entry
+        while self._held > self.memory_bytes and self._entries:
+            self._held -= count_bytes(self._entries.popitem(last=False)[1])
+
+    def _make_room(self, count: int) -> None:
+        if self._on_disk is None or self._on_disk + count > self.disk_bytes:
+            self._on_disk = self._trim(count)
+        self._on_disk += count
+
+    def _trim(self, count: int) -> int:
+        """Remove the entries unused for longest if `count` more bytes are too many; return the bytes that stay.
+
+        An entry from the future was used before the clock was set back. It is removed first, or else it would outlive
+        every new one.
+        """
+        assert self.folder is not None
+        entries, now = [], time.time_ns()
+        for path in self.folder.glob("??/*"):
+            if path.suffix != ENTRY:
+                sweep(path)
+                continue
+            with contextlib.suppress(OSError):  # another process may have removed it
+                stat = path.stat()
+                entries.append((stat.st_mtime_ns <= now, stat.st_mtime_ns, stat.st_size, path))
+        total = sum(size for *_, size, _ in entries)
+        if total + count <= self.disk_bytes:
+            return total
+        for *_, size, path in sorted(entries):
+            if remove_entry(path):
+                total -= size
+            if total + count <= self.disk_bytes * TRIM_TO:
+                break
+        return total
+
+
+@functools.cache
+def open_store(folder: Path, *, memory_bytes: int = MEMORY_BYTES, disk_bytes: int = DISK_BYTES) -> Store:
+    """Return the one store that this process has in a folder, so that the folder is listed only once."""
+    return Store(folder, memory_bytes=memory_bytes, disk_bytes=disk_bytes)
+
+
+def check_entry(entry: Entry, expected: Mapping[str, tuple[tuple[int, ...] | None, torch.dtype]]) -> Entry:
+    """Return the tensors of an entry without their digest. Raises KeyError or ValueError if they are not as stored."""
+    digest = entry.pop(DIGEST_TENSOR)
+    if entry.keys() != expected.keys():
+        raise ValueError(f"it holds {sorted(entry)}, expected {sorted(expected)}")
+    for name, (shape, dtype) in expected.items():
+        tensor = entry[name]
+        if tensor.dtype != dtype:
+            raise ValueError(f"its {name} are {tensor.dtype}, expected {dtype}")
+        if tensor.ndim != 1 if shape is None else tuple(tensor.shape) != shape:
+            raise ValueError(f"the shape of its {name} is {tuple(tensor.shape)}, expected {shape or 'one axis'}")
+    if digest.dtype != torch.uint8 or not torch.equal(digest, hash_entry(entry)):  # other dtypes may not compare
+        raise ValueError("it is not what was stored")
+    for name, tensor in entry.items():
+        if not is_finite(tensor):
+            raise ValueError(f"its {name} hold NaN or infinity")
+    return entry
+
+
+def remove_entry(path: Path) -> bool:
+    """Remove an entry, or an empty folder in its place; return whether it is gone."""
+    try:
+        path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+    except OSError:
+        return False
+    return True
+
+
+def count_bytes(entry: Entry) -> int:
+    return sum(tensor.nbytes for tensor in entry.values())
+
+
+def hash_entry(entry: Entry) -> Tensor:
+    """Compute the digest of tensors as the bytes that are stored beside them."""
+    named = {"" if len(entry) == 1 else name: tensor for name, tensor in entry.items()}
+    return torch.frombuffer(bytearray.fromhex(hash_tensors(named)), dtype=torch.uint8)

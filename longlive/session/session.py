@@ -1,0 +1,237 @@
+"""A video in progress, as an immutable value: prompts, finished latents, seed and settings.
+
+It holds no KV cache: that is rebuilt from it (`rollout/rebuild.py`). Every block has a key, a hash of all that
+determines it, by which it is stored. The blocks of a session from a file get other keys (`Session.rekeyed`).
+"""
+
+import hashlib
+import weakref
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ..config import MAX_SEED, RolloutConfig
+from ..digest import hash_facts, hash_tensors
+from ..errors import ConditioningError, ConfigError, SessionError, escape
+from ..model.dtypes import is_finite
+from ..units import FPS, PIXELS_PER_CELL, SIZE_STEP, blocks_to_seconds, count_pixel_frames
+from .timeline import Boundary, spell_blocks
+
+KEY_VERSION = 1  # raised whenever the same inputs would give other latents
+FROM_OUTSIDE = "a block that was not made here"
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """A prompt embedding without its trailing zero rows, and its text if known."""
+
+    embedding: Tensor  # [1, rows, D] on the CPU
+    rows: int  # with the zero rows, which are attended too
+    text: str = ""
+
+    @classmethod
+    def of(cls, embedding: Tensor, text: str = "") -> "Prompt":
+        """Take a prompt embedding [1, rows, D]. Raises ConditioningError for another shape, NaN or infinity."""
+        if embedding.ndim != 3 or embedding.shape[0] != 1 or not embedding.numel():
+            raise ConditioningError(
+                f"the prompt embedding has shape {list(embedding.shape)}; a session takes one prompt, [1, rows, width]"
+            )
+        if not embedding.is_floating_point() or not is_finite(embedding):
+            raise ConditioningError(
+                f"the prompt embedding ({embedding.dtype}) holds NaN or infinity, or whole numbers; "
+                f"load the text encoder again, or in another precision"
+            )
+        filled = embedding[0].ne(0).any(-1).nonzero()
+        used = int(filled[-1]) + 1 if len(filled) else 1
+        return cls(embedding[:, :used].detach().cpu().contiguous().clone(), embedding.shape[1], text)
+
+    @cached_property
+    def digest(self) -> str:
+        return hashlib.sha256(f"{self.rows} {hash_tensors({'': self.embedding})}".encode()).hexdigest()
+
+    def __str__(self) -> str:
+        return escape(self.text) or f"(prompt {self.digest[:8]})"
+
+    def pad(self) -> Tensor:
+        """Return the embedding [1, rows, D] with its zero rows."""
+        return torch.nn.functional.pad(self.embedding, (0, 0, 0, self.rows - self.embedding.shape[1]))
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """A change of the prompt from `frame` on."""
+
+    frame: int
+    boundary: Boundary
+    prompt: Prompt
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trace:
+    """Identifies one state of a video. Does not keep its latents alive."""
+
+    base: str
+    keys: tuple[str, ...]
+    blocks: tuple[weakref.ref[Tensor], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Session:
+    """A video in progress. `blocks` are latents [1, F, C, h, w] on the CPU, in the model's space and dtype."""
+
+    model: str  # digest of the weights
+    config: RolloutConfig
+    height: int  # pixels
+    width: int
+    seed: int
+    dtype: torch.dtype
+    channels: int
+    switches: tuple[Switch, ...]
+    blocks: tuple[Tensor, ...] = ()
+    keys: tuple[str, ...] = ()  # of the blocks
+
+    def __post_init__(self) -> None:
+        for name, size in (("height", self.height), ("width", self.width)):
+            if size <= 0 or size % SIZE_STEP:
+                below = max(SIZE_STEP, size // SIZE_STEP * SIZE_STEP)
+                raise ConfigError(
+                    f"{name} is {size}; it must be a positive multiple of {SIZE_STEP}, "
+                    f"for example {below} or {below + SIZE_STEP}"
+                )
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ConfigError(f"seed is {self.seed}; it must be from 0 to {MAX_SEED}")
+
+    @classmethod
+    def start(cls, prompt: Prompt | None = None, **fields) -> "Session":
+        """Begin a video without frames; its first prompt may come later, by `switched_to`."""
+        session = cls(switches=(), **fields)
+        return session.switched_to(prompt) if prompt else session
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.blocks) * self.config.block
+
+    @property
+    def pixel_frames(self) -> int:
+        return count_pixel_frames(self.num_frames)
+
+    @property
+    def seconds(self) -> float:
+        """Duration of the decoded file: the first frame is one pixel frame, so a little less than its blocks."""
+        return self.pixel_frames / FPS
+
+    @property
+    def block_shape(self) -> tuple[int, int, int, int, int]:
+        """Shape of one block of latents: [1, F, C, h, w]."""
+        cells = (self.height // PIXELS_PER_CELL, self.width // PIXELS_PER_CELL)
+        return (1, self.config.block, self.channels, *cells)
+
+    @property
+    def origin(self) -> int:
+        """The frame that positions count from: that of the last cut, or 0."""
+        return max((switch.frame for switch in self.switches if switch.boundary is Boundary.CUT), default=0)
+
+    def switched_to(self, prompt: Prompt, boundary: Boundary = Boundary.RECACHE) -> "Session":
+        """Return the video with another prompt from here on.
+
+        Before the first frame it only replaces the prompt; of two switches with no block between, the last counts.
+        """
+        if not self.blocks:
+            return replace(self, switches=(Switch(0, Boundary.CUT, prompt),))
+        earlier = tuple(switch for switch in self.switches if switch.frame < self.num_frames)
+        return replace(self, switches=(*earlier, Switch(self.num_frames, boundary, prompt)))
+
+    def extended_by(self, latents: Tensor, key: str) -> "Session":
+        """Return the video with one more block [1, F, C, h, w], moved to the CPU, and that block's key."""
+        assert latents.shape == self.block_shape, (latents.shape, self.block_shape)
+        block = latents.detach().to("cpu", self.dtype)
+        return replace(self, blocks=(*self.blocks, block), keys=(*self.keys, key))
+
+    def rewound_to(self, frame: int) -> "Session":
+        """Return the first `frame` frames of the video. Raises SessionError if that ends inside a block."""
+        blocks, rest = divmod(frame, self.config.block)
+        if rest or not 0 <= frame <= self.num_frames:
+            fitting = min(max(blocks, 0), len(self.blocks)) * self.config.block
+            raise SessionError(
+                f"cannot rewind to frame {frame}: the video has {self.num_frames} frames in blocks of "
+                f"{self.config.block}; use a block's start, for example {fitting}"
+            )
+        switches = tuple(switch for switch in self.switches if switch.frame < frame or switch.frame == 0)
+        return replace(self, switches=switches, blocks=self.blocks[:blocks], keys=self.keys[:blocks])
+
+    def rekeyed(self) -> "Session":
+        """Return the video under keys that hash its content, not how it was made: for a video from a file.
+
+        A key is a hash of the key before, the block's latents and a switch at its beginning. So the blocks that follow
+        share no key with a video that was made here from its beginning; two copies of one video have the same keys.
+        """
+        switches = {switch.frame: [switch.boundary.value, switch.prompt.digest] for switch in self.switches}
+        keys, key = [], self._compute_base_key()
+        for number, block in enumerate(self.blocks):
+            switch = switches.get(number * self.config.block)
+            key = hash_facts([FROM_OUTSIDE, key, number, hash_tensors({"": block}), switch])
+            keys.append(key)
+        return replace(self, keys=tuple(keys))
+
+    def frames(self, start: int, count: int) -> Tensor:
+        """Return the latents [1, count, C, h, w] from frame `start` on."""
+        if not count:
+            return torch.empty(1, 0, *self.block_shape[2:], dtype=self.dtype)
+        first, last = start // self.config.block, -(-(start + count) // self.config.block)
+        offset = start - first * self.config.block
+        return torch.cat(self.blocks[first:last], dim=1)[:, offset : offset + count]
+
+    def latents(self) -> Tensor:
+        """Return all latents [1, N, C, h, w]."""
+        return self.frames(0, self.num_frames)
+
+    def compute_next_key(self, kernel: str) -> str:
+        """Compute the key of the next block if `kernel` makes it: a hash of all that determines its latents."""
+        facts: list[object] = [self.keys[-1] if self.keys else self._compute_base_key(), len(self.blocks), kernel]
+        last = self.switches[-1]
+        if last.frame == self.num_frames:
+            facts += [last.boundary.value, last.prompt.digest]
+        return hash_facts(facts)
+
+    def describe(self) -> str:
+        """Describe length, size, settings and every switch as text."""
+        config = self.config
+        length = f"{self.num_frames} frames, {self.pixel_frames} pixel frames, {self.seconds:.2f} s"
+        lines = [
+            f"{spell_blocks(len(self.blocks))}, {length}",
+            f"{self.width} x {self.height}, seed {self.seed}, window {config.window} with sink {config.sink}, "
+            f"block {config.block}, steps {', '.join(map(str, config.steps))}, {config.positions.value} positions",
+        ]
+        for switch in self.switches:
+            begins = blocks_to_seconds(switch.frame // config.block, config.block)
+            how = switch.boundary.value if switch.frame else "start"
+            lines.append(f"{begins:7.2f} s  frame {switch.frame:<5} {how:<8} {switch.prompt}")
+        return "\n".join(lines)
+
+    def _compute_base_key(self) -> str:
+        size = [self.height, self.width, self.channels]
+        return hash_facts([KEY_VERSION, self.model, self.config.as_dict(), size, self.seed, str(self.dtype)])
+
+    def trace(self) -> Trace:
+        """Identify this state of the video."""
+        return Trace(self._compute_base_key(), self.keys, tuple(map(weakref.ref, self.blocks)))
+
+    def continues(self, earlier: Trace) -> bool:
+        """Return whether `earlier` is an earlier state of this video: the same keys and the same tensors.
+
+        Latents with the same keys may differ in their last bits if they were made elsewhere.
+        """
+        shared = len(earlier.keys)
+        same_keys = self._compute_base_key() == earlier.base and self.keys[:shared] == earlier.keys
+        return same_keys and all(
+            block() is own for block, own in zip(earlier.blocks, self.blocks[:shared], strict=True)
+        )
+
+    def begins_as(self, other: "Session") -> bool:
+        """Return whether `other`, wherever it was made, is an earlier state of this video, frame for frame."""
+        ours, theirs = ((s.model, s.config, s.height, s.width, s.seed, s.dtype) for s in (self, other))
+        if ours != theirs or len(self.blocks) < len(other.blocks):
+            return False
+        return all(torch.equal(a, b) for a, b in zip(self.blocks, other.blocks, strict=False))

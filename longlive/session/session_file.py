@@ -1,0 +1,176 @@
+"""A session as a file: one safetensors with latents, prompt embeddings and a versioned header. Never a pickle.
+
+The file holds the model's digest, not the model.
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..config import MAX_SEED, RolloutConfig
+from ..digest import hash_tensors
+from ..errors import ConfigError, SessionError, StoreError, shorten
+from ..files import check_regular
+from ..model.dtypes import COMPUTE_DTYPES, is_finite, name_dtype
+from ..units import SIZE_STEP
+from ..untrusted import parse_json, read_field
+from ..weights.tensor_file import write_tensor_file
+from .session import Prompt, Session, Switch
+from .timeline import Boundary
+
+FORMAT = "longlive.session"
+VERSION = 1
+LATENTS = "latents"
+DTYPES = {name_dtype(dtype): dtype for dtype in COMPUTE_DTYPES.values()}
+PROMPT_DTYPES = {*DTYPES.values(), torch.float64}
+KEY = re.compile("[0-9a-f]{64}")
+MAX_SIZE = 1 << 14  # pixels; far beyond what a model makes
+MAX_CHANNELS = 1 << 10
+MAX_PROMPT_VALUES = 1 << 27  # of a prompt with its zero rows, which the file need not hold: 64 times those of umT5
+
+
+class NotASession(SessionError):
+    """The file is not a session."""
+
+
+def save_session(session: Session, path: str | Path) -> None:
+    """Write the session; `path` then holds all of it or is unchanged. Raises StoreError if the disk refuses."""
+    embeddings = {switch.prompt.digest: switch.prompt.embedding for switch in session.switches}
+    prompts = list(embeddings)
+    header = {
+        "model": session.model,
+        "config": session.config.as_dict(),
+        "height": session.height,
+        "width": session.width,
+        "seed": session.seed,
+        "dtype": str(session.dtype).removeprefix("torch."),
+        "channels": session.channels,
+        "keys": session.keys,
+        "switches": [
+            {
+                "frame": s.frame,
+                "boundary": s.boundary.value,
+                "text": s.prompt.text,
+                "rows": s.prompt.rows,
+                "prompt": prompts.index(s.prompt.digest),
+            }
+            for s in session.switches
+        ],
+    }
+    tensors = {LATENTS: session.latents().contiguous()}
+    tensors |= {_name_prompt(i): embedding for i, embedding in enumerate(embeddings.values())}
+    written = json.dumps(header)
+    digest = _hash_content(written, tensors)
+    metadata = {"format": FORMAT, "version": str(VERSION), "session": written, "digest": digest}
+    try:
+        write_tensor_file(Path(path), tensors, metadata)
+    except (OSError, SafetensorError) as error:
+        raise StoreError(
+            f"the session cannot be written to {path}: {error}; free some space or choose another folder"
+        ) from error
+
+
+def load_session(path: str | Path) -> Session:
+    """Read a session. Raises SessionError for a file that is not a session, is damaged, or is from a later version.
+
+    The file may come from anyone, so every value in it is checked; `keys` are checked for their form only. The session
+    gets new keys over its content (`Session.rekeyed`), so that its blocks never mix with those of a store.
+    """
+    try:
+        check_regular(Path(path))
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+        if metadata.get("format") != FORMAT:
+            raise NotASession(f"{path} is a safetensors file, but not a LongLive session; choose a saved session")
+        tensors = load_file(path)
+    except FileNotFoundError as error:
+        raise SessionError(f"there is no session at {path}; save one first, or check the name") from error
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise NotASession(f"{path} is not a whole session file ({shorten(error)}); save the session again") from error
+    if metadata.get("version") != str(VERSION):
+        version = shorten(metadata.get("version"))
+        raise SessionError(f"{path} is a session of version {version}, expected {VERSION}; update LongLive Sessions")
+    try:
+        if metadata["digest"] != _hash_content(metadata["session"], tensors):
+            raise ValueError("it is not what was saved")
+        return _parse_session(parse_json(metadata["session"]), tensors).rekeyed()
+    except (LookupError, TypeError, ValueError, ConfigError) as error:
+        raise SessionError(f"the session file {path} is damaged ({shorten(error)}); save the session again") from error
+
+
+def _parse_session(header: object, tensors: dict[str, Tensor]) -> Session:
+    config = RolloutConfig(**read_field(header, "config", dict))
+    keys = read_field(header, "keys", tuple[str, ...])
+    dtype = DTYPES[read_field(header, "dtype", str)]
+    session = Session(
+        model=read_field(header, "model", str),
+        config=config,
+        height=_read_number(header, "height", SIZE_STEP, MAX_SIZE),
+        width=_read_number(header, "width", SIZE_STEP, MAX_SIZE),
+        seed=_read_number(header, "seed", 0, MAX_SEED),
+        dtype=dtype,
+        channels=_read_number(header, "channels", 1, MAX_CHANNELS),
+        switches=_parse_switches(header, tensors, config.block, len(keys)),
+    )
+    if not all(map(KEY.fullmatch, keys)):
+        raise ValueError("its keys are not hashes")
+    latents, (_, frames, *cell) = tensors[LATENTS], session.block_shape
+    if latents.shape != (1, frames * len(keys), *cell) or latents.dtype != dtype or not is_finite(latents):
+        raise ValueError(f"its latents are {latents.dtype} {list(latents.shape)} for {len(keys)} blocks, or not finite")
+    blocks = tuple(block.clone() for block in latents.split(frames, dim=1)) if keys else ()
+    return replace(session, blocks=blocks, keys=keys)
+
+
+def _parse_switches(header: object, tensors: dict[str, Tensor], block: int, num_blocks: int) -> tuple[Switch, ...]:
+    """Read the switches: the first is at frame 0, each of the others at a later block."""
+    switches = tuple(
+        Switch(
+            _read_number(entry, "frame", 0, num_blocks * block),
+            read_field(entry, "boundary", Boundary),
+            _parse_prompt(entry, tensors),
+        )
+        for entry in read_field(header, "switches", list)
+    )
+    frames = [switch.frame for switch in switches]
+    begins_with_prompt = bool(frames) and frames[0] == 0 and switches[0].boundary is Boundary.CUT
+    if not begins_with_prompt and (frames or num_blocks):
+        raise ValueError("it does not begin with a prompt")
+    if any(frame % block for frame in frames) or frames != sorted(set(frames)):
+        raise ValueError(f"its switches are at the frames {frames}, which are not each at a later block")
+    if len({switch.prompt.embedding.shape[2] for switch in switches}) > 1:
+        raise ValueError("its prompts are of different widths")
+    return switches
+
+
+def _parse_prompt(entry: object, tensors: dict[str, Tensor]) -> Prompt:
+    embedding = tensors[_name_prompt(read_field(entry, "prompt", int))]
+    if embedding.dim() != 3 or embedding.shape[0] != 1 or not embedding.numel():
+        raise ValueError(f"a prompt embedding is of shape {list(embedding.shape)}")
+    if embedding.dtype not in PROMPT_DTYPES or not is_finite(embedding):
+        raise ValueError(f"a prompt embedding is {embedding.dtype}, or not finite")
+    _, used, width = embedding.shape
+    return Prompt(
+        embedding.clone(), _read_number(entry, "rows", used, MAX_PROMPT_VALUES // width), read_field(entry, "text", str)
+    )
+
+
+def _read_number(entry: object, name: str, low: int, high: int) -> int:
+    value = read_field(entry, name, int)
+    if not low <= value <= high:
+        raise ValueError(f"{name} is {value}; it must be from {low} to {high}")
+    return value
+
+
+def _hash_content(header: str, tensors: dict[str, Tensor]) -> str:
+    return hashlib.sha256(f"{header} {hash_tensors(tensors)}".encode()).hexdigest()
+
+
+def _name_prompt(index: int) -> str:
+    return f"prompt.{index}"

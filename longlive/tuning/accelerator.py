@@ -1,0 +1,39 @@
+"""The accelerator of a tuning: precision, processes and TensorBoard, by `accelerate`."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import TuningError
+from .config import Precision, TuneConfig
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def make_accelerator(config: TuneConfig, folder: Path, *, on_cpu: bool = False) -> "Accelerator":
+    """Make the object that spreads a tuning over GPUs and machines.
+
+    Autocast caches no casts of weights: weights change within a step, and a cast made without a graph must not be used
+    where a graph is needed. Raises TuningError if `accelerate` or a requested `tensorboard` is missing.
+    """
+    try:
+        from accelerate import Accelerator
+        from accelerate.utils import AutocastKwargs
+    except ImportError as error:
+        raise TuningError(
+            f"tuning needs accelerate, which does not load ({error}); pip install peft accelerate"
+        ) from error
+    with_tensorboard = config.run.tensorboard
+    if with_tensorboard and find_spec("tensorboard") is None:
+        raise TuningError("tensorboard is not installed; pip install tensorboard, or set tensorboard = false")
+    accelerator = Accelerator(
+        mixed_precision="bf16" if config.learn.precision is Precision.HALF else "no",
+        cpu=on_cpu,
+        log_with="tensorboard" if with_tensorboard else None,
+        project_dir=folder if with_tensorboard else None,
+        kwargs_handlers=[AutocastKwargs(cache_enabled=False)],
+    )
+    if with_tensorboard:
+        accelerator.init_trackers("tensorboard")
+    return accelerator

@@ -1,0 +1,117 @@
+"""Checkpoints of a tuning: a folder for each, with a file for each process. The newest few are kept.
+
+A folder is written under another name and renamed, so a killed tuning leaves only whole checkpoints.
+"""
+
+import contextlib
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..digest import hash_tensors
+from ..errors import TuningError, shorten
+from ..files import PART, check_regular
+from ..untrusted import parse_json
+from ..weights.tensor_file import write_tensor_file
+from .config import refuse_other_config
+from .optimizer_state import join_states, select_state
+from .trainer import Trainer
+
+CONFIG_KEY, DIGEST_KEY = "longlive_tuning", "longlive_digest"  # in the metadata of a checkpoint
+
+
+class Checkpoints:
+    """The checkpoints of one tuning, in the folder `checkpoints` of its own folder."""
+
+    def __init__(self, trainer: Trainer, folder: Path) -> None:
+        self.trainer, self.folder = trainer, folder / "checkpoints"
+        self.accelerator = trainer.accelerator
+
+    def find_all(self) -> list[Path]:
+        """Find the folders, from the oldest to the newest. A folder without files does not count."""
+        steps = (path for path in self.folder.glob("*") if path.name.isascii() and path.name.isdigit())
+        return sorted((path for path in steps if any(path.glob("*.safetensors"))), key=lambda path: int(path.name))
+
+    def save(self) -> None:
+        """Write a checkpoint of the current step. Raises TuningError if the disk refuses; older checkpoints stay."""
+        path = self.folder / f"{self.trainer.num_steps:06d}"
+        unfinished = path.with_suffix(PART)
+        states = {"videos": self.trainer.videos_state_dict()}
+        if self.accelerator.is_main_process:
+            states["shared"] = self.trainer.state_dict()
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in join_states(states).items()}
+        try:
+            config = json.dumps(self.trainer.config.as_fixed_settings(), sort_keys=True)
+            metadata = {CONFIG_KEY: config, DIGEST_KEY: _compute_digest(config, tensors)}
+            write_tensor_file(unfinished / self._name_file(), tensors, metadata)
+            self.accelerator.wait_for_everyone()
+            if self.accelerator.is_main_process:
+                if path.exists():  # left by a tuning that went back
+                    shutil.rmtree(path)
+                unfinished.replace(path)
+                for old in self.find_all()[: -max(1, self.trainer.config.run.keep)]:
+                    shutil.rmtree(old)
+        except (OSError, SafetensorError) as error:
+            with contextlib.suppress(OSError):
+                shutil.rmtree(unfinished)
+            good = f"; {self.find_all()[-1]} is good, and a tuning continues from it" if self.find_all() else ""
+            raise TuningError(f"no checkpoint could be written to {path}: {error}; free some space{good}") from error
+        self.accelerator.wait_for_everyone()
+
+    def resume(self) -> bool:
+        """Load the newest checkpoint; return whether there is one.
+
+        Raises TuningError for a damaged one, or one of another configuration or number of processes.
+        """
+        for unfinished in self.folder.glob(f"*{PART}"):
+            if self.accelerator.is_main_process:
+                shutil.rmtree(unfinished, ignore_errors=True)
+        if not (found := self.find_all()):
+            return False
+        path = found[-1]
+        processes = len(list(path.glob("*.safetensors")))
+        if processes != self.accelerator.num_processes:
+            raise TuningError(
+                f"{path} was made by {processes} processes, and this tuning has {self.accelerator.num_processes}; "
+                f"use as many as before, or another folder"
+            )
+        try:
+            saved_settings, shared = _read(path / self._name_file(0))
+            refuse_other_config(path, saved_settings, self.trainer.config.as_fixed_settings())
+            self.trainer.load_state_dict(select_state(shared, "shared"))
+            _, own = _read(path / self._name_file())
+            self.trainer.load_videos_state_dict(select_state(own, "videos"))
+        except (OSError, SafetensorError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise TuningError(
+                f"{path} is damaged ({shorten(error)}); delete that folder to continue from the one before"
+            ) from error
+        return True
+
+    def _name_file(self, process: int | None = None) -> str:
+        return f"process{self.accelerator.process_index if process is None else process}.safetensors"
+
+
+def _read(path: Path) -> tuple[dict[str, object], dict[str, Tensor]]:
+    """Read the settings and the tensors of one process. Raises ValueError for a file that changed since it was saved.
+
+    Older files without a digest are accepted unchecked.
+    """
+    check_regular(path)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+    tensors, config = load_file(path), metadata.get(CONFIG_KEY, "{}")
+    if DIGEST_KEY in metadata and metadata[DIGEST_KEY] != _compute_digest(config, tensors):
+        raise ValueError("it changed after it was saved")
+    settings = parse_json(config)
+    if not isinstance(settings, dict):
+        raise ValueError("its configuration is not an object")
+    return settings, tensors
+
+
+def _compute_digest(config: str, tensors: dict[str, Tensor]) -> str:
+    return hashlib.sha256(f"{config} {hash_tensors(tensors)}".encode()).hexdigest()

@@ -1,0 +1,122 @@
+"""Distribution matching distillation: the losses of student and critic (Yin et al. 2024, eq. 7; Self-Forcing §3.3).
+
+The critic learns to denoise the student's clips. Where the teacher denoises a clip differently, the student moves
+towards the teacher. Both networks see a whole clip at once, without a KV cache. As measured on the reference, their
+flows become clean latents with a table of shift 8, while noise is added with the student's table of shift 5.
+
+Dimension key: B videos, F frames, C channels, H rows and W columns of cells, L rows and D width of a prompt embedding.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..config import MAX_STEP
+from ..model.causal import CausalWan
+from ..model.wan import WanModel
+from ..rollout.schedule import Schedule, add_noise, clean_from_flow, flow_from_clean
+from ..rollout.window import Window
+from .graph_cache import GraphCache, GraphPass
+from .student import CheckpointedWan
+
+SCORE_SHIFT = 8.0  # of the table that turns flows into clean latents
+NOISE_SHIFT = 5.0  # of the table that noise is added with
+MIN_TIMESTEP, MAX_TIMESTEP = 20.0, 980.0  # of a noisy clip
+
+
+class Score(nn.Module):
+    """A network that denoises whole clips: the teacher or the critic."""
+
+    def __init__(self, tree: WanModel, *, checkpointing: bool = False) -> None:
+        super().__init__()
+        self.tree = tree
+        self.wan = (CheckpointedWan if checkpointing else CausalWan).of_tree(tree)
+        self.schedule = Schedule(SCORE_SHIFT)
+
+    def forward(self, noisy_BFCHW: Tensor, timesteps_B: Tensor, embedding_BLD: Tensor) -> Tensor:
+        """Denoise latents; return the clean ones [B, F, C, H, W]."""
+        flow = self.compute_flow(noisy_BFCHW, timesteps_B, embedding_BLD)
+        return clean_from_flow(noisy_BFCHW, flow, self.schedule.sigma(timesteps_B).view(-1, 1, 1, 1, 1))
+
+    def compute_flow(self, noisy_BFCHW: Tensor, timesteps_B: Tensor, embedding_BLD: Tensor) -> Tensor:
+        """Make one pass with an empty cache whose window is the whole clip, so that every frame sees every other."""
+        frames = noisy_BFCHW.shape[1]
+        window = Window(0, frames)
+        graph_pass = GraphPass(GraphCache.empty(self.wan.geometry.num_layers), window, moves_sink=False)
+        timesteps_BF = timesteps_B.float()[:, None].expand(-1, frames)
+        text = self.wan.read_prompt(embedding_BLD)
+        place = window.block(0, frames)
+        flow = self.wan.forward(noisy_BFCHW.to(self.wan.dtype), timesteps_BF, text, graph_pass, place)
+        assert flow is not None
+        return flow.to(noisy_BFCHW.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class ClipNoise:
+    """The noise under which the score networks see a clip."""
+
+    timesteps_B: Tensor  # 0..1000
+    noise_BFCHW: Tensor
+
+    @classmethod
+    def of_index(cls, index_B: Tensor, noise_BFCHW: Tensor) -> "ClipNoise":
+        """Warp integers 0..999 by the student's shift into timesteps."""
+        plain = index_B.float() / MAX_STEP
+        warped = NOISE_SHIFT * plain / (1 + (NOISE_SHIFT - 1) * plain) * MAX_STEP
+        return cls(warped.clamp(MIN_TIMESTEP, MAX_TIMESTEP), noise_BFCHW)
+
+    @property
+    def sigma_B1111(self) -> Tensor:
+        return Schedule(NOISE_SHIFT).sigma(self.timesteps_B).view(-1, 1, 1, 1, 1)
+
+    def add_to(self, latents_BFCHW: Tensor) -> Tensor:
+        return add_noise(latents_BFCHW, self.noise_BFCHW, self.sigma_B1111)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredClip:
+    """A clip for the score networks: its latents, which frames count, and its prompt."""
+
+    latents_BFCHW: Tensor
+    is_new_F: Tensor  # bool: the frames that count
+    embedding_BLD: Tensor
+
+    def average_new(self, squares_BFCHW: Tensor) -> Tensor:
+        """Average over the frames that count."""
+        return squares_BFCHW[:, self.is_new_F].mean()
+
+
+def compute_student_loss(
+    teacher: Score,
+    critic: nn.Module,
+    clip: ScoredClip,
+    unprompted_BLD: Tensor,
+    clip_noise: ClipNoise,
+    *,
+    guidance: float,
+) -> tuple[Tensor, Tensor]:
+    """Return half the mean square distance to where the score networks point (float64), and its mean size [scalar].
+
+    The gradient with respect to the clip is (critic - teacher) / mean |clip - teacher| over the number of elements.
+    """
+    latents = clip.latents_BFCHW.detach()
+    with torch.no_grad():
+        noisy = clip_noise.add_to(latents)
+        fake = critic(noisy, clip_noise.timesteps_B, clip.embedding_BLD)
+        prompted = teacher(noisy, clip_noise.timesteps_B, clip.embedding_BLD)
+        unprompted = teacher(noisy, clip_noise.timesteps_B, unprompted_BLD)
+        real = prompted + guidance * (prompted - unprompted)
+        distance_B = (latents - real).abs().mean((1, 2, 3, 4), keepdim=True)
+        gradient = ((fake - real) / distance_B).nan_to_num()
+    target = (clip.latents_BFCHW.double() - gradient.double()).detach()
+    return 0.5 * clip.average_new((clip.latents_BFCHW.double() - target).square()), gradient.abs().mean()
+
+
+def compute_critic_loss(critic: nn.Module, clip: ScoredClip, clip_noise: ClipNoise) -> Tensor:
+    """Return the flow-matching loss of the critic on a clip of the student."""
+    latents = clip.latents_BFCHW.detach()
+    noisy = clip_noise.add_to(latents)
+    clean = critic(noisy, clip_noise.timesteps_B, clip.embedding_BLD)
+    flow = flow_from_clean(noisy, clean, clip_noise.sigma_B1111)
+    return clip.average_new((flow - (clip_noise.noise_BFCHW - latents)).square())

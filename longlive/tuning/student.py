@@ -1,0 +1,144 @@
+"""The student: the causal network to tune, and its rollout of a chunk (LongLive Alg. 1; Self-Forcing §3.2).
+
+Every block is denoised down to one exit step, drawn once per chunk; only that step has a graph. The keys and values
+that later blocks attend to come from a clean pass over the block, with a little noise and no graph.
+
+Dimension key: B videos, F frames, C channels, H rows and W columns of cells, L rows and D width of a prompt embedding.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..config import Positions, RolloutConfig
+from ..model.causal import CausalWan, TextKeys
+from ..model.dtypes import choose_exact_device
+from ..model.placement import Placement
+from ..model.wan import WanModel
+from ..rollout.rollout import Pass, PassKind
+from ..rollout.schedule import Schedule, add_noise, clean_from_flow
+from ..rollout.window import Window
+from .graph_cache import GraphCache, GraphPass
+
+
+class Draws(Protocol):
+    """Everything random in the rollout of a chunk."""
+
+    @property
+    def exit_step(self) -> int:
+        """The denoising step, counted from 0, whose clean latents are the block."""
+        ...
+
+    def draw_noise(self, block: int, step: int) -> Tensor:
+        """Draw normal noise [B, F, C, H, W] for a block of the chunk: step 0 starts from it, later steps add it."""
+        ...
+
+    def draw_context_noise(self, block: int) -> Tensor:
+        """Draw the noise of the clean pass, of the same shape."""
+        ...
+
+
+@dataclass(frozen=True)
+class CheckpointedWan(CausalWan):
+    """A `CausalWan` whose layers are computed again in the backward pass instead of keeping their activations."""
+
+    def run_block(self, *args) -> Tensor:
+        if not torch.is_grad_enabled():
+            return CausalWan.run_block(self, *args)
+        return checkpoint(CausalWan.run_block, self, *args, use_reentrant=False)
+
+
+class Student(nn.Module):
+    """The network being tuned. Its `forward` is a rollout, so a wrapper for several GPUs can wrap the rollout.
+
+    With `kv_gradients` the gradient of a block also reaches the blocks it attends to, through the keys and values of
+    their exit step. The reference does that until its window rolls, and afterwards only in chunks that exit at step 0.
+    `reference_frames` reproduces this (measured on the recorded run `streaming_training`).
+    """
+
+    def __init__(
+        self,
+        tree: WanModel,
+        config: RolloutConfig,
+        *,
+        kv_gradients: bool = False,
+        checkpointing: bool = False,
+        reference_frames: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.tree, self.config, self.kv_gradients = tree, config, kv_gradients
+        self.reference_frames = reference_frames  # length of the reference's training cache, to reproduce it
+        self.wan = (CheckpointedWan if checkpointing else CausalWan).of_tree(tree)
+        self.window = Window(config.sink, config.recent)
+        schedule = Schedule(config.shift)
+        self.timesteps = schedule.warp(config.steps)
+        self.sigmas = schedule.sigma(self.timesteps)
+        self.context_sigma = schedule.sigma(torch.tensor(config.context_noise))
+
+    def forward(
+        self, cache: GraphCache, start: int, blocks: int, embedding_BLD: Tensor, draws: Draws
+    ) -> tuple[Tensor, GraphCache]:
+        """Extend videos of `start` frames by `blocks` blocks; return these [B, F, C, H, W] and the new cache."""
+        text, finished = self.wan.read_prompt(embedding_BLD), []
+        for block in range(blocks):
+            place = self.window.block(start + block * self.config.block, self.config.block)
+            if self._loses_links(place, draws.exit_step):
+                cache = cache.unlinked()
+            latents, links = self._denoise(cache, place, text, draws, block)
+            cache = self._clean_pass(cache, place, text, latents.detach(), draws.draw_context_noise(block), links)
+            finished.append(latents)
+        return torch.cat(finished, dim=1), cache.unlinked()
+
+    def _denoise(
+        self, cache: GraphCache, place: Placement, text: TextKeys, draws: Draws, block: int
+    ) -> tuple[Tensor, GraphCache]:
+        """Denoise a block down to the exit step; return its latents and the cache that the exit step leaves."""
+        noisy = draws.draw_noise(block, 0).to(self.wan.device, self.wan.dtype)
+        with torch.no_grad():
+            for step in range(draws.exit_step):
+                done, _ = self._pass(PassKind.DENOISE, cache, place, text, noisy, step)
+                noise = draws.draw_noise(block, step + 1).to(noisy)
+                noisy = add_noise(require_clean(done), noise, self.sigmas[step + 1])
+        done, graph_pass = self._pass(PassKind.DENOISE, cache, place, text, noisy, draws.exit_step)
+        return require_clean(done), graph_pass.make_cache()
+
+    @torch.no_grad()
+    def _clean_pass(
+        self, cache: GraphCache, place: Placement, text: TextKeys, latents: Tensor, noise: Tensor, links: GraphCache
+    ) -> GraphCache:
+        """Pass the finished latents, with the least noise of the table added, and return the new cache."""
+        noisy = add_noise(latents, noise.to(latents), self.context_sigma)
+        _, graph_pass = self._pass(PassKind.CLEAN, cache, place, text, noisy)
+        return graph_pass.make_cache(links if self.kv_gradients else None)
+
+    @torch.no_grad()
+    def recache(self, cache: GraphCache, place: Placement, latents: Tensor, embedding_BLD: Tensor) -> GraphCache:
+        """Recompute the cache of the frames at `place`, whose latents are given, under another prompt."""
+        text = self.wan.read_prompt(embedding_BLD)
+        _, graph_pass = self._pass(PassKind.RECACHE, cache, place, text, latents.to(self.wan.dtype))
+        return graph_pass.make_cache()
+
+    def _pass(
+        self, kind: PassKind, cache: GraphCache, place: Placement, text: TextKeys, x: Tensor, step: int = 0
+    ) -> tuple[Pass, GraphPass]:
+        is_denoising = kind is PassKind.DENOISE
+        timestep = self.timesteps[step].item() if is_denoising else self.config.context_noise
+        sigma = self.sigmas[step] if is_denoising else self.context_sigma
+        timesteps_BF = torch.full(x.shape[:2], timestep, dtype=torch.float32, device=choose_exact_device(x.device))
+        graph_pass = GraphPass(cache, self.window, moves_sink=self.config.positions is Positions.UNBOUNDED)
+        flow = self.wan.forward(x, timesteps_BF, text, graph_pass, place)
+        assert flow is not None
+        return Pass(kind, place, step, timestep, flow, clean_from_flow(x, flow.to(x.dtype), sigma)), graph_pass
+
+    def _loses_links(self, place: Placement, exit_step: int) -> bool:
+        """Whether the reference, which rolls its cache without a graph, has lost the graph at this place."""
+        end = place.start + place.frames
+        return self.reference_frames is not None and end > self.reference_frames and exit_step > 0
+
+
+def require_clean(done: Pass) -> Tensor:
+    assert done.clean is not None
+    return done.clean

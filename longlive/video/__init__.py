@@ -1,0 +1,1 @@
+"""Latents to an mp4 file."""

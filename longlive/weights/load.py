@@ -1,0 +1,241 @@
+"""From a weights file to a Wan tree: every name matched, every shape checked, a LoRA merged in (LongLive §3).
+
+Knows nothing of ComfyUI: the command line and the nodes load the same files with the same code.
+"""
+
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError, ConfigError, list_names, shorten
+from ..model.dtypes import COMPUTE_DTYPES, STORED_DTYPES, is_finite, name_dtype
+from ..model.wan import Geometry, WanModel
+from ..untrusted import conform
+from .identify import SIZES, Kind, expect_kind, name_size
+from .lora import Lora, MergeReport
+from .weights_file import EMA, WeightsFile, read_weights_file
+from .weights_folder import parse_object
+
+EXPECTED = "LongLive or Wan2.1 text-to-video weights"
+CURE = "download models/longlive_base.pt from huggingface.co/Efficient-Large-Model/LongLive-1.3B"
+TEXT_LEN = 512  # of every released model
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadReport:
+    """What was loaded, for the log and for the user."""
+
+    source: str
+    layout: str
+    geometry: Geometry
+    num_tensors: int
+    num_parameters: int
+    dtype: torch.dtype
+    lora: MergeReport | None
+    warnings: tuple[str, ...]
+
+    @property
+    def summary(self) -> str:
+        lora = f" with {self.lora.source} on {self.lora.matched} modules" if self.lora else ""
+        return (
+            f"{self.source} ({self.layout}, {name_size(self.geometry)}): {self.num_tensors} tensors, "
+            f"{self.num_parameters:,} parameters in {name_dtype(self.dtype)}{lora}"
+        )
+
+    def __str__(self) -> str:
+        return "\n".join((self.summary, *self.warnings))
+
+
+def load_model(
+    path: str | Path,
+    *,
+    lora: str | Path | Lora | None = None,
+    strength: float = 1.0,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    num_heads: int | None = None,
+    text_len: int | None = None,
+    ema: bool | None = None,
+) -> tuple[WanModel, LoadReport]:
+    """Load a LongLive or Wan2.1 text-to-video model, frozen, in `dtype` or in that of most of the file.
+
+    `num_heads` and `text_len` default to what the file states, else to heads of 128 channels and 512 rows of text.
+    Raises CheckpointError for anything that does not fit exactly.
+    """
+    file = read_weights_file(path, ema=ema)
+    if lora is not None and not isinstance(lora, Lora):
+        lora = Lora.read(lora)
+    return build_model(
+        file, lora=lora, strength=strength, dtype=dtype, device=device, num_heads=num_heads, text_len=text_len
+    )
+
+
+def build_model(
+    file: WeightsFile,
+    *,
+    lora: Lora | None = None,
+    strength: float = 1.0,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    num_heads: int | None = None,
+    text_len: int | None = None,
+) -> tuple[WanModel, LoadReport]:
+    """Build the tree as `load_model` does, from a weights file already read."""
+    state, report = merge_weights(
+        file,
+        lora=lora,
+        strength=strength,
+        dtype=dtype or choose_dtype(file),
+        device=device,
+        num_heads=num_heads,
+        text_len=text_len,
+    )
+    model = WanModel(report.geometry, device="meta")
+    model.load_state_dict(state, assign=True)
+    return model.requires_grad_(False).eval(), report
+
+
+def merge_weights(
+    file: WeightsFile,
+    *,
+    lora: Lora | None = None,
+    strength: float = 1.0,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    num_heads: int | None = None,
+    text_len: int | None = None,
+) -> tuple[dict[str, Tensor], LoadReport]:
+    """Build a text-to-video state dict under released names, every tensor checked, with a LoRA added in fp32.
+
+    `dtype` None keeps each tensor's own. Every tensor is a copy: if a memory-mapped file were later overwritten, its
+    tensors would change or the process would die. Raises CheckpointError, also for NaN and infinity, and ConfigError
+    for a `strength` that is not a number.
+    """
+    if not math.isfinite(strength):
+        raise ConfigError(f"the strength of the LoRA is {strength}; give a number, 1 for all of it")
+    expect_kind(Kind.WAN_T2V, file.tensors, source=file.name, expected=EXPECTED, otherwise=CURE)
+    geometry = read_geometry(file, num_heads=num_heads, text_len=text_len)
+    expected = WanModel(geometry, device="meta").state_dict()
+    refuse_misfits(file, expected)
+    merge_report = lora.match(expected) if lora else None
+
+    state = {}
+    for name, tensor in file.tensors.items():
+        merged = lora.merge_into(name, tensor.to(device), strength) if lora else tensor
+        state[name] = merged.to(device, dtype or tensor.dtype, copy=merged is tensor)
+        if not is_finite(state[name]):
+            raise CheckpointError(explain_not_finite(name, tensor, merged, file, lora, state[name].dtype))
+
+    warnings = (
+        merge_report.warning if merge_report else "",
+        write_base_model_warning(file, lora),
+        write_missing_layers_warning(file, geometry),
+    )
+    report = LoadReport(
+        source=file.name,
+        layout=file.layout,
+        geometry=geometry,
+        num_tensors=len(state),
+        num_parameters=sum(tensor.numel() for tensor in state.values()),
+        dtype=dtype or choose_dtype(file),
+        lora=merge_report,
+        warnings=tuple(filter(None, warnings)),
+    )
+    log.info("loaded %s", report.summary)
+    for warning in report.warnings:
+        log.warning(warning)
+    return state, report
+
+
+def read_geometry(file: WeightsFile, *, num_heads: int | None = None, text_len: int | None = None) -> Geometry:
+    """Read all sizes from the tensors and from what the file states. Raises CheckpointError where these disagree."""
+    source, known = file.name, file.config
+    num_heads = known.get("num_heads") if num_heads is None else num_heads
+    text_len = known.get("text_len", TEXT_LEN) if text_len is None else text_len
+    try:
+        geometry = Geometry.of_weights(
+            file.tensors,
+            num_heads=None if num_heads is None else conform(num_heads, int, "num_heads"),
+            text_len=conform(text_len, int, "text_len"),
+        )
+    except KeyError as error:
+        raise CheckpointError(f"{source} lacks {error.args[0]}; {CURE}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{source} has sizes that no Wan2.1 network has: {error}; {CURE}") from error
+    if geometry.out_dim != geometry.in_dim:
+        raise CheckpointError(f"{source} takes {geometry.in_dim} channels and makes {geometry.out_dim}; {CURE}")
+    for name in ("dim", "ffn_dim", "num_layers", "freq_dim", "text_dim", "in_dim", "out_dim"):
+        found = getattr(geometry, name)
+        if known.get(name, found) != found:
+            raise CheckpointError(f"{source} states {name} {shorten(known[name])} but has {found}; download it again")
+    return geometry
+
+
+def refuse_misfits(file: WeightsFile, expected: dict[str, Tensor]) -> None:
+    """Raise CheckpointError unless names and shapes are exactly those of the tree."""
+    tensors = file.tensors
+    misfits = {
+        "missing": [name for name in expected if name not in tensors],
+        "left over": [name for name in tensors if name not in expected],
+        "of another shape": [
+            f"{name} {list(tensors[name].shape)} for {list(tensor.shape)}"
+            for name, tensor in expected.items()
+            if name in tensors and tensors[name].shape != tensor.shape
+        ],
+        "of an unknown dtype": [
+            f"{name} {name_dtype(tensor.dtype)}"
+            for name, tensor in tensors.items()
+            if tensor.dtype not in STORED_DTYPES
+        ],
+    }
+    found = "; ".join(f"{len(names)} {what} ({list_names(names)})" for what, names in misfits.items() if names)
+    if found:
+        raise CheckpointError(f"{file.name} does not fit a Wan2.1 text-to-video network: {found}; {CURE}")
+
+
+def explain_not_finite(
+    name: str, tensor: Tensor, merged: Tensor, file: WeightsFile, lora: Lora | None, dtype: torch.dtype
+) -> str:
+    """Say in one sentence which step of making a weight brought in NaN or infinity."""
+    if not is_finite(tensor):
+        return f"{file.name} holds NaN or infinity in {name}; download it again"
+    if lora and not is_finite(merged):
+        return f"{lora.source} makes NaN or infinity of {name}; use a smaller strength or another LoRA"
+    return f"{file.name} holds numbers too large for {name_dtype(dtype)} in {name}; use bfloat16 or float32"
+
+
+def choose_dtype(file: WeightsFile) -> torch.dtype:
+    """Choose the dtype of most parameters, or bfloat16 if that one is only for storage."""
+    counts: dict[torch.dtype, int] = {}
+    for tensor in file.tensors.values():
+        counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()
+    usual = max(counts, key=counts.__getitem__)
+    return usual if usual in COMPUTE_DTYPES.values() else torch.bfloat16
+
+
+def is_trained_causal(file: WeightsFile) -> bool | None:
+    """Whether the file says that its weights roll out causally, or None; the tensors themselves do not show it."""
+    host = parse_object(file.metadata.get("config"), f"the metadata `config` of {file.name}").get("transformer")
+    if file.layout in ("generator", EMA) or (isinstance(host, dict) and host.get("causal_ar")):
+        return True
+    name = file.config.get("_class_name")
+    return name.startswith("Causal") if isinstance(name, str) else None
+
+
+def write_base_model_warning(file: WeightsFile, lora: Lora | None) -> str:
+    if lora or is_trained_causal(file) is not False:
+        return ""
+    return f"{file.name} is the bidirectional base model and was not trained to roll out; {CURE}"
+
+
+def write_missing_layers_warning(file: WeightsFile, geometry: Geometry) -> str:
+    name, layers = SIZES.get(geometry.dim, (None, geometry.num_layers))
+    if layers == geometry.num_layers:
+        return ""
+    return f"{file.name} has {geometry.num_layers} layers where Wan2.1 {name} has {layers}; was it pruned or cut off?"

@@ -1,0 +1,89 @@
+"""Nodes that take a video out of a session: as a file, or as latents."""
+
+import json
+
+from comfy_api.latest import InputImpl, io, ui
+
+from ..longlive.video.render import VideoRenderer, render_video
+from ..longlive.video.writer import VideoWriter
+from .host import paths
+from .host.fallback_decoder import FallbackDecoder
+from .host.interrupted import show_on_interrupt
+from .host.model import to_latent
+from .host.sampling import open_fragment_store, show_progress
+from .sockets import LiveSession, SessionSocket
+
+
+class Decode(io.ComfyNode):
+    """Decode a video into a file, block by block: memory does not grow with its length."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LongLiveDecode",
+            display_name="LongLive Decode",
+            category="LongLive",
+            description="Writes the video into an mp4 in the output folder and shows it.",
+            search_aliases=["longlive", "save video", "vae decode", "mp4", "export"],
+            is_output_node=True,
+            inputs=[
+                SessionSocket.Input("session", tooltip="The video."),
+                io.Vae.Input("vae", tooltip="The Wan2.1 VAE (wan_2.1_vae.safetensors)."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="video/LongLive",
+                    tooltip="Folder and file name in the output folder.",
+                ),
+            ],
+            outputs=[
+                io.Video.Output(display_name="video", tooltip="The finished file; no frames are kept in memory."),
+                io.Image.Output(display_name="last_frame", tooltip="The last pixel frame of the video."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, session: LiveSession, vae, filename_prefix: str) -> io.NodeOutput:
+        session.check_has_frames()
+        video = session.session
+        path, subfolder = paths.choose_video_path(filename_prefix, video.width, video.height)
+        decoder = FallbackDecoder(vae)
+        with (
+            VideoWriter(path, metadata=cls.describe_workflow(), growing=paths.find_temporary_folder()) as writer,
+            show_on_interrupt(writer),
+        ):
+            last_FHWC = render_video(show_progress(video.blocks), VideoRenderer(decoder, writer, open_fragment_store()))
+        assert last_FHWC is not None
+        result = ui.SavedResult(path.name, subfolder, io.FolderType.output)
+        return io.NodeOutput(InputImpl.VideoFromFile(str(path)), last_FHWC / 255, ui=ui.PreviewVideo([result]))
+
+    @classmethod
+    def describe_workflow(cls) -> dict[str, str]:
+        """The graph as metadata of the file: dropping the file on ComfyUI opens the graph."""
+        facts = {"prompt": cls.hidden.prompt, **(cls.hidden.extra_pnginfo or {})}
+        return {key: json.dumps(value) for key, value in facts.items() if value is not None}
+
+
+class SessionToLatent(io.ComfyNode):
+    """Give all latents of a video to other nodes of ComfyUI."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LongLiveSessionToLatent",
+            display_name="LongLive Session to Latent",
+            category="LongLive",
+            description="All latents of the video as one LATENT, for VAE Decode, upscalers and other nodes.",
+            search_aliases=["longlive", "latents", "convert"],
+            inputs=[SessionSocket.Input("session", tooltip="The video.")],
+            outputs=[
+                io.Latent.Output(display_name="latent", tooltip="All frames. Decoding many at once takes much memory.")
+            ],
+        )
+
+    @classmethod
+    def execute(cls, session: LiveSession) -> io.NodeOutput:
+        session.check_has_frames()
+        return io.NodeOutput(to_latent(session.model, session.session.latents()))
+
+
+NODES = [Decode, SessionToLatent]

@@ -1,0 +1,114 @@
+"""A decoder that falls back to smaller passes and to tiles when ComfyUI runs out of memory."""
+
+import logging
+from collections.abc import Callable, Sequence
+
+import comfy.model_management
+import comfy.sd
+import torch
+from torch import Tensor
+
+from ...longlive.errors import VideoError
+from ...longlive.model.vae_streams import ResumableDecoder, StreamingDecoder, TiledDecoder
+from .vae import HostDecoder, copy_vae, create_decoder
+
+log = logging.getLogger(__name__)
+
+
+class FallbackDecoder:
+    """Decodes as ComfyUI does; when memory runs out, in smaller passes with the same pixels, and then in tiles.
+
+    Decoded pixels stay valid: the next decoder begins where the one before it failed.
+    """
+
+    def __init__(self, vae: comfy.sd.VAE) -> None:
+        decoder = create_decoder(vae)
+        self.vae, self._identity = vae, decoder.identity
+        self.decoder: ResumableDecoder | None = decoder  # None after it ran out of memory
+        self._seen: list[Tensor] = []
+        self._fallbacks = iter((self._create_frame_decoder, self._create_tiled_decoder))
+
+    @property
+    def identity(self) -> str:
+        """That of the first decoder, also for smaller passes, which round alike. Tiles differ."""
+        return self.decoder.identity if isinstance(self.decoder, TiledDecoder) else self._identity
+
+    def catch_up(self, blocks: Sequence[Tensor]) -> None:
+        def catch_up_only(decoder: ResumableDecoder) -> Tensor:
+            decoder.catch_up(blocks)
+            return torch.empty(0)
+
+        self._try(catch_up_only, catch_up_only)
+        self._seen = list(blocks)
+
+    def push(self, latents_BFCHW: Tensor) -> Tensor:
+        decoded, waiting = self._split_seen()
+
+        def retry(decoder: ResumableDecoder) -> Tensor:
+            decoder.catch_up(decoded)
+            return decoder.push(torch.cat([*waiting, latents_BFCHW], dim=1))
+
+        pixels_BFCHW = self._try(lambda decoder: decoder.push(latents_BFCHW), retry)
+        self._seen.append(latents_BFCHW)
+        return pixels_BFCHW
+
+    def flush(self) -> Tensor:
+        decoded, waiting = self._split_seen()
+
+        def retry(decoder: ResumableDecoder) -> Tensor:
+            decoder.catch_up(decoded)
+            return torch.cat([*map(decoder.push, waiting), decoder.flush()], dim=1)
+
+        self._seen = []
+        return self._try(lambda decoder: decoder.flush(), retry)
+
+    def _split_seen(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Split the latents into those whose pixels were returned and those that wait for others."""
+        waiting = self.decoder.waiting_BFCHW if isinstance(self.decoder, HostDecoder) else None
+        if waiting is None or not waiting.shape[1]:
+            return list(self._seen), []
+        *decoded, last = self._seen
+        return [*decoded, last[:, : -waiting.shape[1]]], [waiting]
+
+    def _try(self, action: Callable[[ResumableDecoder], Tensor], retry: Callable[[ResumableDecoder], Tensor]) -> Tensor:
+        while True:
+            try:
+                if self.decoder is None:
+                    self.decoder, action = self._create_fallback(), retry
+                return action(self.decoder)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+            self._make_room()  # after the error is gone, because it holds the tensors of the failed pass
+
+    def _make_room(self) -> None:
+        self.decoder = None
+        comfy.model_management.unload_all_models()
+        comfy.model_management.soft_empty_cache()
+
+    def _create_fallback(self) -> ResumableDecoder:
+        for create in self._fallbacks:
+            return create()
+        raise VideoError(
+            "there is not enough memory to decode this video, even in tiles; its latents are not lost: connect "
+            "LongLive Session to Latent and VAE Decode (Tiled) with small tiles, or free memory and queue again"
+        )
+
+    def _create_frame_decoder(self) -> ResumableDecoder:
+        log.warning("out of memory while decoding: LongLive continues in smaller passes, which give the same pixels")
+        return StreamingDecoder(copy_vae(self.vae), at_once=1, frames_at_once=1)
+
+    def _create_tiled_decoder(self) -> ResumableDecoder:
+        log.warning("out of memory while decoding: LongLive continues in tiles, whose edges may be faintly visible")
+        return TiledDecoder(copy_vae(self.vae))
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether ComfyUI takes an error for a lack of memory."""
+    management = comfy.model_management
+    if isinstance(error, management.InterruptProcessingException):
+        return False
+    if management.OOM_EXCEPTION is Exception:  # a device without an error class for it
+        return "memory" in str(error).lower()
+    known = getattr(management, "is_oom", None)
+    return known(error) if known else isinstance(error, management.OOM_EXCEPTION)

@@ -1,0 +1,112 @@
+"""Weights files as MODELs and VAEs: LongLive's released files, and the miniature's."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import comfy.model_management
+import comfy.sd
+import comfy.supported_models
+import comfy.utils
+import folder_paths
+import torch
+from comfy.latent_formats import Wan21
+from comfy.model_patcher import ModelPatcher
+
+from ...longlive.errors import CheckpointError
+from ...longlive.miniature.files import DIT, TEACHER, VAE, check_present, check_size, load_miniature
+from ...longlive.model.dtypes import COMPUTE_DTYPES
+from ...longlive.weights.load import choose_dtype, load_model, merge_weights
+from ...longlive.weights.lora import Lora
+from ...longlive.weights.weights_file import WeightsFile, read_weights_file
+from .model import SIZE_CHECK
+
+NO_LORA = "none"
+WEIGHT_DTYPES = {
+    "default": None,
+    **COMPUTE_DTYPES,
+    "fp8_e4m3fn": torch.float8_e4m3fn,
+    "fp8_e5m2": torch.float8_e5m2,
+}
+
+
+@dataclass(frozen=True)
+class LoaderChoice:
+    """The inputs of LongLive Model Loader."""
+
+    model_name: str
+    lora_name: str
+    lora_strength: float
+    weight_dtype: str
+
+
+def load_merged(choice: LoaderChoice, *, disable_dynamic: bool = False) -> tuple[ModelPatcher, str]:
+    """Load LongLive's weights with its LoRA merged; also return a report. Raises CheckpointError for other files."""
+    weights = read_weights_file(folder_paths.get_full_path_or_raise("diffusion_models", choice.model_name))
+    lora = None
+    if choice.lora_name != NO_LORA:
+        lora = Lora.read(folder_paths.get_full_path_or_raise("loras", choice.lora_name))
+    dtype = WEIGHT_DTYPES[choice.weight_dtype] or choose_narrower_dtype(weights)
+    exact = dtype if dtype in COMPUTE_DTYPES.values() else None  # fp8 is left to ComfyUI, which knows how to store it
+    state, report = merge_weights(weights, lora=lora, strength=choice.lora_strength, dtype=exact)
+    model = comfy.sd.load_diffusion_model_state_dict(
+        state, model_options={"dtype": dtype} if dtype else {}, disable_dynamic=disable_dynamic
+    )
+    if model is None:
+        raise CheckpointError(f"ComfyUI does not recognise {choice.model_name}; expected Wan2.1 text-to-video weights")
+    model.cached_patcher_init = (reload_merged, (choice,))
+    return model, str(report)
+
+
+def reload_merged(choice: LoaderChoice, *, disable_dynamic: bool = False) -> ModelPatcher:
+    """Load the same MODEL again, for nodes that need one without dynamic VRAM (torch.compile) or on another device."""
+    return load_merged(choice, disable_dynamic=disable_dynamic)[0]
+
+
+def choose_narrower_dtype(weights: WeightsFile) -> torch.dtype | None:
+    """The dtype ComfyUI would choose for these weights, if it takes less room than the file's.
+
+    With dynamic VRAM, ComfyUI would keep the file's tensors in RAM and convert them at every use.
+    """
+    usual = choose_dtype(weights)
+    chosen = comfy.model_management.unet_dtype(
+        model_params=sum(tensor.numel() for tensor in weights.tensors.values()),
+        supported_dtypes=list(comfy.supported_models.WAN21_T2V.supported_inference_dtypes),
+        weight_dtype=usual,
+    )
+    return chosen if chosen.itemsize < usual.itemsize else None
+
+
+class MiniatureLatents(Wan21):
+    """Wan's latent statistics with preview colours of the miniature: previews are a linear map from latents.
+
+    Fitted by least squares on videos of the world, each latent against the mean of its 8 x 8 pixels.
+    """
+
+    # fmt: off
+    latent_rgb_factors: ClassVar = [
+        [0.025, 0.018, 0.01], [0.178, 0.09, 0.097], [-0.151, -0.118, -0.144], [-0.008, -0.057, -0.056],
+        [0.168, 0.073, 0.005], [0.008, -0.067, -0.027], [-0.123, -0.127, -0.199], [-0.056, 0.047, 0.036],
+        [0.024, 0.048, -0.075], [-0.028, -0.12, -0.12], [0.028, -0.092, -0.015], [0.048, 0.067, 0.006],
+        [-0.021, -0.114, -0.063], [-0.133, -0.129, -0.125], [0.039, 0.094, 0.008], [-0.127, -0.119, -0.053],
+    ]
+    # fmt: on
+    latent_rgb_factors_bias: ClassVar = [-0.051, -0.099, 0.05]
+
+
+def load_miniature_networks() -> tuple[ModelPatcher, ModelPatcher, comfy.sd.VAE]:
+    """Load the miniature's model, its teacher and its VAE. Raises CheckpointError for missing or damaged files."""
+    check_present(TEACHER)
+    load_miniature()  # checks the files first, for ComfyUI's own errors are hard to read
+    load_model(TEACHER)
+    vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(VAE)))
+    return load_miniature_network(DIT), load_miniature_network(TEACHER), vae
+
+
+def load_miniature_network(path: Path, *, disable_dynamic: bool = False) -> ModelPatcher:
+    """Load one of the miniature's networks; ComfyUI calls this again for one without dynamic VRAM."""
+    patcher = comfy.sd.load_diffusion_model(str(path), disable_dynamic=disable_dynamic)
+    patcher.set_attachments(SIZE_CHECK, check_size)
+    patcher.model.latent_format = MiniatureLatents()
+    patcher.cached_patcher_init = (load_miniature_network, (path,))
+    return patcher

@@ -1,0 +1,134 @@
+"""Sampling inside ComfyUI: announces memory, loads weights, shows progress and previews, obeys its interrupt."""
+
+import functools
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+import latent_preview
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ...longlive.model.causal import CausalWan
+from ...longlive.rollout.rollout import Pass, PassKind
+from ...longlive.rollout.sampler import PROMPTS_HELD, Sampler, count_cache_bytes, count_text_bytes
+from ...longlive.session.block_store import Store, open_store
+from ...longlive.session.session import Session
+from .identity import list_opaque
+from .model import as_causal_model, list_ignored, to_host_axes, use_device
+from .warm_cache import warm_slot
+
+log = logging.getLogger(__name__)
+
+STORE_BYTES = 4 << 30  # 90 minutes at 832 x 480
+ACTIVATIONS = 26  # tensors [tokens, width] that a pass over a whole window holds at most: 16 counted, and workspace
+
+
+@contextmanager
+def open_sampler(patcher: ModelPatcher, session: Session, total_blocks: int) -> Iterator[Sampler]:
+    """Open a sampler for `total_blocks` more blocks, with progress, previews and interrupt.
+
+    It loads nothing before it has to compute a block. Without an error, its KV cache stays warm for the next node.
+    """
+    try:
+        patcher.pre_run()  # before the key is made: a node may change here how the MODEL computes
+        with use_device(patcher.load_device), create_sampler(patcher, session, total_blocks) as sampler:
+            yield sampler
+            warm_slot.keep(patcher, sampler.hand_over())
+    except BaseException:
+        warm_slot.clear()
+        raise
+    finally:
+        patcher.cleanup()
+        comfy.model_management.soft_empty_cache()
+
+
+def create_sampler(patcher: ModelPatcher, session: Session, total_blocks: int) -> Sampler:
+    """Create the sampler of a MODEL whose run has begun; warn of what the MODEL carries and a session cannot use."""
+    model, unknown, unused = as_causal_model(patcher), list_opaque(patcher), list_ignored(patcher)
+    if unused:
+        log.warning("the MODEL carries %s, which a session cannot use; ignored", " and ".join(unused))
+    if unknown:
+        log.warning("the MODEL carries %s: blocks made with it are not stored", " and ".join(unknown))
+    progress = Progress(patcher, total_blocks, len(session.config.steps))
+    return Sampler(
+        model,
+        store=None if unknown else open_block_store(),
+        watch=progress.add_pass,
+        on_found=progress.add_stored_block,
+        take=functools.partial(warm_slot.take, patcher),
+        prepare=functools.partial(make_room, patcher, model, session),
+    )
+
+
+def make_room(patcher: ModelPatcher, model: CausalWan, session: Session, held: int) -> None:
+    """Announce the KV cache and activations to ComfyUI's memory management, and load the weights.
+
+    `held` bytes of the KV cache are allocated already.
+    """
+    config, (_, _, channels, height, width) = session.config, session.block_shape
+    rows, columns = model.geometry.grid(height, width)
+    keys = count_cache_bytes(model, config, session.height, session.width)
+    if not held:
+        log.info("a window of %d frames takes %.0f MB of keys and values", config.window, keys / 1e6)
+    # Without flash attention ComfyUI estimates for one that holds all scores at once, which none of its own does.
+    most = ACTIVATIONS * config.window * rows * columns * model.geometry.dim * model.dtype.itemsize
+    work = min(patcher.model.memory_required([1, channels, config.window, height, width]), most)
+    needed = keys - held + work + PROMPTS_HELD * count_text_bytes(model)
+    comfy.model_management.load_models_gpu([patcher], memory_required=needed)
+
+
+class Progress:
+    """Reports each denoising step to ComfyUI, with a preview of the newest frame, and obeys its interrupt."""
+
+    def __init__(self, patcher: ModelPatcher, blocks: int, steps: int) -> None:
+        self.patcher, self.steps = patcher, steps  # of a block
+        self.bar = comfy.utils.ProgressBar(blocks * steps)
+        self.previewer = latent_preview.get_previewer(patcher.load_device, patcher.model.latent_format)
+
+    def add_pass(self, done: Pass) -> None:
+        """Report a pass that is over."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        if done.kind is not PassKind.DENOISE:
+            return
+        preview = None
+        if self.previewer and done.clean is not None:
+            preview = self.previewer.decode_latent_to_preview_image("JPEG", to_host_axes(done.clean[:, -1:]))
+            if self.patcher not in comfy.model_management.loaded_models():  # the VAE of the preview evicted it
+                comfy.model_management.load_models_gpu([self.patcher])
+        self.bar.update_absolute(self.bar.current + 1, preview=preview)
+
+    def add_stored_block(self) -> None:
+        """Report a block that was found in the store."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        self.bar.update_absolute(self.bar.current + self.steps)
+
+
+def show_progress(blocks: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Yield the blocks in order, while ComfyUI shows how many are done and may interrupt."""
+    bar = comfy.utils.ProgressBar(len(blocks))
+    for block in blocks:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        yield block
+        bar.update(1)
+
+
+def open_block_store() -> Store:
+    """The store of finished blocks, so that after an edit, an interrupt or a crash only new blocks are computed.
+
+    It holds nothing in RAM: ComfyUI's own cache does that, and frees it on request.
+    """
+    return open_store(find_store_folder() / "blocks", memory_bytes=0, disk_bytes=STORE_BYTES)
+
+
+def open_fragment_store() -> Store:
+    """The store of finished fragments of videos, so that nothing is decoded and encoded twice."""
+    return open_store(find_store_folder() / "fragments", memory_bytes=0, disk_bytes=STORE_BYTES)
+
+
+def find_store_folder() -> Path:
+    return Path(folder_paths.get_user_directory()) / "longlive"

@@ -1,0 +1,62 @@
+"""Inputs that several nodes share: a length and its unit, a size in pixels, a seed, options."""
+
+from comfy_api.latest import io
+
+from ..longlive.config import MAX_SEED, RolloutConfig
+from ..longlive.errors import ConfigError
+from ..longlive.units import MAX_SECONDS, SIZE_STEP, seconds_to_blocks
+from .sockets import OptionsSocket
+
+SECONDS, BLOCKS, FRAMES = "seconds", "blocks", "frames"
+MAX_INPUT_SIZE = 4096  # pixels
+
+
+def length_inputs(*, default: float, tooltip: str, shortest: float = 0.0) -> list[io.Input]:
+    return [
+        io.Float.Input("length", default=default, min=shortest, max=float(MAX_SECONDS), step=0.25, tooltip=tooltip),
+        io.Combo.Input(
+            "unit",
+            options=[SECONDS, BLOCKS, FRAMES],
+            default=SECONDS,
+            tooltip="Seconds are rounded to whole blocks (0.75 s each by default). Blocks and latent frames must fit "
+            "exactly.",
+        ),
+    ]
+
+
+def size_inputs() -> list[io.Input]:
+    return [
+        io.Int.Input(
+            name,
+            default=default,
+            min=SIZE_STEP,
+            max=MAX_INPUT_SIZE,
+            step=SIZE_STEP,
+            tooltip=f"Pixels: {default}, or 64 for the miniature.",
+        )
+        for name, default in (("width", 832), ("height", 480))
+    ]
+
+
+def seed_input(*, control_after_generate: bool, tooltip: str) -> io.Input:
+    return io.Int.Input(
+        "seed", default=0, min=0, max=MAX_SEED, control_after_generate=control_after_generate, tooltip=tooltip
+    )
+
+
+def options_input() -> io.Input:
+    return OptionsSocket.Input(
+        "options", optional=True, tooltip="Window, sink and steps. Without it, the released values."
+    )
+
+
+def to_blocks(length: float, unit: str, config: RolloutConfig) -> int:
+    """Convert a length to whole blocks. Raises ConfigError for blocks or frames that do not fit."""
+    if unit == SECONDS:
+        return seconds_to_blocks(length, config.block)
+    step = 1 if unit == BLOCKS else config.block
+    if not (length > 0 and length % step == 0):  # false for NaN, too
+        fitting = step * max(1, round(length / step if length > 0 else 1))
+        rule = "blocks are whole" if unit == BLOCKS else f"a block has {config.block} frames"
+        raise ConfigError(f"a length of {length:g} {unit} does not fit: {rule}; use {fitting}")
+    return int(length) // step

@@ -1,0 +1,248 @@
+"""Measures how the tree is built and named; `python tests/house.py [FOLDER …]` prints a column for each repository."""
+
+import ast
+import itertools
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+# From the ground up, the library's own room below them all; a package may have had another name.
+PACKAGES: Sequence[str] = "model weights session rollout video evaluation tuning miniature reference cli".split()
+FORMER_NAMES = {"tune": "tuning"}
+MAX_LINES = 350
+
+IRREGULAR = """
+begun bound bought brought built caught chosen done drawn driven fallen fed felt flown forgotten found frozen given
+gone grown heard held hidden kept known laid lain learnt led left lent lost made meant met overdrawn paid rebuilt
+redrawn remade ridden risen said seen sent shown shrunk slept sold spent spoken spun stood stolen struck sunk swept
+sworn taken taught thought thrown told torn understood undone unseen woken won worn wound woven written
+""".split()
+ADJECTIVES = """
+alike alive all any apart bad big both broken cheap deep different dry each easy empty enough equal even every exact
+exhaustive faithful false far few finite fresh full good half high idle last late latest least likely little long
+longest loud low many most much natural near nearest new newest next oldest odd only other own plain printable quiet
+ready safe same several shallow sharp short shortest single slow small smallest soft some sparse stable stale still
+strange strict such sure tall thin tiny true unique useful valid visible whole wide worst
+""".split()
+NUMBERS = """
+zero one two three four five six seven eight nine ten once twice first second third fourth hundred
+""".split()
+# Ends like a participle or is an adjective too, but is a verb in the imperative or a noun.
+NO_PARTICIPLES = """
+bleed embed exceed feed heed need proceed seed shed speed succeed
+children deepen fasten flatten golden happen harden lengthen lighten listen loosen open queen screen sharpen shorten
+soften strengthen ten then thicken tighten token weaken when widen
+bring king ping ring sing spring sting string swing thing wing
+""".split()
+CONVERSIONS = ("of_", "from_", "as_", "to_")
+PREDICATES = ("is_", "has_")
+
+CONVENTIONS = {"log", "main", "add_parser", "NODES"}  # what many modules have, each its own
+
+EXCEPTIONS = (
+    ("switched_to", "returns a changed copy of a session"),
+    ("extended_by", "returns a changed copy of a session"),
+    ("rewound_to", "returns a changed copy of a session"),
+    ("rekeyed", "returns a changed copy of a session"),
+    ("attended", "returns a changed copy of a frame's keys and values"),
+    ("linked_to", "returns a changed copy of a frame's keys and values"),
+    ("zeroed", "returns a changed copy of a frame's keys and values"),
+    ("unlinked", "returns a changed copy of a graph cache"),
+    ("empty", "an alternative constructor of a graph cache"),
+)
+
+
+class House:
+    """A repository of ours, as its files tell it; nothing is imported."""
+
+    def __init__(self, root: Path = ROOT) -> None:
+        self.root, self.library = root, root / "longlive"
+
+    @cached_property
+    def trees(self) -> dict[Path, ast.Module]:
+        """The modules of the pack, parsed."""
+        paths = [*self.library.rglob("*.py"), *(self.root / "nodes").rglob("*.py"), self.root / "__init__.py"]
+        return {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(paths)}
+
+    def own_room(self) -> list[str]:
+        """List the modules that lie in no package of the library."""
+        return sorted(path.name for path in self.library.glob("*.py") if not path.stem.startswith("__"))
+
+    def upward_imports(self) -> list[str]:
+        """List the imports of a module in a higher package."""
+        return [
+            f"{self._module(path)} -> {target}"
+            for path, target in self._imports()
+            if self._rank(target) > self._rank(self._module(path))
+        ]
+
+    def arrows(self) -> set[tuple[str, str]]:
+        """Collect the pairs (importing room, imported room): packages, and modules that lie in none."""
+        pairs = {
+            tuple(self._package(module) or module for module in (self._module(path), target))
+            for path, target in self._imports()
+        }
+        return {(start, end) for start, end in pairs if start != end}
+
+    def package_cycles(self) -> list[str]:
+        """List the groups of packages that import each other, directly or by way of others; "own" is the own room."""
+        rooms = {(self._package(start) or "own", self._package(end) or "own") for start, end in self.arrows()}
+        arrows = {(start, end) for start, end in rooms if start != end}
+        reached = {package: reach(package, arrows) for pair in arrows for package in pair}
+        groups = {
+            tuple(sorted({package, *(other for other in seen if package in reached[other])}))
+            for package, seen in reached.items()
+            if package in seen
+        }
+        return [" ".join(group) for group in sorted(groups)]
+
+    def functions_without_verb(self) -> list[str]:
+        """List the functions whose first word is a participle, an adjective or a number."""
+        allowed = {name for name, _ in EXCEPTIONS}
+        return [
+            f"{path.relative_to(self.root)}:{function.lineno} {function.name}"
+            for path, tree in self.trees.items()
+            for function in functions_of(tree)
+            if function.name not in allowed and not starts_with_verb(function)
+        ]
+
+    def num_functions(self) -> int:
+        return sum(len(list(functions_of(tree))) for tree in self.trees.values())
+
+    def shared_names(self) -> list[str]:
+        """List the functions and classes of one name in several modules, and the constants of one name and two values.
+
+        A private name belongs to its module alone.
+        """
+        defined: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+        for path, tree in self.trees.items():
+            for name, value in definitions(tree):
+                defined[name][value or str(path)].append(path.relative_to(self.root).as_posix())
+        return [
+            f"{name}: {', '.join(itertools.chain(*places.values()))}"
+            for name, places in sorted(defined.items())
+            if len(places) > 1 and not name.startswith("_") and name not in CONVENTIONS
+        ]
+
+    def readme_words(self) -> int:
+        return len((self.root / "README.md").read_text(encoding="utf-8").split())
+
+    def long_files(self) -> list[str]:
+        """List the source files of more than 350 lines, tests included."""
+        paths = [
+            path
+            for folder in ("longlive", "nodes", "web", "tests", "benchmarks")
+            for path in files_in(self.root / folder)
+        ]
+        lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in paths}
+        return [f"{path.relative_to(self.root)} ({n})" for path, n in sorted(lengths.items()) if n > MAX_LINES]
+
+    def _module(self, path: Path) -> str:
+        """The dotted name of a module inside the library."""
+        parts = path.relative_to(self.library).with_suffix("").parts
+        return ".".join(FORMER_NAMES.get(part, part) for part in parts if part != "__init__")
+
+    def _package(self, module: str) -> str:
+        """The package of a module; empty for the library's own room."""
+        package = module.partition(".")[0]
+        folders = {FORMER_NAMES.get(path.name, path.name) for path in self.library.iterdir() if path.is_dir()}
+        return package if package in folders else ""
+
+    def _rank(self, module: str) -> int:
+        """How high the package of a module lies; 0 for the library's own room."""
+        package = self._package(module)
+        return PACKAGES.index(package) + 1 if package else 0
+
+    def _imports(self) -> Iterator[tuple[Path, str]]:
+        """Every import inside the library as (file, dotted name), but those of `longlive` itself and its `__main__`."""
+        for path, tree in self.trees.items():
+            if not path.is_relative_to(self.library) or self._module(path) in {"", "__main__"}:
+                continue
+            for node in ast.walk(tree):
+                if isinstance(node, ast.ImportFrom) and node.level:
+                    folder = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+                    for name in [alias.name for alias in node.names] if folder.is_dir() else [""]:
+                        target = self._module(folder / name) if folder.is_relative_to(self.library) else ""
+                        if target and name != "__version__":
+                            yield path, target
+
+
+def files_in(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.suffix in {".py", ".js", ".mjs", ".css"}]
+
+
+def reach(package: str, arrows: set[tuple[str, str]]) -> set[str]:
+    """Follow the arrows from a package; itself is among what is reached only if a way leads back."""
+    seen: set[str] = set()
+    waiting = [package]
+    while waiting:
+        start = waiting.pop()
+        found = {end for begin, end in arrows if begin == start} - seen
+        seen |= found
+        waiting += found
+    return seen
+
+
+def functions_of(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Every function and method except properties and dunders."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not re.fullmatch("__.*__", node.name):
+            names = {ast.unparse(decorator).split("(")[0].split(".")[-1] for decorator in node.decorator_list}
+            if not names & {"property", "cached_property", "setter"}:
+                yield node
+
+
+def starts_with_verb(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    name = function.name.lstrip("_")
+    word = name.partition("_")[0]
+    if name.startswith((*CONVERSIONS, *PREDICATES)) or word in NO_PARTICIPLES or name == "_":
+        return True
+    is_participle = word in IRREGULAR or re.fullmatch("[a-z]{2,}(ed|en|ing)", word)
+    return not (is_participle or word in ADJECTIVES or word in NUMBERS)
+
+
+def definitions(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    """The module-level names with their values; functions and classes have none."""
+    for node in tree.body:
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                yield name, ""
+            case (
+                ast.Assign(targets=[ast.Name(id=name)], value=value)
+                | ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value)
+            ):
+                yield name, ast.unparse(value)
+            case ast.Assign(targets=[ast.Tuple(elts=names)], value=ast.Tuple(elts=values)):
+                yield from ((ast.unparse(name), ast.unparse(value)) for name, value in zip(names, values, strict=False))
+
+
+def rows_of(house: House) -> dict[str, list[str] | int]:
+    return {
+        "modules in the library's own room": house.own_room(),
+        "import arrows between rooms": len(house.arrows()),
+        "imports that point upwards": house.upward_imports(),
+        "cycles of packages": house.package_cycles(),
+        "functions": house.num_functions(),
+        "functions without a verb": house.functions_without_verb(),
+        "names of two things": house.shared_names(),
+        "words of the README": house.readme_words(),
+        "files over 350 lines": house.long_files(),
+    }
+
+
+def main(*roots: str) -> None:
+    """Print a row for each measure, and what was found in the last repository."""
+    columns = [rows_of(House(Path(root).resolve())) for root in roots or [ROOT]]
+    for name, last in columns[-1].items():
+        counts = [row[name] if isinstance(row[name], int) else len(row[name]) for row in columns]  # type: ignore[arg-type]
+        sys.stdout.write(f"{name:36}{''.join(f'{count:8}' for count in counts)}\n")
+        sys.stdout.writelines(f"    {found}\n" for found in (last if isinstance(last, list) else []))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

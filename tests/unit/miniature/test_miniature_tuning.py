@@ -1,0 +1,96 @@
+"""The miniature is tuned: two chunks of a video, one for the student and one for its critic, with its own teacher."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from longlive.cli.main import main
+from longlive.miniature.files import WEIGHTS_FOLDER, load_miniature
+from longlive.miniature.tuning import make_pairs
+from longlive.tuning.load import CachedEncoder, embed_prompt
+from longlive.tuning.run import ADAPTER_FILE, METRICS_FILE
+from longlive.weights.lora import Lora
+
+TWO_CHUNKS = """
+[model]
+miniature = true
+[rollout]
+positions = "unbounded"
+[stream]
+length = 39
+anchored_on = 4
+[learn]
+rank = 8
+alpha = 8
+rate = 1e-3
+checkpointing = false
+precision = "fp32"
+[run]
+steps = 1
+sample_every = {sample_every}
+offload = false
+"""
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory) -> Path:
+    """The folder of a tuning of one step."""
+    folder = tmp_path_factory.mktemp("tuned")
+    (folder / "tune.toml").write_text(TWO_CHUNKS.format(sample_every=1), encoding="utf-8")
+    AcceleratorState._reset_state(True)
+    assert main(["tune", str(folder / "tune.toml"), "--folder", str(folder)]) == 0
+    return folder
+
+
+def test_two_chunks_leave_an_adapter_a_curve_and_a_sample(tuned):
+    line = json.loads((tuned / METRICS_FILE).read_text().splitlines()[0])
+    assert line["step"] == 1
+    assert 0 < line["student"] < 10
+    assert 0 < line["critic"] < 10
+    assert (tuned / "sample-000001.mp4").stat().st_size > 1000
+
+
+def test_the_adapter_changes_what_the_miniature_makes(tuned):
+    plain, adapted = load_miniature().model.tree, load_miniature(lora=tuned / ADAPTER_FILE).model.tree
+    names = [name for name, _ in plain.named_parameters() if "blocks" in name and name.endswith("attn.q.weight")]
+    assert any(not torch.equal(plain.get_parameter(name), adapted.get_parameter(name)) for name in names)
+
+
+def test_the_adapter_in_the_pack_is_one_for_every_linear_of_the_layers():
+    lora = Lora.read(WEIGHTS_FOLDER / "longlive_miniature_tuned.safetensors")
+    assert len(lora.pairs) == 10 * load_miniature().model.geometry.num_layers
+    assert (lora.ranks, lora.alphas) == ((32,), (32.0,))
+    assert all(pair.up.abs().max() > 0 for pair in lora.pairs.values())
+
+
+def test_a_finished_tuning_is_not_made_again(tuned, caplog):
+    caplog.set_level("INFO", logger="longlive.tuning.run")
+    before = (tuned / METRICS_FILE).read_text()
+    AcceleratorState._reset_state(True)
+    assert main(["tune", str(tuned / "tune.toml"), "--folder", str(tuned)]) == 0
+    assert "resumed at step 1" in caplog.text
+    assert (tuned / METRICS_FILE).read_text() == before
+
+
+def test_the_miniatures_own_pairs_are_of_its_grammar():
+    pairs = make_pairs(20)
+    assert len({pair.first for pair in pairs}) > 15
+    assert all("from the" not in pair.second for pair in pairs)
+
+
+def test_a_prompt_is_embedded_once(tmp_path):
+    asked = []
+
+    class Encoder:
+        def __call__(self, prompt: str) -> torch.Tensor:
+            asked.append(prompt)
+            return torch.ones(1, 4, 8)
+
+    for _ in range(2):
+        encoder = CachedEncoder(tmp_path, "umt5", Encoder)
+        assert embed_prompt(encoder, "a fox").shape == (4, 8)
+        encoder.close()
+    assert asked == ["a fox"]

@@ -1,0 +1,138 @@
+"""One choice of kernel: stand-ins for what may be installed, the real one for what always is."""
+
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+
+from longlive.errors import ConfigError
+from longlive.model import attention
+from longlive.model.attention import choose_attention, load_flash2, load_flash3, load_sage, sdpa
+
+CUDA, CPU, MPS = (torch.device(kind) for kind in ("cuda", "cpu", "mps"))
+KERNELS = {"flash_attn_interface": "flash_attn_func", "flash_attn": "flash_attn_func", "sageattention": "sageattn"}
+Q, K, V = (torch.randn(2, rows, 3, 8, generator=torch.Generator().manual_seed(rows)) for rows in (5, 7, 7))
+
+
+@pytest.fixture(autouse=True)
+def _forgotten():
+    """What was found once is remembered for the life of a process; each test begins with nothing remembered."""
+
+    def forget() -> None:
+        for choice in (load_flash3, load_flash2, load_sage):
+            choice.cache_clear()
+
+    forget()
+    yield
+    forget()
+
+
+@pytest.fixture
+def install(monkeypatch):
+    """Put stand-ins where the named packages would be, take all others away, and say which GPU there is."""
+
+    def put(*modules: str, capability: tuple[int, int] = (9, 0), answer=lambda out: out) -> list[str]:
+        called: list[str] = []
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+        for module, function in KERNELS.items():
+
+            def kernel(q, k, v, module=module, **options):
+                called.append(f"{module} {options}" if options else module)
+                return answer(sdpa(q, k, v))
+
+            stand_in = ModuleType(module)
+            setattr(stand_in, function, kernel)
+            monkeypatch.setitem(sys.modules, module, stand_in if module in modules else None)
+        return called
+
+    return put
+
+
+@pytest.mark.parametrize(
+    ("installed", "capability", "chosen"),
+    [
+        ((), (9, 0), []),
+        (("flash_attn",), (9, 0), ["flash_attn"]),
+        (("flash_attn_interface",), (9, 0), ["flash_attn_interface"]),
+        (("flash_attn_interface", "flash_attn"), (9, 0), ["flash_attn_interface"]),
+        (("flash_attn_interface", "flash_attn"), (8, 9), ["flash_attn"]),  # FlashAttention 3 is for Hopper
+        (("flash_attn_interface", "flash_attn"), (10, 0), ["flash_attn"]),
+        (("flash_attn_interface",), (8, 0), []),
+        (("sageattention",), (9, 0), []),  # quantises: a choice of the user's, never a default
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_fastest_exact_kernel_installed_is_chosen(install, installed, capability, chosen, dtype):
+    called = install(*installed, capability=capability)
+    attend, name = choose_attention(CUDA, dtype)
+    assert torch.equal(attend(Q, K, V), sdpa(Q, K, V))
+    assert called == chosen
+    assert name == {(): "sdpa", ("flash_attn",): "flash2", ("flash_attn_interface",): "flash3"}[tuple(chosen)]
+
+
+@pytest.mark.parametrize(("device", "dtype"), [(CPU, torch.bfloat16), (MPS, torch.float16), (CUDA, torch.float32)])
+def test_off_cuda_or_in_full_precision_it_is_pytorch_s_own(install, device, dtype):
+    install(*KERNELS)
+    assert choose_attention(device, dtype) == (sdpa, "sdpa")
+
+
+@pytest.mark.parametrize("answer", [lambda out: out, lambda out: (out, "lse")], ids=["output", "output and lse"])
+def test_flash_3_may_answer_with_the_output_or_with_a_pair(install, answer):
+    install("flash_attn_interface", answer=answer)
+    attend, _ = choose_attention(CUDA, torch.bfloat16)
+    assert torch.equal(attend(Q, K, V), sdpa(Q, K, V))
+
+
+def test_sage_is_used_where_asked_for_alone_and_told_the_order_of_axes(install):
+    called = install("sageattention", "flash_attn")
+    attend, name = choose_attention(CUDA, torch.bfloat16, quantised=True)
+    assert torch.equal(attend(Q, K, V), sdpa(Q, K, V))
+    assert (called, name) == (["sageattention {'tensor_layout': 'NHD'}"], "sage")
+
+
+@pytest.mark.parametrize(
+    ("installed", "device", "dtype"),
+    [((), CUDA, torch.bfloat16), (("sageattention",), CPU, torch.bfloat16), (("sageattention",), CUDA, torch.float32)],
+)
+def test_sage_that_cannot_run_is_refused_with_the_cure(install, installed, device, dtype):
+    install(*installed)
+    with pytest.raises(
+        ConfigError, match=rf"cannot run here \({device.type}, {dtype}\); install sageattention and use a"
+    ):
+        choose_attention(device, dtype, quantised=True)
+
+
+def test_what_is_not_installed_is_none(install):
+    install()
+    assert (load_flash3(), load_flash2(), load_sage()) == (None, None, None)
+
+
+@pytest.mark.parametrize("error", [ImportError("undefined symbol"), OSError("libcudart.so.12 is missing")])
+def test_a_build_that_does_not_load_counts_as_not_installed(install, monkeypatch, error):
+    install("flash_attn")
+
+    def broken(_):
+        raise error
+
+    monkeypatch.setattr(attention.importlib, "import_module", broken)
+    assert choose_attention(CUDA, torch.bfloat16) == (sdpa, "sdpa")
+
+
+def test_a_package_that_lacks_the_function_counts_as_not_installed(install, monkeypatch):
+    install()
+    monkeypatch.setitem(sys.modules, "flash_attn", ModuleType("flash_attn"))
+    assert choose_attention(CUDA, torch.bfloat16) == (sdpa, "sdpa")
+
+
+def test_the_choice_is_made_once(install):
+    install("flash_attn_interface")
+    before = choose_attention(CUDA, torch.bfloat16)
+    install("flash_attn")
+    assert choose_attention(CUDA, torch.bfloat16) == before
+
+
+def test_pytorch_s_own_is_softmax_of_scaled_products():
+    scores = torch.einsum("btnh,bsnh->bnts", Q.double(), K.double()) / Q.shape[-1] ** 0.5
+    expected = torch.einsum("bnts,bsnh->btnh", scores.softmax(-1), V.double())
+    torch.testing.assert_close(sdpa(Q, K, V).double(), expected, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,150 @@
+"""What must be built in for speed: floating-point work, bytes, nothing allocated or waited for inside a block."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
+
+from longlive.config import Positions, RolloutConfig
+from longlive.model.attention import sdpa
+from longlive.model.causal import CausalWan
+from longlive.model.wan import Geometry, WanModel
+from longlive.rollout.rebuild import Recache, passes_before
+from longlive.rollout.rollout import Rollout
+from longlive.rollout.sampler import Sampler, count_cache_bytes
+from longlive.rollout.window import Window
+from longlive.session.timeline import Boundary
+from longlive.weights.load import build_model
+from longlive.weights.lora import Lora
+from longlive.weights.weights_file import normalise_names, read_weights_file
+
+WAN_1_3B = Geometry(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30, freq_dim=256, text_dim=4096)
+HEIGHT, WIDTH = 480, 832
+TERA = 1e12
+
+
+@pytest.fixture(scope="module")
+def true_size() -> CausalWan:
+    """The 1.3B network without its weights."""
+    meta = torch.device("meta")
+    tree = WanModel(WAN_1_3B, device=meta, dtype=torch.bfloat16)
+    return CausalWan(
+        tree=tree,
+        geometry=WAN_1_3B,
+        attend=sdpa,
+        kernel="meta sdpa",
+        device=meta,
+        dtype=torch.bfloat16,
+        entry_dtype=torch.bfloat16,
+    )
+
+
+def flops(work) -> float:
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops() / TERA
+
+
+def latents(frames: int) -> torch.Tensor:
+    return torch.empty(1, frames, 16, HEIGHT // 8, WIDTH // 8, device="meta", dtype=torch.bfloat16)
+
+
+def prompt() -> torch.Tensor:
+    return torch.empty(1, 512, 4096, device="meta")
+
+
+def test_a_steady_block_and_a_recache_cost_what_the_roofline_says(true_size):
+    rollout = Rollout(true_size, RolloutConfig(), (1, 16, HEIGHT // 8, WIDTH // 8))
+    text = true_size.read_prompt(prompt())
+    noise = lambda block, step: latents(3)  # noqa: E731
+    switched = [(0, Boundary.CUT), (60, Boundary.RECACHE)]
+    recache, clean, *_ = passes_before(rollout.config, switched, 60)  # as a Sampler gets them
+    assert isinstance(recache, Recache)
+    window = latents(recache.place.frames)
+
+    denoise = flops(lambda: rollout.denoise(60, text, noise, 20))
+    reading = flops(lambda: true_size.read_prompt(prompt()))
+    clean_work = flops(lambda: rollout.clean_pass(clean.place.start, latents(clean.place.frames), text))
+    recache_work = flops(lambda: rollout.recache(recache.end, window, text, renew=recache.renew)) + reading
+    assert 28.0 < denoise / 4 <= 28.4
+    assert denoise + clean_work <= 141.6
+    assert 80 < recache_work <= 85.1
+
+
+def test_a_lora_adds_no_work():
+    """Loaded with its adapter a model does the same work as without: it is merged, not carried along."""
+    folder = Path(__file__).parents[2] / "reference"
+    weights, recorded = read_weights_file(folder / "weights_causal.safetensors"), load_file(folder / "lora.safetensors")
+    adapter = {key.removeprefix("lora."): x for key, x in recorded.items() if key.startswith("lora.")}
+    lora = Lora.of_weights_file(replace(weights, tensors=normalise_names(adapter)))
+
+    def work_of(tree: WanModel) -> float:
+        model = CausalWan.of_tree(tree)
+        rollout = Rollout(model, RolloutConfig(), (1, 16, 4, 6))
+        text = model.read_prompt(torch.zeros(1, 8, 24))
+        return flops(lambda: rollout.clean_pass(0, torch.zeros(1, 3, 16, 4, 6), text))
+
+    plain, merged = (build_model(weights, lora=chosen)[0] for chosen in (None, lora))
+    assert not torch.equal(plain.blocks[0].self_attn.q.weight, merged.blocks[0].self_attn.q.weight)
+    assert work_of(plain) == work_of(merged) > 0
+
+
+def test_a_window_of_12_frames_takes_3_45_gigabytes(true_size):
+    config = RolloutConfig()
+    rollout = Rollout(true_size, config, (1, 16, HEIGHT // 8, WIDTH // 8))
+    assert rollout.cache.num_bytes == count_cache_bytes(true_size, config, HEIGHT, WIDTH)
+    assert round(rollout.cache.num_bytes / 1e9, 2) == 3.45
+
+
+@pytest.mark.parametrize("positions", list(Positions))
+def test_announced_bytes_are_those_allocated(positions):
+    model, config = tiny.model(), RolloutConfig(window=7, sink=2, block=1, positions=positions)
+    assert Rollout(model, config, (1, 16, 2, 4)).cache.num_bytes == count_cache_bytes(model, config, 16, 32)
+
+
+def test_the_cache_is_written_in_place():
+    """Over blocks, a switch and a cut the keys stay where they were allocated."""
+    sampler = Sampler(tiny.model())
+    video, places = tiny.session(), set()
+    for boundary in (None, tiny.Boundary.RECACHE, tiny.Boundary.RENEW, tiny.Boundary.CUT):
+        video = video.switched_to(tiny.prompt(1), boundary) if boundary else video
+        for longer in sampler.extend(video, 5):
+            video, layers = longer, sampler._rollout.cache.layers
+            places.add(tuple(x.data_ptr() for layer in layers for x in (layer.k_BSNH, layer.v_BSNH)))
+    assert len(places) == 1
+
+
+def test_law_6_work_and_memory_of_a_block_stay_constant(true_size):
+    rollout = Rollout(true_size, RolloutConfig(positions=Positions.UNBOUNDED), (1, 16, HEIGHT // 8, WIDTH // 8))
+    text, noise = true_size.read_prompt(prompt()), lambda block, step: latents(3)
+    work, held = zip(
+        *(
+            (flops(lambda s=start: rollout.denoise(s, text, noise, 0)), rollout.cache.num_bytes)
+            for start in (300, 3_000_000)
+        ),
+        strict=True,
+    )
+    assert work[0] == work[1]
+    assert held[0] == held[1] == count_cache_bytes(true_size, rollout.config, HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("positions", list(Positions))
+def test_the_forward_of_a_block_is_one_graph(positions):
+    """No host synchronisation and no Python between kernels: it compiles with fullgraph, and to the same numbers."""
+    torch.compiler.reset()
+    model = tiny.model()
+    config = RolloutConfig(positions=positions)
+    rollout = Rollout(model, config, (1, 16, 2, 4))
+    text = model.read_prompt(tiny.prompt(0).pad())
+    forward = torch.compile(CausalWan.forward, fullgraph=True, backend="eager")
+    x, t = torch.randn(1, 3, 16, 2, 4), torch.full((1, 3), 625.0)
+    window = Window(config.sink, config.recent)
+    for start in (0, 12, 15, 18):
+        place = window.block(start, config.block)
+        with torch.no_grad():
+            plain = model.forward(x, t, text, rollout.cache, place)
+            assert torch.equal(forward(model, x, t, text, rollout.cache, place), plain)

@@ -1,0 +1,21 @@
+"""The tree shows the architecture: few modules outside of packages, imports that run one way."""
+
+from house import House
+
+HOUSE = House()
+
+
+def test_few_modules_lie_outside_of_a_package():
+    assert len(HOUSE.own_room()) <= 8
+
+
+def test_no_import_of_the_library_points_upwards():
+    assert not HOUSE.upward_imports()
+
+
+def test_no_packages_import_each_other():
+    assert not HOUSE.package_cycles()
+
+
+def test_functions_are_verbs():
+    assert not HOUSE.functions_without_verb()

@@ -1,0 +1,60 @@
+"""The names of `import longlive`: they make a video as documented, and importing them costs nothing."""
+
+import ast
+import re
+import runpy
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import av
+import pytest
+
+import longlive
+
+ROOT = Path(__file__).parents[2]
+NAMES = [name for names in longlive.MODULES.values() for name in names]
+
+
+def test_the_example_of_the_documentation_makes_a_video(tmp_path, monkeypatch):
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "example.py").write_text(example, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path("example.py")
+    session = longlive.load_session(tmp_path / "rings.session.safetensors")
+    assert [switch.prompt.text.split()[1] for switch in session.switches] == ["red", "blue"]
+    with av.open("rings.mp4") as video:
+        assert sum(1 for _ in video.decode(video=0)) == session.pixel_frames == 4 * 18 - 3
+
+
+def test_importing_it_imports_nothing_but_python():
+    code = "import sys; before = {*sys.modules}; import longlive; print(*{*sys.modules} - before)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    new = {name.partition(".")[0] for name in done.stdout.split()}
+    assert new - set(sys.stdlib_module_names) == {"longlive"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_public_name_is_there(name):
+    assert getattr(longlive, name).__name__ == name
+    assert name in dir(longlive)
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'longlive' has no attribute 'render'"):
+        _ = longlive.render
+
+
+def test_a_type_checker_sees_the_same_names():
+    tree = ast.parse((ROOT / "longlive/__init__.py").read_text(encoding="utf-8"))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    seen = [(node.module, alias.name) for node in block.body for alias in node.names]
+    assert seen == [(module, name) for module, names in longlive.MODULES.items() for name in names]
+    assert (ROOT / "longlive/py.typed").is_file()
+
+
+def test_the_version_is_the_one_of_the_package():
+    """The registry's tools read it from pyproject.toml and know no other place."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["version"] == longlive.__version__
