@@ -7,12 +7,12 @@ import random
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
+from disks import read_only
 from patience import wait_until
 from safetensors.torch import save_file
 
@@ -21,7 +21,6 @@ from longlive.rollout.sampler import Sampler
 from longlive.session.block_store import Store, hash_entry, open_store
 from longlive.session.session import Session
 
-NOBODY = 65534
 SHAPE = (1, 3, 16, 2, 4)
 BLOCK_BYTES = 4 * 3 * 16 * 2 * 4
 FILE_BYTES = 2 * BLOCK_BYTES  # more than a file of one block takes, less than two
@@ -60,25 +59,6 @@ def age(folder: Path, number: int, seconds: float) -> None:
     path = folder / key(number)[:2] / f"{key(number)}.safetensors"
     then = time.time() - seconds
     os.utime(path, (then, then))
-
-
-@contextmanager
-def read_only(folder: Path) -> Iterator[None]:
-    """A folder nobody may write, root neither: it steps down for a while."""
-    everything = [folder, *folder.rglob("*")]
-    for path in everything:
-        path.chmod(0o555 if path.is_dir() else 0o444)
-    root = os.geteuid() == 0
-    try:
-        if root:
-            os.seteuid(NOBODY)
-        yield
-    finally:
-        if root:
-            os.seteuid(0)
-        for path in everything:
-            if path.exists():
-                path.chmod(0o755)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from disks import read_only
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -26,7 +27,6 @@ from longlive.session.session import Session
 from longlive.session.session_file import NotASession, load_session, save_session
 from longlive.session.timeline import Boundary
 
-NOBODY = 65534
 MODEL = tiny.model()
 
 
@@ -62,21 +62,6 @@ def largest_file(num_bytes: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-@contextmanager
-def read_only(folder: Path) -> Iterator[None]:
-    """A folder nobody may write, root neither: it steps down for a while."""
-    folder.chmod(0o555)
-    root = os.geteuid() == 0
-    try:
-        if root:
-            os.seteuid(NOBODY)
-        yield
-    finally:
-        if root:
-            os.seteuid(0)
-        folder.chmod(0o755)
 
 
 def test_a_session_comes_back_bit_for_bit(path, video):
