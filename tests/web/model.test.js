@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
-import { lengthen, parse, serialize, TimelineError, totals } from "../../web/timeline/model.js";
+import { lengthen, parse, serialize, TimelineError, addLengths } from "../../web/timeline/model.js";
 
 const vectors = JSON.parse(readFileSync(new URL("../timeline_vectors.json", import.meta.url), "utf8"));
 
@@ -44,8 +44,8 @@ test("a prompt line that would read as a comment or a segment joins the line abo
 });
 
 test("totals count pixel frames as 4 n - 3", () => {
-  assert.deepEqual(totals([{ blocks: 36 }, { blocks: 10 }]), { blocks: 46, frames: 138, pixelFrames: 549, seconds: 34.5 });
-  assert.equal(totals([]).pixelFrames, 0);
+  assert.deepEqual(addLengths([{ blocks: 36 }, { blocks: 10 }]), { blocks: 46, frames: 138, pixelFrames: 549, seconds: 34.5 });
+  assert.equal(addLengths([]).pixelFrames, 0);
 });
 
 test("a duration is lengthened by blocks in its own unit", () => {

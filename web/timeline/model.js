@@ -72,7 +72,7 @@ export function parse(text, block = 3) {
       segment.prompt += segment.prompt ? `\n${content}` : content;
     } else {
       const problem = "an indented line continues the prompt above; to begin a segment, start at the margin";
-      throw new TimelineError(problem, index + 1, columnAt(line, line.indexOf(content)));
+      throw new TimelineError(problem, index + 1, findColumn(line, line.indexOf(content)));
     }
   });
   if (above.at(-1) === "") above.pop(); // the last line ended, no line was left blank
@@ -97,15 +97,15 @@ export function serialize(rows) {
 }
 
 /** Count the lengths of a video made of `segments`. @param {{blocks: number}[]} segments @param {number} [block] */
-export function totals(segments, block = 3) {
+export function addLengths(segments, block = 3) {
   const blocks = segments.reduce((sum, segment) => sum + segment.blocks, 0);
   const frames = blocks * block;
   const pixelFrames = Math.max(0, PIXEL_FRAMES_PER_FRAME * (frames - 1) + 1);
-  return { blocks, frames, pixelFrames, seconds: secondsOf(blocks, block) };
+  return { blocks, frames, pixelFrames, seconds: convertToSeconds(blocks, block) };
 }
 
 /** Seconds that `blocks` blocks add to a video in progress. @param {number} blocks @param {number} [block] */
-export function secondsOf(blocks, block = 3) {
+export function convertToSeconds(blocks, block = 3) {
   return (blocks * block * PIXEL_FRAMES_PER_FRAME) / FPS;
 }
 
@@ -118,7 +118,7 @@ export function lengthen(asked, blocks, block = 3) {
     const [segment] = parse(`${strip(asked)} | -`, block);
     const count = Math.max(1, segment.blocks + blocks);
     const unit = strip(segment.asked.replace(NUMBER, "")).toLowerCase()[0];
-    return { s: `${secondsOf(count, block)}s`, b: `${count}b`, f: `${count * block}f` }[unit] ?? asked;
+    return { s: `${convertToSeconds(count, block)}s`, b: `${count}b`, f: `${count * block}f` }[unit] ?? asked;
   } catch {
     return asked;
   }
@@ -137,7 +137,7 @@ function indent(/** @type {string} */ prompt) {
  */
 function parseSegment(line, number, block) {
   /** @type {(problem: string, index: number) => TimelineError} */
-  const error = (problem, index) => new TimelineError(problem, number, columnAt(line, index));
+  const error = (problem, index) => new TimelineError(problem, number, findColumn(line, index));
 
   const bar = line.indexOf("|");
   const head = bar < 0 ? line : line.slice(0, bar);
@@ -181,7 +181,7 @@ function parseSegment(line, number, block) {
   const blocks = readDuration(value, canonical, block);
   if (typeof blocks === "string") throw error(blocks, 0);
   const asked = head.slice(0, words[0].end);
-  return { prompt: strip(line.slice(bar + 1)), blocks, boundary, line: number, asked, column: columnAt(line, bar + 1) };
+  return { prompt: strip(line.slice(bar + 1)), blocks, boundary, line: number, asked, column: findColumn(line, bar + 1) };
 }
 
 /**
@@ -192,7 +192,7 @@ function readDuration(written, unit, block) {
   const value = Number(written);
   if (unit === "s" && value <= 0) return `the duration is ${shorten(written)} s; use more than 0 seconds`;
   const step = unit === "f" ? block : 1;
-  const seconds = unit === "s" ? value : secondsOf(value / step, block);
+  const seconds = unit === "s" ? value : convertToSeconds(value / step, block);
   if (seconds > MAX_SECONDS) {
     return `the duration is ${shorten(written)}${unit}; one segment may last ${MAX_SECONDS} s (a day) at most`;
   }
@@ -238,6 +238,6 @@ function count(text) {
 }
 
 /** @param {string} line @param {number} index */
-function columnAt(line, index) {
+function findColumn(line, index) {
   return count(line.slice(0, index)) + 1;
 }
