@@ -1,5 +1,7 @@
 """Inputs that several nodes share: a length and its unit, a size in pixels, a seed, options."""
 
+from enum import StrEnum
+
 from comfy_api.latest import io
 
 from ..longlive.config import MAX_SEED, RolloutConfig
@@ -7,8 +9,15 @@ from ..longlive.errors import ConfigError
 from ..longlive.units import MAX_SECONDS, SIZE_STEP, seconds_to_blocks
 from .sockets import OptionsSocket
 
-SECONDS, BLOCKS, FRAMES = "seconds", "blocks", "frames"
 MAX_INPUT_SIZE = 4096  # pixels
+
+
+class LengthUnit(StrEnum):
+    """The unit of a length that a user sets."""
+
+    SECONDS = "seconds"
+    BLOCKS = "blocks"
+    FRAMES = "frames"
 
 
 def length_inputs(*, default: float, tooltip: str, shortest: float = 0.0) -> list[io.Input]:
@@ -16,8 +25,8 @@ def length_inputs(*, default: float, tooltip: str, shortest: float = 0.0) -> lis
         io.Float.Input("length", default=default, min=shortest, max=float(MAX_SECONDS), step=0.25, tooltip=tooltip),
         io.Combo.Input(
             "unit",
-            options=[SECONDS, BLOCKS, FRAMES],
-            default=SECONDS,
+            options=[unit.value for unit in LengthUnit],
+            default=LengthUnit.SECONDS.value,
             tooltip="Seconds are rounded to whole blocks (0.75 s each by default). Blocks and latent frames must fit "
             "exactly.",
         ),
@@ -52,11 +61,11 @@ def options_input() -> io.Input:
 
 def to_blocks(length: float, unit: str, config: RolloutConfig) -> int:
     """Convert a length to whole blocks. Raises ConfigError for blocks or frames that do not fit."""
-    if unit == SECONDS:
+    if unit == LengthUnit.SECONDS:
         return seconds_to_blocks(length, config.block)
-    step = 1 if unit == BLOCKS else config.block
+    step = 1 if unit == LengthUnit.BLOCKS else config.block
     if not (length > 0 and length % step == 0):  # false for NaN, too
         fitting = step * max(1, round(length / step if length > 0 else 1))
-        rule = "blocks are whole" if unit == BLOCKS else f"a block has {config.block} frames"
+        rule = "blocks are whole" if unit == LengthUnit.BLOCKS else f"a block has {config.block} frames"
         raise ConfigError(f"a length of {length:g} {unit} does not fit: {rule}; use {fitting}")
     return int(length) // step

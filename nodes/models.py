@@ -63,7 +63,7 @@ class ModelLoader(io.ComfyNode):
         return io.NodeOutput(model, report)
 
 
-class Miniature(io.ComfyNode):
+class MiniatureLoader(io.ComfyNode):
     """Load the miniature as ComfyUI loads any Wan2.1 model: its network, its text encoder, its VAE."""
 
     @classmethod
@@ -95,4 +95,4 @@ class Miniature(io.ComfyNode):
         return io.NodeOutput(model, MiniatureCLIP(), vae, teacher)
 
 
-NODES = [ModelLoader, Miniature]
+NODES = [ModelLoader, MiniatureLoader]

@@ -42,7 +42,15 @@ bring king ping ring sing spring sting string swing thing wing
 CONVERSIONS = ("of_", "from_", "as_", "to_")
 PREDICATES = ("is_", "has_")
 
-CONVENTIONS = {"log", "main", "add_parser", "NODES"}  # what many modules have, each its own
+# Names of what several modules have, each its own.
+CONVENTIONS = (
+    ("log", "the logger of a module"),
+    ("main", "what a program does"),
+    ("make_parser", "the arguments of a program"),
+    ("add_parser", "the arguments of a command"),
+    ("NODES", "the nodes of a module"),
+    ("CURE", "where to get a good file: the end of a module's messages about a bad one"),
+)
 
 EXCEPTIONS = (
     ("switched_to", "returns a changed copy of a session"),
@@ -119,6 +127,7 @@ class House:
 
         A private name belongs to its module alone.
         """
+        conventions = {name for name, _ in CONVENTIONS}
         defined: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
         for path, tree in self.trees.items():
             for name, value in definitions(tree):
@@ -126,7 +135,7 @@ class House:
         return [
             f"{name}: {', '.join(itertools.chain(*places.values()))}"
             for name, places in sorted(defined.items())
-            if len(places) > 1 and not name.startswith("_") and name not in CONVENTIONS
+            if len(places) > 1 and not name.startswith("_") and name not in conventions
         ]
 
     def readme_words(self) -> int:

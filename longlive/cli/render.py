@@ -12,7 +12,7 @@ from tqdm import tqdm
 from ..config import Positions, RolloutConfig
 from ..errors import ConfigError, LongLiveError, ScriptError, SessionError
 from ..files import read_text
-from ..miniature.files import DIT, VAE, check_present, check_size
+from ..miniature.files import DIT, VAE, check_miniature_size, check_present
 from ..miniature.text import MiniatureText
 from ..miniature.world import SIZE
 from ..model.causal import CausalWan
@@ -157,7 +157,7 @@ def choose_size(options: argparse.Namespace) -> tuple[int, int]:
     asked_size, usual = (options.width, options.height), (SIZE, SIZE) if options.miniature else RELEASED_SIZE
     width, height = (default if asked is None else asked for asked, default in zip(asked_size, usual, strict=True))
     if options.miniature:
-        check_size(width, height)
+        check_miniature_size(width, height)
     return width, height
 
 
@@ -235,7 +235,9 @@ def make_video(
     blocks, steps = sum(segment.blocks for segment in segments), len(video.config.steps)
     status = 0
     writer = VideoWriter(options.output)
-    renderer = VideoRenderer(StreamingDecoder(vae), writer, open_fragment_store(options), enlarged=options.enlarged)
+    renderer = VideoRenderer(
+        StreamingDecoder(vae), writer, open_fragments_beside(options.store), enlarged=options.enlarged
+    )
     try:
         with (
             writer,
@@ -268,9 +270,9 @@ def make_video(
     return status
 
 
-def open_fragment_store(options: argparse.Namespace) -> Store | None:
-    """Open the store of encoded fragments, beside the store of blocks."""
-    return Store(options.store.with_name(f"{options.store.name}-fragments"), memory_bytes=0) if options.store else None
+def open_fragments_beside(blocks: Path | None) -> Store | None:
+    """Open the store of encoded fragments, beside the store of blocks; none beside none."""
+    return Store(blocks.with_name(f"{blocks.name}-fragments"), memory_bytes=0) if blocks else None
 
 
 def keep_session(video: Session, path: Path) -> None:

@@ -37,7 +37,7 @@ def load_miniature(
     return Miniature(CausalWan.of_tree(tree), load_vae(VAE, device=device, dtype=dtype), MiniatureText())
 
 
-def check_size(width: int, height: int) -> None:
+def check_miniature_size(width: int, height: int) -> None:
     """Raise ConfigError for a size that the miniature was not trained for."""
     if (width, height) != (SIZE, SIZE):
         raise ConfigError(

@@ -6,7 +6,7 @@ import torch
 
 from ..model.text_encoder import HashedWords
 from ..tuning.config import TuneConfig
-from ..tuning.load import EmbeddedPairs, compute_frame_shape, embed_prompt, load_network
+from ..tuning.load import EmbeddedPairs, compute_frame_shape, embed_unpadded, load_network
 from ..tuning.parts import TuningParts
 from ..tuning.prompt_pairs import PromptPair, read_pairs
 from ..tuning.streaming import Codec
@@ -29,7 +29,7 @@ def load_miniature_parts(config: TuneConfig) -> TuningParts:
         teacher=teacher,
         codec=Codec.of_vae(miniature.vae),
         pairs=EmbeddedPairs(pairs, miniature.text),
-        unprompted=embed_prompt(HashedWords(), config.data.negative),
+        unprompted=embed_unpadded(HashedWords(), config.data.negative),
         shape_CHW=compute_frame_shape(SIZE, SIZE),
     )
 

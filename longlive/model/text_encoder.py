@@ -17,12 +17,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..errors import CheckpointError, list_names
+from .wan import TEXT_LEN
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
-ROWS = 512  # of umT5 embeddings as Wan2.1 pads them
-WIDTH = 4096
+WIDTH = 4096  # of umT5 embeddings
 
 
 class TextEncoder(Protocol):
@@ -39,7 +39,7 @@ class HashedWords:
 
     SCALE = 0.25
 
-    def __init__(self, rows: int = ROWS, width: int = WIDTH) -> None:
+    def __init__(self, rows: int = TEXT_LEN, width: int = WIDTH) -> None:
         self.rows, self.width = rows, width
 
     def __call__(self, prompt: str) -> Tensor:
@@ -98,7 +98,7 @@ class UMT5:
     def __call__(self, prompt: str) -> Tensor:
         tokens = self.tokenizer(
             clean_prompt(prompt),
-            max_length=ROWS,
+            max_length=TEXT_LEN,
             padding="max_length",
             truncation=True,
             return_tensors="pt",

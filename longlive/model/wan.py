@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..errors import shorten
 
 HEAD_DIM = 128  # of every released Wan model; not visible in the weights
+TEXT_LEN = 512  # rows of a prompt embedding, of every released Wan model
 MODULATIONS = 6  # shift, scale, gate for attention, then for the feed-forward
 MAX_WIDTH, MAX_LAYERS, MAX_TEXT_LEN = 1 << 16, 256, 1 << 12  # far beyond any Wan model: 13824, 40 and 512 at 14B
 PATCH_SIZE = (1, 2, 2)  # of every Wan2.1 model
@@ -32,7 +33,7 @@ class Geometry:
     num_layers: int
     freq_dim: int  # width of the timestep sinusoid
     text_dim: int  # width of a prompt embedding
-    text_len: int = 512  # rows a shorter prompt embedding is padded to with zeros
+    text_len: int = TEXT_LEN  # rows a shorter prompt embedding is padded to with zeros
     in_dim: int = 16
     out_dim: int = 16
     patch_size: tuple[int, int, int] = PATCH_SIZE  # frames, rows, columns of latent cells in a token
@@ -48,7 +49,7 @@ class Geometry:
 
     @classmethod
     def of_weights(
-        cls, weights: Mapping[str, Tensor], *, num_heads: int | None = None, text_len: int = 512
+        cls, weights: Mapping[str, Tensor], *, num_heads: int | None = None, text_len: int = TEXT_LEN
     ) -> "Geometry":
         """Read every size from a state dict with released names; give `num_heads` if heads are not 128 wide.
 

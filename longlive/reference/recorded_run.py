@@ -17,7 +17,7 @@ from ..untrusted import conform, parse_json
 
 RECORDED = ("out.", "trace.", "merged", "freqs.", "shift")  # beginnings of the names of results
 MAX_NUMBER = 1 << 16  # frames, widths and the like of a run, which is tiny
-EDGE = 8  # first and last values a statistic holds
+NUM_END_VALUES = 8  # first and last values a statistic holds
 INTEGER_COLUMNS = ("kind", "segment", "num_frames", "current_start", "gend", "lend", "flag")  # columns of a trace
 
 
@@ -77,7 +77,7 @@ def compute_statistic(x: Tensor | None) -> Tensor:
     assert x is not None
     flat = x.reshape(-1)
     means = torch.stack([flat.double().mean(), flat.double().abs().mean()]).float()
-    return torch.cat([means, flat[:EDGE].float(), flat[-EDGE:].float()])
+    return torch.cat([means, flat[:NUM_END_VALUES].float(), flat[-NUM_END_VALUES:].float()])
 
 
 def unwarp_steps(run: RecordedRun, shift: float) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ from ..untrusted import conform, conform_fields
 KEPT_CHECKPOINTS = 3
 MAX_COUNT = 1_000_000  # of steps, frames, videos: a larger number is a mistake
 MAX_SIZE = 1 << 14  # pixels
-MAX_SHOWN = 40  # letters of an unknown name in a message
+MAX_NAME_SHOWN = 40  # letters of an unknown name in a message
 MAX_CONFIG_BYTES = 100_000
 
 
@@ -226,9 +226,9 @@ def read_section(path: Path, name: str, values: object) -> object:
 def refuse_unknown(path: Path, what: str, found: dict, known: dict) -> None:
     for name in found:
         if name not in known:
-            near = difflib.get_close_matches(name[:MAX_SHOWN], known, n=1)
+            near = difflib.get_close_matches(name[:MAX_NAME_SHOWN], known, n=1)
             cure = f"did you mean {near[0]}?" if near else f"use one of {', '.join(known)}"
-            raise TuningError(f"{path}: {name[:MAX_SHOWN]!r} is not a {what}; {cure}")
+            raise TuningError(f"{path}: {name[:MAX_NAME_SHOWN]!r} is not a {what}; {cure}")
 
 
 def resolve_path(path: Path, name: str, value: object) -> str:

@@ -46,7 +46,7 @@ def attach_gradient(value: Tensor, link: Tensor) -> Tensor:
     return value + (link - link.detach())
 
 
-Layer = Mapping[int, Frame]
+LayerFrames = Mapping[int, Frame]
 """The frames of a layer by slot."""
 
 
@@ -54,7 +54,7 @@ Layer = Mapping[int, Frame]
 class GraphCache:
     """The frames of all layers, as a value."""
 
-    layers: tuple[Layer, ...]
+    layers: tuple[LayerFrames, ...]
 
     @classmethod
     def empty(cls, num_layers: int) -> "GraphCache":
@@ -117,10 +117,10 @@ class GraphPass:
 class _LayerPass:
     """One layer of a pass."""
 
-    def __init__(self, past: Layer, moving_sink: int) -> None:
+    def __init__(self, past: LayerFrames, moving_sink: int) -> None:
         self.past, self.moving_sink = past, moving_sink
         self.frames: list[Frame] = []  # of the pass, including those without a slot
-        self.written: Layer = {}
+        self.written: LayerFrames = {}
 
     def write(self, place: Placement, k_BTNH: Tensor, v_BTNH: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
         """Take the un-rotated keys and the values of a pass; return all keys, rotated, and values it may attend."""

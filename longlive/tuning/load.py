@@ -54,7 +54,7 @@ def load_parts(config: TuneConfig, embeddings: Path, accelerator: "Accelerator")
         teacher=teacher,
         codec=Codec.of_vae(load_vae(pipeline / "vae", device=device, dtype=dtype)),
         pairs=EmbeddedPairs(pairs, encoder),
-        unprompted=embed_prompt(encoder, data.negative),
+        unprompted=embed_unpadded(encoder, data.negative),
         shape_CHW=compute_frame_shape(data.height, data.width),
     )
 
@@ -80,10 +80,10 @@ class EmbeddedPairs(Sequence[EmbeddedPair]):
 
     def __getitem__(self, index):
         pair = self.pairs[index]
-        return EmbeddedPair(embed_prompt(self.encoder, pair.first), embed_prompt(self.encoder, pair.second))
+        return EmbeddedPair(embed_unpadded(self.encoder, pair.first), embed_unpadded(self.encoder, pair.second))
 
 
-def embed_prompt(encoder: TextEncoder, prompt: str) -> Tensor:
+def embed_unpadded(encoder: TextEncoder, prompt: str) -> Tensor:
     """Embed a prompt; return its rows [L, D] without trailing zero rows."""
     return Prompt.of(encoder(prompt)).embedding[0]
 

@@ -148,7 +148,7 @@ def write_pairs(pairs: Iterable[PromptPair], path: Path) -> None:
     _write_jsonl(path, ({"prompts": [pair.first, pair.second]} for pair in pairs))
 
 
-def check_length(prompt: str, answer: str) -> str | None:
+def check_num_words(prompt: str, answer: str) -> str | None:
     """Check that an answer is about as long as its prompt; return what is wrong."""
     if not answer:
         return "is missing"
@@ -177,7 +177,7 @@ def check_action(prompt: str, answer: str) -> str | None:
     return f"lists several actions ({' ... '.join(steps)}); only one was requested" if len(steps) > 1 else None
 
 
-CHECKS = (check_length, check_subject, check_action)
+CHECKS = (check_num_words, check_subject, check_action)
 
 
 def _find_content_words(text: str) -> list[str]:

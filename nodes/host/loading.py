@@ -14,7 +14,7 @@ from comfy.latent_formats import Wan21
 from comfy.model_patcher import ModelPatcher
 
 from ...longlive.errors import CheckpointError
-from ...longlive.miniature.files import DIT, TEACHER, VAE, check_present, check_size, load_miniature
+from ...longlive.miniature.files import DIT, TEACHER, VAE, check_miniature_size, check_present, load_miniature
 from ...longlive.model.dtypes import COMPUTE_DTYPES
 from ...longlive.weights.load import choose_dtype, load_model, merge_weights
 from ...longlive.weights.lora import Lora
@@ -106,7 +106,7 @@ def load_miniature_networks() -> tuple[ModelPatcher, ModelPatcher, comfy.sd.VAE]
 def load_miniature_network(path: Path, *, disable_dynamic: bool = False) -> ModelPatcher:
     """Load one of the miniature's networks; ComfyUI calls this again for one without dynamic VRAM."""
     patcher = comfy.sd.load_diffusion_model(str(path), disable_dynamic=disable_dynamic)
-    patcher.set_attachments(SIZE_CHECK, check_size)
+    patcher.set_attachments(SIZE_CHECK, check_miniature_size)
     patcher.model.latent_format = MiniatureLatents()
     patcher.cached_patcher_init = (load_miniature_network, (path,))
     return patcher

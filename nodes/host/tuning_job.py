@@ -55,8 +55,12 @@ SHORT_DIGITS = 12  # hex digits, enough to tell apart what one person has
 CHART_INTERVAL = 5  # steps between two charts of the losses
 PREVIEW_SIZE = 720
 NETWORK_DTYPES = {Precision.HALF: torch.bfloat16, Precision.FULL: torch.float32}
-STUDENT = "the student", "connect the model that you would connect to LongLive Session"
-TEACHER = "the teacher", "connect a Wan2.1 text-to-video model, such as wan2.1_t2v_14B, or the miniature's teacher"
+# What a message calls a MODEL, and how it says to replace it.
+STUDENT_WORDS = ("the student", "connect the model that you would connect to LongLive Session")
+TEACHER_WORDS = (
+    "the teacher",
+    "connect a Wan2.1 text-to-video model, such as wan2.1_t2v_14B, or the miniature's teacher",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +73,7 @@ class Models:
 
     def check(self, width: int, height: int, pairs: Pairs) -> None:
         """Raise CheckpointError, ConditioningError or ConfigError for models that cannot be tuned with."""
-        for patcher, words in ((self.student, STUDENT), (self.teacher, TEACHER)):
+        for patcher, words in ((self.student, STUDENT_WORDS), (self.teacher, TEACHER_WORDS)):
             check_copyable(patcher, *words)
             check_embedding_width(pairs.unprompted, patcher)
         refuse_other_vaes(self.vae)
@@ -179,7 +183,7 @@ class TuningJob:
         device = self.models.device
         with use_device(device), open_accelerator(self.config, self.folder, device) as accelerator:
             trainer = Trainer(self._create_parts(), self.config, accelerator)
-            run_tuning(trainer, self.folder, watch=Watch(self))
+            run_tuning(trainer, self.folder, watch=TuningProgress(self))
             with VideoWriter(self.sample_file) as writer:
                 for pixels in render_sample(trainer, seed=self.config.run.seed):
                     comfy.model_management.throw_exception_if_processing_interrupted()
@@ -189,9 +193,9 @@ class TuningJob:
         dtype, models, data = NETWORK_DTYPES[self.config.learn.precision], self.models, self.config.data
         pairs = tuple(EmbeddedPair(pair.first.clone(), pair.second.clone()) for pair in self.pairs.embedded)
         return TuningParts(
-            student=copy_network(models.student, dtype, *STUDENT),
-            critic=copy_network(models.teacher, dtype, *TEACHER),
-            teacher=copy_network(models.teacher, dtype, *TEACHER),
+            student=copy_network(models.student, dtype, *STUDENT_WORDS),
+            critic=copy_network(models.teacher, dtype, *TEACHER_WORDS),
+            teacher=copy_network(models.teacher, dtype, *TEACHER_WORDS),
             codec=create_codec(models.vae),
             pairs=pairs,
             unprompted=self.pairs.unprompted.clone(),
@@ -199,7 +203,7 @@ class TuningJob:
         )
 
 
-class Watch:
+class TuningProgress:
     """Reports each step to ComfyUI, sometimes with the loss curve, and obeys its interrupt."""
 
     def __init__(self, job: TuningJob) -> None:

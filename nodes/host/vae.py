@@ -39,7 +39,7 @@ from .model import use_device
 
 log = logging.getLogger(__name__)
 
-Stream = TypeVar("Stream", ResumableDecoder, VideoEncoder)
+StreamT = TypeVar("StreamT", ResumableDecoder, VideoEncoder)
 TRIAL_LATENTS = 1, 5, LATENT_CHANNELS, 4, 4  # the first latent, then two pairs
 TRIAL_PIXELS = 1, 13, 3, 32, 32  # the first frame, four pairs that make two latents, two that give one at the end
 TOLERANCE = 0.02  # relative; bfloat16 stays below, wrong pieces far above
@@ -73,8 +73,8 @@ def create_encoder(vae: comfy.sd.VAE, *, interruptible: bool = True) -> VideoEnc
 
 
 def choose_stream(
-    hosts: Sequence[Stream], ours: Callable[[], Stream], trial_BFCHW: Tensor, whole_BFCHW: Tensor, *, cure: str
-) -> Stream:
+    hosts: Sequence[StreamT], ours: Callable[[], StreamT], trial_BFCHW: Tensor, whole_BFCHW: Tensor, *, cure: str
+) -> StreamT:
     """Choose the stream that gives for a trial what ComfyUI gives for the whole: the best of `hosts`, else our own.
 
     Raises CheckpointError if no stream does.

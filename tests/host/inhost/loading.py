@@ -16,7 +16,7 @@ from comfyui_longlive.longlive.weights.lora import Lora
 from comfyui_longlive.nodes.host.identity import hash_model
 from comfyui_longlive.nodes.host.loading import MiniatureLatents
 from comfyui_longlive.nodes.host.model import list_ignored
-from comfyui_longlive.nodes.models import Miniature, ModelLoader
+from comfyui_longlive.nodes.models import MiniatureLoader, ModelLoader
 from compute import begun, longer
 from identity import dynamic_vram
 from model_files import ORIGINAL_DIT, ORIGINAL_LORA, write_models
@@ -28,7 +28,7 @@ def check_models_are_loaded_again_without_dynamic_vram() -> None:
     """Core's TorchCompileModel asks for that; here the MODELs only say that they are dynamic, as on an NVIDIA card."""
     with models():
         loaded = ModelLoader.execute(ORIGINAL_DIT.name, ORIGINAL_LORA.name, 0.5, "bf16").result[0]
-        miniature, _, _, teacher = Miniature.execute().result
+        miniature, _, _, teacher = MiniatureLoader.execute().result
         for model in (loaded, miniature, teacher):
             expected = hash_model(model)
             model.is_dynamic = lambda: True

@@ -18,7 +18,7 @@ from comfyui_longlive.longlive.model.vae_streams import decode
 from comfyui_longlive.longlive.rollout.rollout import Rollout
 from comfyui_longlive.longlive.weights.weights_file import read_weights_file
 from comfyui_longlive.nodes.host.miniature_clip import MiniatureCLIP
-from comfyui_longlive.nodes.models import Miniature
+from comfyui_longlive.nodes.models import MiniatureLoader
 
 from nodes import CLIPTextEncode, UNETLoader, VAELoader
 
@@ -98,4 +98,4 @@ def check_damaged_files_are_refused() -> None:
             if content is not None:
                 path.write_bytes(content)
             with pytest.raises(CheckpointError, match=told):
-                Miniature.execute()
+                MiniatureLoader.execute()

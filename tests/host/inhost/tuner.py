@@ -16,7 +16,7 @@ from comfyui_longlive.longlive.weights.load import load_model
 from comfyui_longlive.longlive.weights.lora import Lora
 from comfyui_longlive.nodes.host.model import copy_network
 from comfyui_longlive.nodes.host.tuning_codec import create_codec
-from comfyui_longlive.nodes.host.tuning_job import STUDENT, open_accelerator
+from comfyui_longlive.nodes.host.tuning_job import STUDENT_WORDS, open_accelerator
 from safetensors.torch import save_file
 
 TOLERANCE = 1e-4
@@ -49,7 +49,7 @@ def check_copies() -> None:
         worn, _ = comfy.sd.load_lora_for_models(plain, None, halves, 0.5, 0)
         comfy.model_management.load_models_gpu([worn])  # the patches lie on the very weights that `plain` shares
         with torch.inference_mode(False):
-            copies = [copy_network(patcher, torch.float32, *STUDENT) for patcher in (plain, worn)]
+            copies = [copy_network(patcher, torch.float32, *STUDENT_WORDS) for patcher in (plain, worn)]
     expected, _ = load_model(files.DIT, dtype=torch.float32)
     equal(copies[0].state_dict(), expected.state_dict(), tolerance=0)
     assert not any(weight.is_inference() for weight in copies[1].parameters())

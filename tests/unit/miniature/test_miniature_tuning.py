@@ -10,7 +10,7 @@ from accelerate.state import AcceleratorState
 from longlive.cli.main import main
 from longlive.miniature.files import WEIGHTS_FOLDER, load_miniature
 from longlive.miniature.tuning import make_pairs
-from longlive.tuning.load import CachedEncoder, embed_prompt
+from longlive.tuning.load import CachedEncoder, embed_unpadded
 from longlive.tuning.run import ADAPTER_FILE, METRICS_FILE
 from longlive.weights.lora import Lora
 
@@ -91,6 +91,6 @@ def test_a_prompt_is_embedded_once(tmp_path):
 
     for _ in range(2):
         encoder = CachedEncoder(tmp_path, "umt5", Encoder)
-        assert embed_prompt(encoder, "a fox").shape == (4, 8)
+        assert embed_unpadded(encoder, "a fox").shape == (4, 8)
         encoder.close()
     assert asked == ["a fox"]

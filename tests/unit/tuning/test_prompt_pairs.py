@@ -12,7 +12,7 @@ from longlive.tuning.prompt_pairs import (
     TEMPLATE,
     PromptPair,
     check_action,
-    check_length,
+    check_num_words,
     check_subject,
     make_requests,
     parse_pairs,
@@ -278,7 +278,7 @@ def test_every_check_is_made(answered, reply, problem):
     [(11, 5, False), (11, 6, True), (11, 22, True), (11, 23, False), (200, 250, True), (200, 251, False)],
 )
 def test_an_answer_is_half_to_twice_its_prompt_and_never_endless(asked, words, good):
-    assert (check_length("word " * asked, "word " * words) is None) == good
+    assert (check_num_words("word " * asked, "word " * words) is None) == good
 
 
 @pytest.mark.parametrize(
