@@ -61,6 +61,8 @@ EXCEPTIONS = (
     ("linked_to", "returns a changed copy of a frame's keys and values"),
     ("zeroed", "returns a changed copy of a frame's keys and values"),
     ("unlinked", "returns a changed copy of a graph cache"),
+    ("scaled_by", "returns a changed copy of a LoRA"),
+    ("stating", "returns a changed copy of a weights file"),
     ("empty", "an alternative constructor of a graph cache"),
 )
 

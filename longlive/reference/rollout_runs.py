@@ -29,11 +29,9 @@ class _RolloutReplay:
         self.run = run
         geometry = run.read_geometry()
         lora = _read_lora(run)
+        weights = read_weights_file(run.find_beside("weights"))
         tree, _ = build_model(
-            read_weights_file(run.find_beside("weights")),
-            lora=lora,
-            num_heads=geometry["num_heads"],
-            text_len=geometry["text_len"],
+            weights.stating(num_heads=geometry["num_heads"], text_len=geometry["text_len"]), lora=lora
         )
         targets = [f"{module}.weight" for module in lora.pairs] if lora else []
         self.merged = {key: tree.get_parameter(key) for key in targets}

@@ -4,25 +4,23 @@ Knows nothing of ComfyUI: the command line and the nodes load the same files wit
 """
 
 import logging
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, ConfigError, list_names, shorten
+from ..errors import CheckpointError, list_names, shorten
 from ..model.dtypes import COMPUTE_DTYPES, STORED_DTYPES, is_finite, name_dtype
-from ..model.wan import Geometry, WanModel
+from ..model.wan import TEXT_LEN, Geometry, WanModel
 from ..untrusted import conform
 from .identify import SIZES, Kind, expect_kind, name_size
-from .lora import Lora, MergeReport
+from .lora import Lora, MergeReport, prepare_lora
 from .weights_file import EMA, WeightsFile, read_weights_file
 from .weights_folder import parse_object
 
 EXPECTED = "LongLive or Wan2.1 text-to-video weights"
 CURE = "download models/longlive_base.pt from huggingface.co/Efficient-Large-Model/LongLive-1.3B"
-TEXT_LEN = 512  # of every released model
 
 log = logging.getLogger(__name__)
 
@@ -66,36 +64,21 @@ def load_model(
     """Load a LongLive or Wan2.1 text-to-video model, frozen, in `dtype` or in that of most of the file.
 
     `num_heads` and `text_len` default to what the file states, else to heads of 128 channels and 512 rows of text.
-    Raises CheckpointError for anything that does not fit exactly.
+    Raises CheckpointError for anything that does not fit exactly, ConfigError for a `strength` that is not a number.
     """
-    file = read_weights_file(path, ema=ema)
-    if lora is not None and not isinstance(lora, Lora):
-        lora = Lora.read(lora)
-    return build_model(
-        file, lora=lora, strength=strength, dtype=dtype, device=device, num_heads=num_heads, text_len=text_len
-    )
+    file = read_weights_file(path, ema=ema).stating(num_heads=num_heads, text_len=text_len)
+    return build_model(file, lora=prepare_lora(lora, strength), dtype=dtype, device=device)
 
 
 def build_model(
     file: WeightsFile,
     *,
     lora: Lora | None = None,
-    strength: float = 1.0,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
-    num_heads: int | None = None,
-    text_len: int | None = None,
 ) -> tuple[WanModel, LoadReport]:
     """Build the tree as `load_model` does, from a weights file already read."""
-    state, report = merge_weights(
-        file,
-        lora=lora,
-        strength=strength,
-        dtype=dtype or choose_dtype(file),
-        device=device,
-        num_heads=num_heads,
-        text_len=text_len,
-    )
+    state, report = merge_weights(file, lora=lora, dtype=dtype or choose_dtype(file), device=device)
     model = WanModel(report.geometry, device="meta")
     model.load_state_dict(state, assign=True)
     return model.requires_grad_(False).eval(), report
@@ -105,29 +88,23 @@ def merge_weights(
     file: WeightsFile,
     *,
     lora: Lora | None = None,
-    strength: float = 1.0,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
-    num_heads: int | None = None,
-    text_len: int | None = None,
 ) -> tuple[dict[str, Tensor], LoadReport]:
     """Build a text-to-video state dict under released names, every tensor checked, with a LoRA added in fp32.
 
     `dtype` None keeps each tensor's own. Every tensor is a copy: if a memory-mapped file were later overwritten, its
-    tensors would change or the process would die. Raises CheckpointError, also for NaN and infinity, and ConfigError
-    for a `strength` that is not a number.
+    tensors would change or the process would die. Raises CheckpointError, also for NaN and infinity.
     """
-    if not math.isfinite(strength):
-        raise ConfigError(f"the strength of the LoRA is {strength}; give a number, 1 for all of it")
     expect_kind(Kind.WAN_T2V, file.tensors, source=file.name, expected=EXPECTED, otherwise=CURE)
-    geometry = read_geometry(file, num_heads=num_heads, text_len=text_len)
+    geometry = read_geometry(file)
     expected = WanModel(geometry, device="meta").state_dict()
     refuse_misfits(file, expected)
     merge_report = lora.match(expected) if lora else None
 
     state = {}
     for name, tensor in file.tensors.items():
-        merged = lora.merge_into(name, tensor.to(device), strength) if lora else tensor
+        merged = lora.merge_into(name, tensor.to(device)) if lora else tensor
         state[name] = merged.to(device, dtype or tensor.dtype, copy=merged is tensor)
         if not is_finite(state[name]):
             raise CheckpointError(explain_not_finite(name, tensor, merged, file, lora, state[name].dtype))
@@ -153,16 +130,15 @@ def merge_weights(
     return state, report
 
 
-def read_geometry(file: WeightsFile, *, num_heads: int | None = None, text_len: int | None = None) -> Geometry:
+def read_geometry(file: WeightsFile) -> Geometry:
     """Read all sizes from the tensors and from what the file states. Raises CheckpointError where these disagree."""
     source, known = file.name, file.config
-    num_heads = known.get("num_heads") if num_heads is None else num_heads
-    text_len = known.get("text_len", TEXT_LEN) if text_len is None else text_len
+    num_heads = known.get("num_heads")
     try:
         geometry = Geometry.of_weights(
             file.tensors,
             num_heads=None if num_heads is None else conform(num_heads, int, "num_heads"),
-            text_len=conform(text_len, int, "text_len"),
+            text_len=conform(known.get("text_len", TEXT_LEN), int, "text_len"),
         )
     except KeyError as error:
         raise CheckpointError(f"{source} lacks {error.args[0]}; {CURE}") from error

@@ -10,13 +10,13 @@ import contextlib
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, list_names, shorten
+from ..errors import CheckpointError, ConfigError, list_names, shorten
 from ..model.dtypes import STORED_DTYPES, is_finite
 from .identify import Kind, expect_kind
 from .weights_file import WeightsFile, read_weights_file
@@ -48,10 +48,10 @@ class FactorPair:
     def shape(self) -> tuple[int, ...]:
         return (self.up.shape[0], *self.down.shape[1:])
 
-    def add_to(self, weight: Tensor, strength: float = 1.0) -> Tensor:
-        """Return weight + strength · alpha/rank · B A in fp32, on the device of `weight`."""
+    def add_to(self, weight: Tensor) -> Tensor:
+        """Return weight + alpha/rank · B A in fp32, on the device of `weight`."""
         up, down = (factor.to(weight.device, torch.float32).flatten(1) for factor in (self.up, self.down))
-        scale = strength * self.alpha / self.rank
+        scale = self.alpha / self.rank
         scale = scale if abs(scale) <= LARGEST else math.inf  # addmm takes infinity, but nothing between
         return torch.addmm(weight.float().flatten(1), up, down, alpha=scale).view(weight.shape)
 
@@ -155,10 +155,15 @@ class Lora:
                 )
         return MergeReport(source=self.source, matched=len(matched), unmatched=unmatched, unread=self.unread)
 
-    def merge_into(self, name: str, weight: Tensor, strength: float = 1.0) -> Tensor:
+    def scaled_by(self, strength: float) -> "Lora":
+        """Return a LoRA that adds `strength` times as much."""
+        pairs = {module: replace(pair, alpha=strength * pair.alpha) for module, pair in self.pairs.items()}
+        return replace(self, pairs=pairs)
+
+    def merge_into(self, name: str, weight: Tensor) -> Tensor:
         """Add the LoRA to the weight of that released name, in fp32; return `weight` itself if it has no part in it."""
         pair = self.pairs.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
-        return pair.add_to(weight, strength) if pair and strength else weight
+        return pair.add_to(weight) if pair and pair.alpha else weight
 
     def as_comfy_state(self) -> dict[str, Tensor]:
         """Give the adapter the names that ComfyUI's `load_lora_for_models` takes."""
@@ -168,6 +173,18 @@ class Lora:
             state[f"{name}.lora_A.weight"], state[f"{name}.lora_B.weight"] = pair.down, pair.up
             state[f"{name}.alpha"] = torch.tensor(pair.alpha)
         return state
+
+
+def prepare_lora(lora: str | Path | Lora | None, strength: float) -> Lora | None:
+    """Read a LoRA, unless it is one already, and scale it; None stays None.
+
+    Raises CheckpointError as `Lora.read` does, and ConfigError for a `strength` that is not a number.
+    """
+    if lora is not None and not isinstance(lora, Lora):
+        lora = Lora.read(lora)
+    if not math.isfinite(strength):
+        raise ConfigError(f"the strength of the LoRA is {strength}; give a number, 1 for all of it")
+    return lora and lora.scaled_by(strength)
 
 
 def to_module_name(name: str) -> str:

@@ -7,7 +7,7 @@ they fit.
 import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -37,11 +37,16 @@ class WeightsFile:
     parts: tuple[str, ...]  # all top-level entries of a training checkpoint, none if bare
     prefix: str  # what was stripped from the first name
     metadata: dict[str, str]  # of a safetensors header
-    config: dict  # of a folder's JSON, or the metadata's `geometry`
+    config: dict  # of a folder's JSON, or the metadata's `geometry`: what the file states of the network
 
     @property
     def name(self) -> str:
         return self.path.name
+
+    def stating(self, *, num_heads: int | None = None, text_len: int | None = None) -> "WeightsFile":
+        """Return the file with these sizes in place of those it states; None leaves a size as it is."""
+        sizes = {"num_heads": num_heads, "text_len": text_len}
+        return replace(self, config=self.config | {name: size for name, size in sizes.items() if size is not None})
 
 
 def read_weights_file(path: str | Path, *, ema: bool | None = None) -> WeightsFile:

@@ -17,7 +17,7 @@ from ...longlive.errors import CheckpointError
 from ...longlive.miniature.files import DIT, TEACHER, VAE, check_miniature_size, check_present, load_miniature
 from ...longlive.model.dtypes import COMPUTE_DTYPES
 from ...longlive.weights.load import choose_dtype, load_model, merge_weights
-from ...longlive.weights.lora import Lora
+from ...longlive.weights.lora import prepare_lora
 from ...longlive.weights.weights_file import WeightsFile, read_weights_file
 from .model import SIZE_CHECK
 
@@ -43,12 +43,12 @@ class LoaderChoice:
 def load_merged(choice: LoaderChoice, *, disable_dynamic: bool = False) -> tuple[ModelPatcher, str]:
     """Load LongLive's weights with its LoRA merged; also return a report. Raises CheckpointError for other files."""
     weights = read_weights_file(folder_paths.get_full_path_or_raise("diffusion_models", choice.model_name))
-    lora = None
-    if choice.lora_name != NO_LORA:
-        lora = Lora.read(folder_paths.get_full_path_or_raise("loras", choice.lora_name))
+    has_lora = choice.lora_name != NO_LORA
+    lora_file = folder_paths.get_full_path_or_raise("loras", choice.lora_name) if has_lora else None
+    lora = prepare_lora(lora_file, choice.lora_strength)
     dtype = WEIGHT_DTYPES[choice.weight_dtype] or choose_narrower_dtype(weights)
     exact = dtype if dtype in COMPUTE_DTYPES.values() else None  # fp8 is left to ComfyUI, which knows how to store it
-    state, report = merge_weights(weights, lora=lora, strength=choice.lora_strength, dtype=exact)
+    state, report = merge_weights(weights, lora=lora, dtype=exact)
     model = comfy.sd.load_diffusion_model_state_dict(
         state, model_options={"dtype": dtype} if dtype else {}, disable_dynamic=disable_dynamic
     )

@@ -121,11 +121,12 @@ def copy_network(patcher: ModelPatcher, dtype: torch.dtype, what: str, cure: str
     """
     check_copyable(patcher, what, cure)
     geometry = Geometry.of_tree(get_wan_tree(patcher, what, cure))
+    sizes = {"num_heads": geometry.num_heads, "text_len": geometry.text_len}
     weights = {name: apply_loras(patcher, name, weight).to(dtype) for name, weight in iter_loaded_weights(patcher)}
     weights_file = WeightsFile(
-        path=Path(what), tensors=weights, layout="bare", parts=(), prefix="", metadata={}, config={}
+        path=Path(what), tensors=weights, layout="bare", parts=(), prefix="", metadata={}, config=sizes
     )
-    tree, _ = build_model(weights_file, dtype=dtype, num_heads=geometry.num_heads, text_len=geometry.text_len)
+    tree, _ = build_model(weights_file, dtype=dtype)
     return tree
 
 

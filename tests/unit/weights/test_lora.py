@@ -25,8 +25,8 @@ def merge(
     weights: Mapping[str, torch.Tensor], lora: Lora, strength: float = 1.0
 ) -> tuple[dict[str, torch.Tensor], MergeReport]:
     """A state dict with the LoRA in it, each weight in its own dtype."""
-    report = lora.match(weights)
-    merged = {name: lora.merge_into(name, weight, strength).to(weight.dtype) for name, weight in weights.items()}
+    report, scaled = lora.match(weights), lora.scaled_by(strength)
+    merged = {name: scaled.merge_into(name, weight).to(weight.dtype) for name, weight in weights.items()}
     return merged, report
 
 
@@ -269,7 +269,7 @@ def test_a_wider_dtype_than_the_files_keeps_the_whole_sum(base, lora, tmp_path):
 def test_a_host_gets_the_merged_weights_in_the_dtypes_of_the_file(base, adapter, lora, tmp_path):
     mixed = {name: tensor if "modulation" in name else tensor.bfloat16() for name, tensor in base.items()}
     weights = read_weights_file(saved(tmp_path, {"generator": mixed}, "base.pt"))
-    state, report = merge_weights(weights, lora=lora, num_heads=2)
+    state, report = merge_weights(weights.stating(num_heads=2), lora=lora)
     assert_same(state, merge(mixed, lora)[0])
     assert report.dtype == torch.bfloat16
     assert not any(state[name] is weights.tensors[name] for name in state)
@@ -408,8 +408,9 @@ def test_factors_that_no_network_computes_with_are_refused(tmp_path, dtype):
 
 @pytest.mark.parametrize("strength", [float("nan"), float("inf")])
 def test_a_strength_that_is_no_number_is_refused(base, lora, strength):
-    with pytest.raises(ConfigError, match=f"the strength of the LoRA is {strength}; give a number"):
-        load_model(CAUSAL, lora=lora, strength=strength)
+    for given in (lora, None):
+        with pytest.raises(ConfigError, match=f"the strength of the LoRA is {strength}; give a number"):
+            load_model(CAUSAL, lora=given, strength=strength)
 
 
 @pytest.mark.parametrize(("strength", "alpha"), [(1e39, 1.0), (1.0, 1e300)])
