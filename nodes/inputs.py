@@ -1,4 +1,4 @@
-"""Inputs that several nodes share: a length and its unit, a size in pixels, a seed, options."""
+"""Inputs that several nodes share: a text encoder, a length and its unit, a size in pixels, a seed, options."""
 
 from enum import StrEnum
 
@@ -18,6 +18,10 @@ class LengthUnit(StrEnum):
     SECONDS = "seconds"
     BLOCKS = "blocks"
     FRAMES = "frames"
+
+
+def clip_input() -> io.Input:
+    return io.Clip.Input("clip", tooltip="The model's text encoder: umT5-xxl (CLIP loader, type wan).")
 
 
 def length_inputs(*, default: float, tooltip: str, shortest: float = 0.0) -> list[io.Input]:

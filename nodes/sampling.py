@@ -9,7 +9,7 @@ from .host.conditioning import encode_prompt
 from .host.interrupted import extend_session
 from .host.model import to_latent
 from .host.sampling import open_sampler
-from .inputs import length_inputs, to_blocks
+from .inputs import clip_input, length_inputs, to_blocks
 from .sockets import LiveSession, SessionSocket
 
 
@@ -57,7 +57,7 @@ class Timeline(io.ComfyNode):
             search_aliases=["longlive", "prompt schedule", "prompt travel", "script", "storyboard"],
             inputs=[
                 SessionSocket.Input("session", tooltip="The video so far, or a new LongLive Session."),
-                io.Clip.Input("clip", tooltip="The umT5-xxl text encoder (CLIP loader, type wan)."),
+                clip_input(),
                 io.String.Input(
                     "script",
                     multiline=True,

@@ -12,6 +12,8 @@ from .sockets import LiveSession, SessionSocket
 
 log = logging.getLogger(__name__)
 
+DEFAULT_NAME = "my_film"  # of a session
+
 
 class SaveSession(io.ComfyNode):
     """Save a video in progress: latents, prompts, settings. Not the model."""
@@ -27,7 +29,7 @@ class SaveSession(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 SessionSocket.Input("session", tooltip="The video."),
-                io.String.Input("name", default="my_film", tooltip="File name. A file with this name is replaced."),
+                io.String.Input("name", default=DEFAULT_NAME, tooltip="File name. A file with this name is replaced."),
             ],
             outputs=[
                 SessionSocket.Output(display_name="session", tooltip="The same video."),
@@ -56,7 +58,7 @@ class LoadSession(io.ComfyNode):
             search_aliases=["longlive", "resume", "continue"],
             inputs=[
                 io.Model.Input("model", tooltip="The model the session was made with; other models are refused."),
-                io.String.Input("name", default="my_film", tooltip="The name it was saved under."),
+                io.String.Input("name", default=DEFAULT_NAME, tooltip="The name it was saved under."),
             ],
             outputs=[SessionSocket.Output(display_name="session", tooltip="The video, ready to continue.")],
         )

@@ -10,14 +10,14 @@ from ..longlive.tuning.prompt_pairs import JSONL, PromptPair, parse_pairs, read_
 from .host import paths
 from .host.conditioning import Pairs, encode_pairs
 from .host.tuning_job import Models, TuningJob, TuningSettings
-from .inputs import options_input, seed_input, size_inputs
+from .inputs import clip_input, options_input, seed_input, size_inputs
 from .sockets import PairsSocket
 
 CATEGORY = "LongLive/tuning"
 MAX_TEXT_LENGTH = 200_000  # characters; the server parses them while it serves everybody
 MAX_PAIRS_BYTES = 16 << 20  # of pairs: some ten thousand, which are all encoded and kept in memory
 EXAMPLE = """\
-# the first prompt of a video -> the prompt it goes on under
+# first prompt of a video -> its prompt after the switch
 A red fox walks through a snowy forest. -> The red fox in the snowy forest stops and looks up.
 A paper boat drifts down a gutter in the rain. -> The paper boat in the gutter spins, the rain stops.
 """
@@ -36,7 +36,7 @@ class PromptPairs(io.ComfyNode):
             search_aliases=["longlive", "training prompts", "dataset", "captions", "tuning data"],
             is_experimental=True,
             inputs=[
-                io.Clip.Input("clip", tooltip="The text encoder of the model: umT5-xxl (type wan)."),
+                clip_input(),
                 io.String.Input(
                     "pairs",
                     multiline=True,
@@ -152,20 +152,12 @@ class Tuner(io.ComfyNode):
                     tooltip="Total steps. Raise it later and queue again to continue the tuning.",
                 ),
                 io.Int.Input("rank", default=32, min=1, max=1024, tooltip="Rank of the LoRA. The paper uses 256."),
-                io.Float.Input(
-                    "rate",
-                    default=learn.rate,
-                    min=1e-7,
-                    max=1.0,
-                    step=1e-7,
-                    tooltip="Learning rate of the student. Lower it if the video falls apart.",
+                rate_input(
+                    "rate", learn.rate, tooltip="Learning rate of the student. Lower it if the video falls apart."
                 ),
-                io.Float.Input(
+                rate_input(
                     "critic_rate",
-                    default=learn.critic_rate,
-                    min=1e-7,
-                    max=1.0,
-                    step=1e-7,
+                    learn.critic_rate,
                     tooltip="Learning rate of the critic, which learns what the student's videos look like.",
                 ),
                 io.Int.Input(
@@ -233,6 +225,10 @@ class Tuner(io.ComfyNode):
             InputImpl.VideoFromFile(str(job.sample_file)),
             ui=ui.PreviewVideo([sample]),
         )
+
+
+def rate_input(name: str, default: float, *, tooltip: str) -> io.Input:
+    return io.Float.Input(name, default=default, min=1e-7, max=1.0, step=1e-7, tooltip=tooltip)
 
 
 NODES = [PromptPairs, Tuner]
