@@ -4,7 +4,7 @@ LongLiveError
 ├── ConfigError        a setting that breaks a rule of the method
 ├── ScriptError        a timeline script that cannot be read
 │   └── TimelineError  one that does not parse; names line and column
-├── CheckpointError    a file that is not the weights or the recorded run it claims to be
+├── WeightsError       a file that is not the weights or the recorded run it claims to be
 ├── ConditioningError  a prompt embedding that does not fit the model
 ├── SessionError       a session file, or a session continued with what it was not made for
 ├── PositionError      the table of absolute positions has ended
@@ -50,7 +50,7 @@ class TimelineError(ScriptError):
         self.problem, self.line, self.column = problem, line, column
 
 
-class CheckpointError(LongLiveError):
+class WeightsError(LongLiveError):
     """A file is not the weights it claims to be."""
 
 

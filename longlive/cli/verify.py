@@ -4,7 +4,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from ..errors import CheckpointError
+from ..errors import WeightsError
 from ..reference.verify import verify
 from .terminal import FAILED, NOT_A_RUN, say
 
@@ -20,7 +20,7 @@ def run_verify(options: argparse.Namespace) -> int:
     for path in options.files:
         try:
             verdict = verify(path)
-        except CheckpointError as error:
+        except WeightsError as error:
             say(error)
             status = NOT_A_RUN
             continue

@@ -12,7 +12,7 @@ import torch.nn.functional as nnf
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import WeightsError
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, PreTrainedTokenizerBase
@@ -29,15 +29,15 @@ class ClipScorer:
 
     @classmethod
     def of_folder(cls, folder: Path) -> "ClipScorer":
-        """Load a CLIP model. Raises CheckpointError if the folder has none, or `transformers` is not installed."""
+        """Load a CLIP model. Raises WeightsError if the folder has none, or `transformers` is not installed."""
         try:
             from transformers import AutoTokenizer, CLIPModel
         except ImportError as error:
-            raise CheckpointError(
+            raise WeightsError(
                 f"CLIP needs transformers, which does not load ({error}); pip install transformers"
             ) from error
         if not os.path.isfile(folder / "config.json"):  # unlike Path.is_file, accepts names that no disk does
-            raise CheckpointError(
+            raise WeightsError(
                 f"{folder} has no config.json; give the folder of a CLIP model, "
                 f"for example a download of openai/clip-vit-base-patch32"
             )
@@ -45,10 +45,10 @@ class ClipScorer:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)  # nosec B615 # nothing is fetched
             loaded = CLIPModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)  # nosec B615 # nothing is fetched
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise CheckpointError(f"the CLIP model in {folder} cannot be loaded: {error}") from error
+            raise WeightsError(f"the CLIP model in {folder} cannot be loaded: {error}") from error
         model, found = cast("tuple[CLIPModel, dict]", loaded)
         if missing := sorted(found["missing_keys"]):
-            raise CheckpointError(
+            raise WeightsError(
                 f"the model in {folder} lacks {len(missing)} tensors of CLIP, {missing[0]!r} first; "
                 f"give the complete folder of a CLIP model"
             )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from ..errors import CheckpointError, ConfigError
+from ..errors import WeightsError, ConfigError
 from ..model.causal import CausalWan
 from ..model.vae import WanVAE
 from ..weights.load import load_model
@@ -31,7 +31,7 @@ class Miniature:
 def load_miniature(
     *, lora: Path | None = None, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> Miniature:
-    """Load the miniature, with an adapter if given. Raises CheckpointError for a missing or damaged file."""
+    """Load the miniature, with an adapter if given. Raises WeightsError for a missing or damaged file."""
     check_present(DIT, VAE)
     tree, _ = load_model(DIT, lora=lora, dtype=dtype, device=device)
     return Miniature(CausalWan.of_tree(tree), load_vae(VAE, device=device, dtype=dtype), MiniatureText())
@@ -47,9 +47,9 @@ def check_miniature_size(width: int, height: int) -> None:
 
 
 def check_present(*paths: Path) -> None:
-    """Raise CheckpointError if one of these files is missing."""
+    """Raise WeightsError if one of these files is missing."""
     for path in paths:
         if not path.is_file():
-            raise CheckpointError(
+            raise WeightsError(
                 f"the miniature's file {path} is missing; it is part of the pack, so install the pack again"
             )

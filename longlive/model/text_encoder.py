@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..errors import CheckpointError, list_names
+from ..errors import WeightsError, list_names
 from .wan import TEXT_LEN
 
 if TYPE_CHECKING:
@@ -68,17 +68,17 @@ class UMT5:
 
     @classmethod
     def of_pipeline(cls, folder: Path, *, device: torch.device, dtype: torch.dtype) -> "UMT5":
-        """Load umT5. Raises CheckpointError for a folder without it, or if `transformers` is not installed."""
+        """Load umT5. Raises WeightsError for a folder without it, or if `transformers` is not installed."""
         try:
             from transformers import AutoTokenizer, UMT5EncoderModel
         except ImportError as error:
-            raise CheckpointError(
+            raise WeightsError(
                 f"the text encoder needs transformers, which does not load ({error}); "
                 f"pip install diffusers transformers sentencepiece ftfy"
             ) from error
         for part in ("text_encoder", "tokenizer"):
             if not (folder / part).is_dir():
-                raise CheckpointError(
+                raise WeightsError(
                     f"{folder} has no {part}/ folder; give a diffusers-format Wan2.1 folder, "
                     f"for example a download of Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
                 )
@@ -88,10 +88,10 @@ class UMT5:
                 folder / "text_encoder", local_files_only=True, dtype=dtype, output_loading_info=True
             )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise CheckpointError(f"the text encoder in {folder} cannot be loaded: {error}") from error
+            raise WeightsError(f"the text encoder in {folder} cannot be loaded: {error}") from error
         encoder, found = cast("tuple[UMT5EncoderModel, dict]", loaded)
         if missing := sorted(found["missing_keys"]):
-            raise CheckpointError(f"the text encoder in {folder} lacks {list_names(missing)}; download it again")
+            raise WeightsError(f"the text encoder in {folder} lacks {list_names(missing)}; download it again")
         return cls(tokenizer, encoder.eval().requires_grad_(False).to(device))  # pyright: ignore[reportArgumentType, reportCallIssue]
 
     @torch.no_grad()

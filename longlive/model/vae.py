@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..digest import hash_tensors
-from ..errors import CheckpointError, shorten
+from ..errors import WeightsError, shorten
 from .convolution import use_fast_convolutions
 from .dtypes import is_finite
 
@@ -69,7 +69,7 @@ class WanVAE(nn.Module):
 
     @classmethod
     def of_weights(cls, weights: Mapping[str, Tensor], *, device=None, dtype: torch.dtype | None = None) -> "WanVAE":
-        """Build the VAE of a state dict, frozen. Shares tensors that need no conversion. Raises CheckpointError."""
+        """Build the VAE of a state dict, frozen. Shares tensors that need no conversion. Raises WeightsError."""
         refuse_other_models(weights)
         vae = cls(weights["decoder.head.0.gamma"].shape[0], device="meta")
         refuse_other_shapes(weights, vae.state_dict())
@@ -312,37 +312,37 @@ CURE = "use Wan2.1_VAE.pth or wan_2.1_vae.safetensors"
 
 
 def refuse_other_models(weights: Mapping[str, Tensor]) -> None:
-    """Raise CheckpointError for weights that are visibly not of a Wan2.1 VAE."""
+    """Raise WeightsError for weights that are visibly not of a Wan2.1 VAE."""
     if any(key.startswith(("decoder.up_blocks.", "decoder.mid_block.")) for key in weights):
-        raise CheckpointError(f"the VAE has the key names of diffusers, expected those of the original release; {CURE}")
+        raise WeightsError(f"the VAE has the key names of diffusers, expected those of the original release; {CURE}")
     if not {"decoder.head.0.gamma", "conv2.weight"} <= weights.keys():
         found = f"{len(weights)} tensors such as {shorten(min(weights))!r}" if weights else "no tensors"
-        raise CheckpointError(f"this is not the Wan2.1 VAE: found {found}, expected 'decoder.head.0.gamma'; {CURE}")
+        raise WeightsError(f"this is not the Wan2.1 VAE: found {found}, expected 'decoder.head.0.gamma'; {CURE}")
     channels, width = (weights[key].shape[:1].numel() for key in ("conv2.weight", "decoder.head.0.gamma"))
     if not 0 < width <= MAX_BASE_WIDTH:
-        raise CheckpointError(f"the VAE is {width} wide, expected 1 to {MAX_BASE_WIDTH}; {CURE}")
+        raise WeightsError(f"the VAE is {width} wide, expected 1 to {MAX_BASE_WIDTH}; {CURE}")
     if channels != LATENT_CHANNELS:
-        raise CheckpointError(
+        raise WeightsError(
             f"the VAE has {channels} latent channels (Wan2.2's has 48), expected Wan2.1's {LATENT_CHANNELS}; {CURE}"
         )
 
 
 def refuse_other_shapes(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raise CheckpointError unless names and shapes are exactly the expected ones."""
+    """Raise WeightsError unless names and shapes are exactly the expected ones."""
     missing, leftover = expected.keys() - weights.keys(), weights.keys() - expected.keys()
     if missing:
-        raise CheckpointError(f"the VAE lacks {len(missing)} of its {len(expected)} tensors: {min(missing)!r}…; {CURE}")
+        raise WeightsError(f"the VAE lacks {len(missing)} of its {len(expected)} tensors: {min(missing)!r}…; {CURE}")
     if leftover:
-        raise CheckpointError(f"the VAE has {len(leftover)} tensors too many: {shorten(min(leftover))!r}…; {CURE}")
+        raise WeightsError(f"the VAE has {len(leftover)} tensors too many: {shorten(min(leftover))!r}…; {CURE}")
     for key, tensor in expected.items():
         found, wanted = list(weights[key].shape), list(tensor.shape)
         if found != wanted:
-            raise CheckpointError(f"the VAE's {key!r} has shape {found}, expected {wanted}; {CURE}")
+            raise WeightsError(f"the VAE's {key!r} has shape {found}, expected {wanted}; {CURE}")
 
 
 def refuse_other_numbers(weights: Mapping[str, Tensor], moved: Mapping[str, Tensor]) -> None:
-    """Raise CheckpointError unless all weights were floating-point numbers and are finite after their conversion."""
+    """Raise WeightsError unless all weights were floating-point numbers and are finite after their conversion."""
     for key, weight in weights.items():
         if not weight.is_floating_point() or not is_finite(moved[key]):
             found = f"{weight.dtype}, as {moved[key].dtype}"
-            raise CheckpointError(f"the VAE holds NaN, infinity or whole numbers in {key!r} ({found}); {CURE}")
+            raise WeightsError(f"the VAE holds NaN, infinity or whole numbers in {key!r} ({found}); {CURE}")

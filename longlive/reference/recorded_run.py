@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..config import MAX_STEP
-from ..errors import CheckpointError, shorten
+from ..errors import WeightsError, shorten
 from ..files import check_regular, is_plain_name
 from ..rollout.schedule import Schedule
 from ..untrusted import conform, parse_json
@@ -31,14 +31,14 @@ class RecordedRun:
 
     @classmethod
     def open(cls, path: Path) -> "RecordedRun":
-        """Read a run. Raises CheckpointError for a file that is not one."""
+        """Read a run. Raises WeightsError for a file that is not one."""
         try:
             check_regular(path)
             with safe_open(path, "pt") as file:
                 meta = file.metadata() or {}
             return cls(path, load_file(path), meta)
         except (OSError, SafetensorError, RuntimeError) as error:
-            raise CheckpointError(f"{path} cannot be read as a recorded run: {shorten(error)}") from error
+            raise WeightsError(f"{path} cannot be read as a recorded run: {shorten(error)}") from error
 
     @property
     def results(self) -> dict[str, Tensor]:
@@ -65,10 +65,10 @@ class RecordedRun:
         return conform(parse_json(self.meta["geometry"]), dict, "geometry")
 
     def find_beside(self, name: str) -> Path:
-        """Find a file that the metadata name, in the run's own folder. Raises CheckpointError for one elsewhere."""
+        """Find a file that the metadata name, in the run's own folder. Raises WeightsError for one elsewhere."""
         file = self.meta[name]
         if not is_plain_name(file):
-            raise CheckpointError(f"{self.path} names {shorten(file)!r} as a file beside it; record it again")
+            raise WeightsError(f"{self.path} names {shorten(file)!r} as a file beside it; record it again")
         return self.path.parent / file
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, shorten
+from ..errors import WeightsError, shorten
 from .part_runs import replay_rotations, replay_schedules, replay_vae
 from .recorded_run import RecordedRun
 from .rollout_runs import replay_rollout
@@ -45,18 +45,18 @@ class Verdict:
 
 
 def verify(path: Path) -> Verdict:
-    """Replay the run at `path` and compare. Raises CheckpointError for a file that cannot be replayed."""
+    """Replay the run at `path` and compare. Raises WeightsError for a file that cannot be replayed."""
     run = RecordedRun.open(path)
     kind = run.meta.get("kind")
     if kind not in REPLAYS:
-        raise CheckpointError(
+        raise WeightsError(
             f"{path} is not a run that can be replayed: its kind is {shorten(repr(kind))}, "
             f"expected one of {', '.join(REPLAYS)}"
         )
     try:
         return compare(kind, replay_run(run), run.results)
     except UNFIT as error:
-        raise CheckpointError(f"{path} is an incomplete run ({shorten(repr(error))}); record it again") from error
+        raise WeightsError(f"{path} is an incomplete run ({shorten(repr(error))}); record it again") from error
 
 
 def compare(kind: str, replayed: Mapping[str, Tensor], results: Mapping[str, Tensor]) -> Verdict:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..errors import CheckpointError, list_names, shorten
+from ..errors import WeightsError, list_names, shorten
 from ..model.dtypes import name_dtype
 from .identify import Kind, identify, name_size
 from .load import is_trained_causal, read_geometry
@@ -43,6 +43,6 @@ def describe_model(file: WeightsFile) -> dict[str, str]:
         g = read_geometry(file)
         sizes = f"{name_size(g)}, feed-forward {g.ffn_dim}, {g.num_heads} heads, {g.num_layers} layers, "
         sizes += f"text {g.text_len} x {g.text_dim}, channels {g.in_dim} in and {g.out_dim} out"
-    except CheckpointError as error:
+    except WeightsError as error:
         sizes = str(error)
     return {"geometry": sizes, "trained": causal[is_trained_causal(file)]}

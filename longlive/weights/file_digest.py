@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import BinaryIO
 
-from ..errors import CheckpointError, shorten
+from ..errors import WeightsError, shorten
 from ..files import open_regular, read_text, write_text
 from ..untrusted import parse_json
 from .weights_folder import find_files
@@ -24,7 +24,7 @@ def digest_file(path: str | Path, *, cache_dir: Path | None = None) -> str:
     """SHA-256 over the bytes of a file, or over those files of a folder that `read_weights_file` uses.
 
     With `cache_dir`, the digest is cached there under the resolved path, valid while `mark_file` gives the same mark.
-    Raises CheckpointError for a file that cannot be read.
+    Raises WeightsError for a file that cannot be read.
     """
     try:
         path = Path(os.path.expanduser(path)).resolve()  # Path.expanduser raises for an unknown user
@@ -41,7 +41,7 @@ def digest_file(path: str | Path, *, cache_dir: Path | None = None) -> str:
             after = mark_file(file)
     except (OSError, RuntimeError, ValueError) as error:  # the last two: a loop of links, a null byte
         reason = getattr(error, "strerror", None) or error
-        raise CheckpointError(f"{path} cannot be read ({shorten(reason)}); check the path and the disk") from error
+        raise WeightsError(f"{path} cannot be read ({shorten(reason)}); check the path and the disk") from error
 
     _, *times, _, _ = after
     if cache_dir and before == after and time.time() - max(times) / 1e9 > SETTLED_SECONDS:

@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from torch import Tensor
 
-from ..errors import CheckpointError, shorten
+from ..errors import WeightsError, shorten
 from ..model.wan import Geometry
 
 
@@ -108,12 +108,12 @@ def identify(tensors: Mapping[str, Tensor]) -> Kind:
 
 
 def expect_kind(kind: Kind, tensors: Mapping[str, Tensor], *, source: str, expected: str, otherwise: str) -> None:
-    """Raise CheckpointError for weights of another kind; it says what was found, what was expected and the cure."""
+    """Raise WeightsError for weights of another kind; it says what was found, what was expected and the cure."""
     found = identify(tensors)
     if found is kind:
         return
     names = f" ({', '.join(shorten(name) for name in list(tensors)[:3])}, ...)" if found is Kind.UNKNOWN else ""
-    raise CheckpointError(f"{source} holds {found}{names}; expected {expected}; {CURES.get(found, otherwise)}")
+    raise WeightsError(f"{source} holds {found}{names}; expected {expected}; {CURES.get(found, otherwise)}")
 
 
 def name_size(geometry: Geometry) -> str:

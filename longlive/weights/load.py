@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, list_names, shorten
+from ..errors import WeightsError, list_names, shorten
 from ..model.dtypes import COMPUTE_DTYPES, STORED_DTYPES, is_finite, name_dtype
 from ..model.wan import TEXT_LEN, Geometry, WanModel
 from ..untrusted import conform
@@ -64,7 +64,7 @@ def load_model(
     """Load a LongLive or Wan2.1 text-to-video model, frozen, in `dtype` or in that of most of the file.
 
     `num_heads` and `text_len` default to what the file states, else to heads of 128 channels and 512 rows of text.
-    Raises CheckpointError for anything that does not fit exactly, ConfigError for a `strength` that is not a number.
+    Raises WeightsError for anything that does not fit exactly, ConfigError for a `strength` that is not a number.
     """
     file = read_weights_file(path, ema=ema).stating(num_heads=num_heads, text_len=text_len)
     return build_model(file, lora=prepare_lora(lora, strength), dtype=dtype, device=device)
@@ -94,7 +94,7 @@ def merge_weights(
     """Build a text-to-video state dict under released names, every tensor checked, with a LoRA added in fp32.
 
     `dtype` None keeps each tensor's own. Every tensor is a copy: if a memory-mapped file were later overwritten, its
-    tensors would change or the process would die. Raises CheckpointError, also for NaN and infinity.
+    tensors would change or the process would die. Raises WeightsError, also for NaN and infinity.
     """
     expect_kind(Kind.WAN_T2V, file.tensors, source=file.name, expected=EXPECTED, otherwise=CURE)
     geometry = read_geometry(file)
@@ -107,7 +107,7 @@ def merge_weights(
         merged = lora.merge_into(name, tensor.to(device)) if lora else tensor
         state[name] = merged.to(device, dtype or tensor.dtype, copy=merged is tensor)
         if not is_finite(state[name]):
-            raise CheckpointError(explain_not_finite(name, tensor, merged, file, lora, state[name].dtype))
+            raise WeightsError(explain_not_finite(name, tensor, merged, file, lora, state[name].dtype))
 
     warnings = (
         merge_report.warning if merge_report else "",
@@ -131,7 +131,7 @@ def merge_weights(
 
 
 def read_geometry(file: WeightsFile) -> Geometry:
-    """Read all sizes from the tensors and from what the file states. Raises CheckpointError where these disagree."""
+    """Read all sizes from the tensors and from what the file states. Raises WeightsError where these disagree."""
     source, known = file.name, file.config
     num_heads = known.get("num_heads")
     try:
@@ -141,20 +141,20 @@ def read_geometry(file: WeightsFile) -> Geometry:
             text_len=conform(known.get("text_len", TEXT_LEN), int, "text_len"),
         )
     except KeyError as error:
-        raise CheckpointError(f"{source} lacks {error.args[0]}; {CURE}") from error
+        raise WeightsError(f"{source} lacks {error.args[0]}; {CURE}") from error
     except ValueError as error:
-        raise CheckpointError(f"{source} has sizes that no Wan2.1 network has: {error}; {CURE}") from error
+        raise WeightsError(f"{source} has sizes that no Wan2.1 network has: {error}; {CURE}") from error
     if geometry.out_dim != geometry.in_dim:
-        raise CheckpointError(f"{source} takes {geometry.in_dim} channels and makes {geometry.out_dim}; {CURE}")
+        raise WeightsError(f"{source} takes {geometry.in_dim} channels and makes {geometry.out_dim}; {CURE}")
     for name in ("dim", "ffn_dim", "num_layers", "freq_dim", "text_dim", "in_dim", "out_dim"):
         found = getattr(geometry, name)
         if known.get(name, found) != found:
-            raise CheckpointError(f"{source} states {name} {shorten(known[name])} but has {found}; download it again")
+            raise WeightsError(f"{source} states {name} {shorten(known[name])} but has {found}; download it again")
     return geometry
 
 
 def refuse_misfits(file: WeightsFile, expected: dict[str, Tensor]) -> None:
-    """Raise CheckpointError unless names and shapes are exactly those of the tree."""
+    """Raise WeightsError unless names and shapes are exactly those of the tree."""
     tensors = file.tensors
     misfits = {
         "missing": [name for name in expected if name not in tensors],
@@ -172,7 +172,7 @@ def refuse_misfits(file: WeightsFile, expected: dict[str, Tensor]) -> None:
     }
     found = "; ".join(f"{len(names)} {what} ({list_names(names)})" for what, names in misfits.items() if names)
     if found:
-        raise CheckpointError(f"{file.name} does not fit a Wan2.1 text-to-video network: {found}; {CURE}")
+        raise WeightsError(f"{file.name} does not fit a Wan2.1 text-to-video network: {found}; {CURE}")
 
 
 def explain_not_finite(

@@ -32,7 +32,7 @@ FROM_DIFFUSERS = (  # applied in order; several may match a name
 def load_vae(path: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> WanVAE:
     """Load the Wan2.1 VAE from a file of the original release, or from the `vae` folder of a diffusers-format one.
 
-    Raises CheckpointError for anything else.
+    Raises WeightsError for anything else.
     """
     tensors = read_weights_file(path).tensors
     if any(name.startswith("post_quant_conv.") for name in tensors):

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, ConfigError, list_names, shorten
+from ..errors import WeightsError, ConfigError, list_names, shorten
 from ..model.dtypes import STORED_DTYPES, is_finite
 from .identify import Kind, expect_kind
 from .weights_file import WeightsFile, read_weights_file
@@ -100,7 +100,7 @@ class Lora:
         other = [name for name in weights.tensors if OTHER_FORMULA.search(name)]
         other += [option for option in ("use_dora", "use_rslora") if weights.config.get(option)]
         if other:
-            raise CheckpointError(
+            raise WeightsError(
                 f"{source} is not a plain LoRA ({list_names(other, 2)}); merge it with the tool that made it"
             )
 
@@ -116,7 +116,7 @@ class Lora:
             else:
                 unread.append(name)
         if halves := sorted(downs.keys() ^ ups.keys()):
-            raise CheckpointError(f"{source} has one factor of two for {list_names(halves)}; download it again")
+            raise WeightsError(f"{source} has one factor of two for {list_names(halves)}; download it again")
 
         pairs = {}
         for module, down in downs.items():
@@ -138,18 +138,18 @@ class Lora:
     def match(self, weights: Mapping[str, Tensor]) -> MergeReport:
         """Report which modules of a state dict (released names, any device, also meta) the LoRA changes.
 
-        Raises CheckpointError if there is none, or if one has another shape.
+        Raises WeightsError if there is none, or if one has another shape.
         """
         matched = [module for module in self.pairs if f"{module}.weight" in weights]
         unmatched = tuple(module for module in self.pairs if f"{module}.weight" not in weights)
         if not matched:
-            raise CheckpointError(
+            raise WeightsError(
                 f"{self.source} matches no module of the model (it has {list_names(unmatched, 2)}); {CURE}"
             )
         for module in matched:
             expected, found = tuple(weights[f"{module}.weight"].shape), self.pairs[module].shape
             if expected[0] != found[0] or math.prod(expected[1:]) != math.prod(found[1:]):
-                raise CheckpointError(
+                raise WeightsError(
                     f"{self.source} was made for another model: its {module} is {list(found)}, the model's "
                     f"{list(expected)}; use a LoRA and a model of the same size"
                 )
@@ -178,7 +178,7 @@ class Lora:
 def prepare_lora(lora: str | Path | Lora | None, strength: float) -> Lora | None:
     """Read a LoRA, unless it is one already, and scale it; None stays None.
 
-    Raises CheckpointError as `Lora.read` does, and ConfigError for a `strength` that is not a number.
+    Raises WeightsError as `Lora.read` does, and ConfigError for a `strength` that is not a number.
     """
     if lora is not None and not isinstance(lora, Lora):
         lora = Lora.read(lora)
@@ -194,22 +194,22 @@ def to_module_name(name: str) -> str:
 
 
 def refuse_misfit(down: Tensor, up: Tensor, source: str, module: str) -> None:
-    """Raise CheckpointError unless two factors share a rank and hold finite numbers."""
+    """Raise WeightsError unless two factors share a rank and hold finite numbers."""
     shares_rank = down.dim() >= 2 and up.dim() >= 2 and 0 < down.shape[0] == math.prod(up.shape[1:])
     if not shares_rank or not down.numel() or not up.numel():
         shapes = f"{list(down.shape)} and {list(up.shape)}"
-        raise CheckpointError(f"{source} has factors {shapes} for {shorten(module)}, which share no rank; {CURE}")
+        raise WeightsError(f"{source} has factors {shapes} for {shorten(module)}, which share no rank; {CURE}")
     for factor in (down, up):
         if factor.dtype not in STORED_DTYPES or not is_finite(factor):
-            raise CheckpointError(
+            raise WeightsError(
                 f"{source} holds NaN, infinity or numbers of {factor.dtype} in {shorten(module)}; {CURE}"
             )
 
 
 def read_alpha(alpha: Tensor, source: str, module: str) -> float:
-    """Read alpha from a tensor. Raises CheckpointError unless it is one finite number."""
+    """Read alpha from a tensor. Raises WeightsError unless it is one finite number."""
     if alpha.numel() != 1 or alpha.is_complex() or not is_finite(alpha):
-        raise CheckpointError(f"{source} states an alpha for {shorten(module)} that is not a number; give `alpha`")
+        raise WeightsError(f"{source} states an alpha for {shorten(module)} that is not a number; give `alpha`")
     return float(alpha)
 
 
@@ -220,4 +220,4 @@ def read_stated_alpha(weights: WeightsFile) -> float | None:
         number = None if value is None else float(value)
         if number is None or math.isfinite(number):
             return number
-    raise CheckpointError(f"{weights.name} states alpha {shorten(repr(value))}, which is not a number; give `alpha`")
+    raise WeightsError(f"{weights.name} states alpha {shorten(repr(value))}, which is not a number; give `alpha`")

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import SHOWN_NAME, CheckpointError, list_names, shorten
+from ..errors import SHOWN_NAME, WeightsError, list_names, shorten
 from ..files import atomic_write, check_regular, open_regular
 
 UNPICKLING_ERROR = torch.serialization.pickle.UnpicklingError  # pyright: ignore[reportPrivateImportUsage]
@@ -37,31 +37,31 @@ PICKLES = 4  # ahead of the tensors in a file older than torch 1.6
 def read_tensor_file(path: Path) -> tuple[dict, dict[str, str]]:
     """Read the content and the metadata of one file. Its first bytes tell the format, not its suffix."""
     if not path.exists():
-        raise CheckpointError(f"{path} does not exist; give a .safetensors or .pt file, or a folder with config.json")
+        raise WeightsError(f"{path} does not exist; give a .safetensors or .pt file, or a folder with config.json")
     with open_regular(path) as file:
         head = file.read(64)
     if not head:
-        raise CheckpointError(f"{path.name} is empty; download it again")
+        raise WeightsError(f"{path.name} is empty; download it again")
     for signature, what, cure in IMPOSTORS:
         if head.lstrip().startswith(signature):
-            raise CheckpointError(f"{path.name} is {what}; {cure}")
+            raise WeightsError(f"{path.name} is {what}; {cure}")
     if head[8:9] == b"{":
         return read_safetensors(path, header_bytes=int.from_bytes(head[:8], "little"))
     if head.startswith((ZIP, PICKLE)):
         return read_torch(path, zipped=head.startswith(ZIP)), {}
-    raise CheckpointError(f"{path.name} holds neither weights nor a session; expected .safetensors or .pt")
+    raise WeightsError(f"{path.name} holds neither weights nor a session; expected .safetensors or .pt")
 
 
 def read_safetensors(path: Path, *, header_bytes: int) -> tuple[dict[str, Tensor], dict[str, str]]:
     if MAX_HEADER < header_bytes < path.stat().st_size:
-        raise CheckpointError(
+        raise WeightsError(
             f"{path.name} has a header of {header_bytes:,} bytes, expected at most {MAX_HEADER:,}; download it again"
         )
     try:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
     except (SafetensorError, RuntimeError) as error:
-        raise CheckpointError(f"{path.name} is truncated or damaged ({shorten(error)}); download it again") from error
+        raise WeightsError(f"{path.name} is truncated or damaged ({shorten(error)}); download it again") from error
 
 
 def read_torch(path: Path, *, zipped: bool) -> dict:
@@ -75,24 +75,24 @@ def read_torch(path: Path, *, zipped: bool) -> dict:
     except UNPICKLING_ERROR as error:
         refused = REFUSED_GLOBAL.search(str(error))
         what = f" ({shorten(refused[1], SHOWN_NAME)})" if refused else ""
-        raise CheckpointError(
+        raise WeightsError(
             f"{path.name} is a pickle of more than tensors{what}, so it was refused and nothing in it was run; "
             f"use a file that holds tensors only, best a .safetensors"
         ) from error
     except OSError:
         raise
     except MemoryError as error:
-        raise CheckpointError(f"{path.name} asks for more memory than there is; use a smaller file") from error
+        raise WeightsError(f"{path.name} asks for more memory than there is; use a smaller file") from error
     except Exception as error:  # a damaged pickle raises whatever its bytes happen to spell
         reason = shorten(str(error).partition("\n")[0] or type(error).__name__)
-        raise CheckpointError(f"{path.name} is damaged or not a torch file ({reason}); download it again") from error
+        raise WeightsError(f"{path.name} is damaged or not a torch file ({reason}); download it again") from error
     if not isinstance(state, dict):
-        raise CheckpointError(f"{path.name} holds a {type(state).__name__}; expected tensors by name, a state dict")
+        raise WeightsError(f"{path.name} holds a {type(state).__name__}; expected tensors by name, a state dict")
     return copy_entries(state)
 
 
 def refuse_packed(path: Path) -> None:
-    """Raise CheckpointError unless a zip holds its records as torch.save does: each once, and as plain bytes.
+    """Raise WeightsError unless a zip holds its records as torch.save does: each once, and as plain bytes.
 
     Torch maps records into memory as they are, and would read compressed ones as numbers.
     """
@@ -100,7 +100,7 @@ def refuse_packed(path: Path) -> None:
         with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             records = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:  # a zip ends with its directory
-        raise CheckpointError(f"{path.name} is truncated or not a whole archive; download it again") from error
+        raise WeightsError(f"{path.name} is truncated or not a whole archive; download it again") from error
     packed = [
         record.filename
         for record in records
@@ -109,17 +109,17 @@ def refuse_packed(path: Path) -> None:
         or record.file_size != record.compress_size
     ]
     if packed:
-        raise CheckpointError(
+        raise WeightsError(
             f"{path.name} was compressed or encrypted after it was saved ({list_names(packed, 1)}); "
             f"use the file as torch.save writes it"
         )
     is_whole = sum(record.file_size for record in records) <= path.stat().st_size
     if not is_whole or len({record.filename for record in records}) < len(records):
-        raise CheckpointError(f"{path.name} holds records twice or within each other; download it again")
+        raise WeightsError(f"{path.name} holds records twice or within each other; download it again")
 
 
 def refuse_deep(path: Path, *, zipped: bool) -> None:
-    """Raise CheckpointError for more tuples than a checkpoint has: Python crashes when it hashes deeply nested ones.
+    """Raise WeightsError for more tuples than a checkpoint has: Python crashes when it hashes deeply nested ones.
 
     Reads the opcodes of the pickle and executes none.
     """
@@ -127,7 +127,7 @@ def refuse_deep(path: Path, *, zipped: bool) -> None:
         with open_regular(path) as file:
             pickled = read_pickles(zipfile.ZipFile(file)) if zipped else [file.read(MAX_PICKLE)]
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
-        raise CheckpointError(f"{path.name} is truncated or damaged ({shorten(error)}); download it again") from error
+        raise WeightsError(f"{path.name} is truncated or damaged ({shorten(error)}); download it again") from error
     for stream in map(io.BytesIO, pickled):
         tuples = 0
         with contextlib.suppress(Exception):  # torch refuses damaged pickles later
@@ -136,7 +136,7 @@ def refuse_deep(path: Path, *, zipped: bool) -> None:
                 if tuples > MAX_TUPLES:
                     break
         if tuples > MAX_TUPLES or len(stream.getbuffer()) > MAX_PICKLE:
-            raise CheckpointError(
+            raise WeightsError(
                 f"{path.name} holds a pickle of more than {MAX_TUPLES:,} tuples or {MAX_PICKLE:,} bytes; "
                 f"use a file that holds one model"
             )

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, list_names, shorten
+from ..errors import WeightsError, list_names, shorten
 from ..files import read_text
 from .tensor_file import copy_entries, read_tensor_file
 from .weights_folder import find_files, parse_object
@@ -53,7 +53,7 @@ def read_weights_file(path: str | Path, *, ema: bool | None = None) -> WeightsFi
     """Open a .safetensors or .pt file, or a folder with config.json and safetensors, memory-mapped where possible.
 
     Of a training checkpoint, use the `generator`, as the reference does; use the `generator_ema` if `ema` is true, or
-    if `ema` is None and there is nothing else. Raises CheckpointError for a file without weights.
+    if `ema` is None and there is nothing else. Raises WeightsError for a file without weights.
     """
     path = Path(os.path.expanduser(path))  # Path.expanduser raises for an unknown user
     try:
@@ -67,7 +67,7 @@ def read_weights_file(path: str | Path, *, ema: bool | None = None) -> WeightsFi
             config = parse_object(metadata.get("geometry"), f"the metadata `geometry` of {path.name}")
         num_bytes = sum(file.stat().st_size for file in files)
     except OSError as error:
-        raise CheckpointError(
+        raise WeightsError(
             f"{path} cannot be read ({shorten(error.strerror or error)}); check the path and the disk"
         ) from error
     layout, tensors = choose_part(state, ema=ema, source=path.name)
@@ -99,9 +99,9 @@ def choose_part(
     """Choose the part of a loaded state dict to use; return its layout and its tensors."""
     found = [part for part in PARTS if isinstance(state.get(part), dict)]
     if ema and EMA not in found:
-        raise CheckpointError(f"{source} has no {EMA}, but {list_names(state)}; leave `ema` off")
+        raise WeightsError(f"{source} has no {EMA}, but {list_names(state)}; leave `ema` off")
     if ema is False and found == [EMA]:
-        raise CheckpointError(f"{source} has no generator, but only {EMA}; turn `ema` on")
+        raise WeightsError(f"{source} has no generator, but only {EMA}; turn `ema` on")
     layout = EMA if ema else next(iter(found), "bare")
     part = copy_entries(state[layout]) if found else state
     nested = layout in ("model", "state_dict") and any(isinstance(part.get(inner), dict) for inner in PARTS)
@@ -109,7 +109,7 @@ def choose_part(
         return choose_part(part, ema=ema, source=source, depth=depth + 1)
     tensors = {name: value for name, value in part.items() if isinstance(name, str) and isinstance(value, Tensor)}
     if not any(Tensor.dim(value) for value in tensors.values()):
-        raise CheckpointError(
+        raise WeightsError(
             f"{source} holds {list_names(part)}; expected tensors by name, or one of {', '.join(PARTS)}; "
             f"use a checkpoint saved with its generator"
         )
@@ -117,21 +117,19 @@ def choose_part(
 
 
 def strip_attributes(tensor: Tensor, name: str, source: str) -> Tensor:
-    """Detach a tensor from attributes that a pickle may have set on it. Raises CheckpointError unless it is dense."""
+    """Detach a tensor from attributes that a pickle may have set on it. Raises WeightsError unless it is dense."""
     tensor = Tensor.detach(tensor)
     is_array = tensor.layout is torch.strided and tensor.device.type != "meta" and not tensor.is_quantized
     if not is_array or tensor.is_conj() or tensor.is_neg():
-        raise CheckpointError(
-            f"{source} holds {list_names([name])} as a sparse, quantised or empty form; save it dense"
-        )
+        raise WeightsError(f"{source} holds {list_names([name])} as a sparse, quantised or empty form; save it dense")
     return tensor
 
 
 def refuse_expanded(tensors: Mapping[str, Tensor], num_bytes: int, source: str) -> None:
-    """Raise CheckpointError for tensors that together take far more than the `num_bytes` of their files."""
+    """Raise WeightsError for tensors that together take far more than the `num_bytes` of their files."""
     claimed = sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
     if claimed > MAX_SHARING * num_bytes:
-        raise CheckpointError(
+        raise WeightsError(
             f"{source} has {num_bytes:,} bytes, but its tensors would take {claimed:,}; save them as they are, "
             f"not expanded"
         )
@@ -140,7 +138,7 @@ def refuse_expanded(tensors: Mapping[str, Tensor], num_bytes: int, source: str) 
 def normalise_names(tensors: Mapping[str, Tensor], *, source: str = "the file") -> dict[str, Tensor]:
     """Give tensors their released names (`blocks.0.self_attn.q.weight`)."""
     if len(tensors) > MAX_TENSORS or any(len(name) > MAX_NAME for name in tensors):
-        raise CheckpointError(
+        raise WeightsError(
             f"{source} has {len(tensors):,} tensors and names of up to {max(map(len, tensors)):,} characters; "
             f"expected at most {MAX_TENSORS:,} and {MAX_NAME}; use a file of one model"
         )
@@ -148,7 +146,7 @@ def normalise_names(tensors: Mapping[str, Tensor], *, source: str = "the file") 
     if len(renamed) < len(tensors):
         counts = Counter(map(to_released_name, tensors))
         twice = sorted(name for name, count in counts.items() if count > 1)
-        raise CheckpointError(f"{source} has two tensors for {list_names(twice)}; save one model in one file")
+        raise WeightsError(f"{source} has two tensors for {list_names(twice)}; save one model in one file")
     return renamed
 
 

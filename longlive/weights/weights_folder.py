@@ -3,7 +3,7 @@
 import itertools
 from pathlib import Path
 
-from ..errors import CheckpointError, list_names, shorten
+from ..errors import WeightsError, list_names, shorten
 from ..files import is_plain_name, read_text
 from ..untrusted import parse_json
 
@@ -22,7 +22,7 @@ def find_files(path: Path) -> list[Path]:
             return [path / described_by, *find_shards(path, pattern)]
     files = sorted(file for file in itertools.islice(path.rglob("*"), MAX_LISTED) if file.suffix in SUFFIXES)
     found = list_names(file.relative_to(path).as_posix() for file in files)
-    raise CheckpointError(
+    raise WeightsError(
         f"{path} is a folder without config.json (weights found in it: {found}); give one file, "
         f"or a folder that holds config.json and diffusion_pytorch_model*.safetensors"
     )
@@ -37,7 +37,7 @@ def find_shards(path: Path, pattern: str) -> list[Path]:
         files = sorted(path.glob(pattern)) or sorted(path.glob("*.safetensors"))
     missing = [file.name for file in files if not file.is_file()]
     if missing or not files:
-        raise CheckpointError(f"{path} lacks {list_names(missing or [pattern])}; download the folder again")
+        raise WeightsError(f"{path} lacks {list_names(missing or [pattern])}; download the folder again")
     return files
 
 
@@ -47,16 +47,16 @@ def read_index(index: Path) -> list[str]:
     names = list(weight_map.values()) if isinstance(weight_map, dict) else [weight_map]
     odd = [name for name in names if not (isinstance(name, str) and is_plain_name(name))]
     if odd:
-        raise CheckpointError(f"{index} names {shorten(odd[0])!r} as a file beside it; download the folder again")
+        raise WeightsError(f"{index} names {shorten(odd[0])!r} as a file beside it; download the folder again")
     return sorted(set(names))
 
 
 def parse_object(text: str | None, where: str) -> dict:
-    """Parse a JSON object; no text gives an empty one. Raises CheckpointError, naming `where`."""
+    """Parse a JSON object; no text gives an empty one. Raises WeightsError, naming `where`."""
     try:
         value = parse_json(text or "{}")
     except ValueError as error:
-        raise CheckpointError(f"{where} is not JSON ({shorten(error)}); download it again") from error
+        raise WeightsError(f"{where} is not JSON ({shorten(error)}); download it again") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{where} holds a {type(value).__name__}; expected a JSON object")
+        raise WeightsError(f"{where} holds a {type(value).__name__}; expected a JSON object")
     return value

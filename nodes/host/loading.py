@@ -13,7 +13,7 @@ import torch
 from comfy.latent_formats import Wan21
 from comfy.model_patcher import ModelPatcher
 
-from ...longlive.errors import CheckpointError
+from ...longlive.errors import WeightsError
 from ...longlive.miniature.files import DIT, TEACHER, VAE, check_miniature_size, check_present, load_miniature
 from ...longlive.model.dtypes import COMPUTE_DTYPES
 from ...longlive.weights.load import choose_dtype, load_model, merge_weights
@@ -41,7 +41,7 @@ class LoaderChoice:
 
 
 def load_merged(choice: LoaderChoice, *, disable_dynamic: bool = False) -> tuple[ModelPatcher, str]:
-    """Load LongLive's weights with its LoRA merged; also return a report. Raises CheckpointError for other files."""
+    """Load LongLive's weights with its LoRA merged; also return a report. Raises WeightsError for other files."""
     weights = read_weights_file(folder_paths.get_full_path_or_raise("diffusion_models", choice.model_name))
     has_lora = choice.lora_name != NO_LORA
     lora_file = folder_paths.get_full_path_or_raise("loras", choice.lora_name) if has_lora else None
@@ -53,7 +53,7 @@ def load_merged(choice: LoaderChoice, *, disable_dynamic: bool = False) -> tuple
         state, model_options={"dtype": dtype} if dtype else {}, disable_dynamic=disable_dynamic
     )
     if model is None:
-        raise CheckpointError(f"ComfyUI does not recognise {choice.model_name}; expected Wan2.1 text-to-video weights")
+        raise WeightsError(f"ComfyUI does not recognise {choice.model_name}; expected Wan2.1 text-to-video weights")
     model.cached_patcher_init = (reload_merged, (choice,))
     return model, str(report)
 
@@ -95,7 +95,7 @@ class MiniatureLatents(Wan21):
 
 
 def load_miniature_networks() -> tuple[ModelPatcher, ModelPatcher, comfy.sd.VAE]:
-    """Load the miniature's model, its teacher and its VAE. Raises CheckpointError for missing or damaged files."""
+    """Load the miniature's model, its teacher and its VAE. Raises WeightsError for missing or damaged files."""
     check_present(TEACHER)
     load_miniature()  # checks the files first, for ComfyUI's own errors are hard to read
     load_model(TEACHER)

@@ -12,7 +12,7 @@ from comfy.ldm.modules.attention import optimized_attention
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...longlive.errors import CheckpointError
+from ...longlive.errors import WeightsError
 from ...longlive.model.attention import Attend
 from ...longlive.model.causal import CausalWan
 from ...longlive.model.dtypes import COMPUTE_DTYPES, name_dtype
@@ -42,7 +42,7 @@ def check_size(patcher: ModelPatcher, width: int, height: int) -> None:
 def as_causal_model(patcher: ModelPatcher) -> CausalWan:
     """A MODEL as a causal model, with its sub-modules, attention and patches, on its device.
 
-    Raises CheckpointError if the MODEL is not a Wan2.1 text-to-video network.
+    Raises WeightsError if the MODEL is not a Wan2.1 text-to-video network.
     """
     tree = get_wan_tree(patcher)
     device = patcher.load_device
@@ -68,22 +68,22 @@ def get_compute_dtype(patcher: ModelPatcher) -> torch.dtype:
 def get_wan_tree(
     patcher: ModelPatcher, what: str = "the MODEL", cure: str = "load longlive_base with LongLive Model Loader"
 ) -> WanTree:
-    """The network of a MODEL. Raises CheckpointError if it is not a Wan2.1 text-to-video network."""
+    """The network of a MODEL. Raises WeightsError if it is not a Wan2.1 text-to-video network."""
     tree = patcher.model.diffusion_model
     found = getattr(tree, "in_dim", None)
     is_text_to_video = getattr(tree, "model_type", None) == "t2v" and getattr(tree, "img_emb", None) is None
     if not (hasattr(tree, "time_projection") and hasattr(tree, "head") and is_text_to_video):
-        raise CheckpointError(
+        raise WeightsError(
             f"{what} is {type(patcher.model).__name__} ({getattr(tree, 'model_type', 'no Wan')}), expected a Wan2.1 "
             f"text-to-video network; {cure}"
         )
     if found != WAN21_CHANNELS or tree.out_dim != WAN21_CHANNELS:
-        raise CheckpointError(
+        raise WeightsError(
             f"{what} takes {found} latent channels and makes {tree.out_dim}, Wan2.1 text-to-video has "
             f"{WAN21_CHANNELS}; {cure}"
         )
     if more := list_extra_parts(patcher):
-        raise CheckpointError(
+        raise WeightsError(
             f"{what} is {type(tree).__name__} with {', '.join(more)}, which a rollout would leave out; {cure}"
         )
     return tree
@@ -101,14 +101,14 @@ def list_extra_parts(patcher: ModelPatcher) -> list[str]:
 def check_copyable(patcher: ModelPatcher, what: str, cure: str) -> None:
     """Refuse a MODEL whose weights cannot be copied: another network, quantised weights, or an opaque patch.
 
-    Raises CheckpointError.
+    Raises WeightsError.
     """
     get_wan_tree(patcher, what, cure)
     if unknown := list_unrecognisable(patcher):
-        raise CheckpointError(f"{what} carries {' and '.join(unknown)}, which cannot be copied; connect it without")
+        raise WeightsError(f"{what} carries {' and '.join(unknown)}, which cannot be copied; connect it without")
     dtypes = {weight.dtype for _, weight in iter_loaded_weights(patcher)}
     if quantised := ", ".join(sorted(map(name_dtype, dtypes - {*COMPUTE_DTYPES.values()}))):
-        raise CheckpointError(
+        raise WeightsError(
             f"{what} is quantised (its weights are {quantised}), and tuning needs whole weights; "
             f"load a file of bf16, fp16 or fp32 with weight_dtype default"
         )
@@ -117,7 +117,7 @@ def check_copyable(patcher: ModelPatcher, what: str, cure: str) -> None:
 def copy_network(patcher: ModelPatcher, dtype: torch.dtype, what: str, cure: str) -> WanModel:
     """Copy the weights of a MODEL, with the LoRAs applied to them, into our own network. The MODEL stays unchanged.
 
-    Raises CheckpointError as `check_copyable` does.
+    Raises WeightsError as `check_copyable` does.
     """
     check_copyable(patcher, what, cure)
     geometry = Geometry.of_tree(get_wan_tree(patcher, what, cure))

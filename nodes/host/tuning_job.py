@@ -72,7 +72,7 @@ class Models:
     vae: VAE
 
     def check(self, width: int, height: int, pairs: Pairs) -> None:
-        """Raise CheckpointError, ConditioningError or ConfigError for models that cannot be tuned with."""
+        """Raise WeightsError, ConditioningError or ConfigError for models that cannot be tuned with."""
         for patcher, words in ((self.student, STUDENT_WORDS), (self.teacher, TEACHER_WORDS)):
             check_copyable(patcher, *words)
             check_embedding_width(pairs.unprompted, patcher)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ...longlive.digest import hash_tensors
-from ...longlive.errors import CheckpointError
+from ...longlive.errors import WeightsError
 from ...longlive.model.convolution import use_fast_convolutions
 from ...longlive.model.vae import LATENT_CHANNELS, WanVAE
 from ...longlive.model.vae_streams import (
@@ -47,7 +47,7 @@ VIDEO_FRAMES = 5  # ComfyUI's memory estimate takes fewer for an image
 
 
 def create_decoder(vae: comfy.sd.VAE, *, interruptible: bool = True) -> ResumableDecoder:
-    """Create a decoder of model-space latents over a ComfyUI VAE. Raises CheckpointError for any VAE but Wan2.1's.
+    """Create a decoder of model-space latents over a ComfyUI VAE. Raises WeightsError for any VAE but Wan2.1's.
 
     After `flush` it takes the next video, of any batch and size. Interruptible means between two passes.
     """
@@ -77,7 +77,7 @@ def choose_stream(
 ) -> StreamT:
     """Choose the stream that gives for a trial what ComfyUI gives for the whole: the best of `hosts`, else our own.
 
-    Raises CheckpointError if no stream does.
+    Raises WeightsError if no stream does.
     """
     errors = [measure_error(stream, trial_BFCHW, whole_BFCHW) for stream in hosts]
     if min(errors) <= TOLERANCE:
@@ -85,7 +85,7 @@ def choose_stream(
 
     stream = ours()
     if measure_error(stream, trial_BFCHW, whole_BFCHW) > TOLERANCE:
-        raise CheckpointError(
+        raise WeightsError(
             f"this ComfyUI's VAE does not work like Wan2.1's, in a way that LongLive does not know; {cure}"
         )
     log.warning(
@@ -254,13 +254,13 @@ class HostEncoder(HostStream):
 
 
 def refuse_other_vaes(vae: comfy.sd.VAE) -> None:
-    """Raise CheckpointError unless ComfyUI loaded the VAE as Wan2.1's."""
+    """Raise WeightsError unless ComfyUI loaded the VAE as Wan2.1's."""
     network, cure = vae.first_stage_model, "connect a VAE loader with wan_2.1_vae.safetensors"
     if not isinstance(network, comfy.ldm.wan.vae.WanVAE):
         found = f"a {type(network).__name__} of {vae.latent_channels} latent channels" if network else "no VAE"
-        raise CheckpointError(f"this VAE is not Wan2.1's: found {found}, expected {LATENT_CHANNELS} of a video; {cure}")
+        raise WeightsError(f"this VAE is not Wan2.1's: found {found}, expected {LATENT_CHANNELS} of a video; {cure}")
     if (channels := network.decoder.head[-1].out_channels) != 3:
-        raise CheckpointError(f"this VAE decodes to {channels} channels, expected Wan2.1's 3; {cure}")
+        raise WeightsError(f"this VAE decodes to {channels} channels, expected Wan2.1's 3; {cure}")
 
 
 def measure_error(stream: VideoDecoder | VideoEncoder, trial_BFCHW: Tensor, whole_BFCHW: Tensor) -> float:

@@ -13,7 +13,7 @@ from typing import Generic, Protocol, TypeVar
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ...errors import CheckpointError
+from ...errors import WeightsError
 from ...files import PART
 from ...tuning.metrics_log import MetricsLog
 from ...tuning.optimizer_state import join_states, select_state
@@ -96,7 +96,7 @@ def train(
 ) -> None:
     """Train to the end, from the checkpoint in `folder` if there is one; write figures to `name`.jsonl.
 
-    `on_save` is called after each checkpoint. Raises CheckpointError for a checkpoint that is damaged or of another
+    `on_save` is called after each checkpoint. Raises WeightsError for a checkpoint that is damaged or of another
     recipe.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -127,16 +127,16 @@ def train(
 
 
 def check_recipe(path: Path, recipe: object) -> None:
-    """Raise CheckpointError if the file exists and another recipe made it, or if it cannot be read."""
+    """Raise WeightsError if the file exists and another recipe made it, or if it cannot be read."""
     if not path.exists():
         return
     try:
         with safe_open(path, "pt") as file:
             found = (file.metadata() or {}).get(RECIPE)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}; delete it to make it again") from error
+        raise WeightsError(f"{path} cannot be read: {error}; delete it to make it again") from error
     if found != str(recipe):
-        raise CheckpointError(
+        raise WeightsError(
             f"{path} was made with another recipe ({found}) than the one given ({recipe}); "
             f"train in another --folder, or delete this file"
         )

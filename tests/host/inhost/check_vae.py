@@ -7,7 +7,7 @@ import comfy.model_management
 import comfy.sd
 import pytest
 import torch
-from comfyui_longlive.longlive.errors import CheckpointError, VideoError
+from comfyui_longlive.longlive.errors import WeightsError, VideoError
 from comfyui_longlive.longlive.model.vae import WanVAE
 from comfyui_longlive.nodes.host import fallback_decoder
 from comfyui_longlive.nodes.host import vae as host_vae
@@ -177,10 +177,10 @@ def check_host_vae_of_an_unknown_cut() -> None:
         encoder = host_vae.create_encoder(vae)
         assert isinstance(encoder, host_vae.StreamingEncoder), encoder
         patch.setattr(network, "decode", lambda self, z: torch.zeros(1, 3, 17, 32, 32))
-        with pytest.raises(CheckpointError, match="update LongLive, or decode with"):
+        with pytest.raises(WeightsError, match="update LongLive, or decode with"):
             host_vae.create_decoder(vae)
         patch.setattr(network, "encode", lambda self, x: torch.zeros(1, 16, 4, 4, 4))
-        with pytest.raises(CheckpointError, match=r"update LongLive$"):
+        with pytest.raises(WeightsError, match=r"update LongLive$"):
             host_vae.create_encoder(vae)
 
 
@@ -189,7 +189,7 @@ def check_other_vaes_are_refused() -> None:
     vae = comfy.sd.VAE(sd=random_weights())
     vae.first_stage_model, vae.latent_channels = torch.nn.Linear(1, 1), 48
     for stream in (host_vae.create_decoder, host_vae.create_encoder):
-        with pytest.raises(CheckpointError, match=r"found a Linear of 48 latent channels.*wan_2\.1_vae"):
+        with pytest.raises(WeightsError, match=r"found a Linear of 48 latent channels.*wan_2\.1_vae"):
             stream(vae)
 
 

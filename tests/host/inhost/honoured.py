@@ -12,7 +12,7 @@ from comfy_extras.nodes_context_windows import WanContextWindowsManualNode
 from comfy_extras.nodes_easycache import EasyCacheNode
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3, RescaleCFG
 from comfy_extras.nodes_rope import ScaleROPE
-from comfyui_longlive.longlive.errors import CheckpointError
+from comfyui_longlive.longlive.errors import WeightsError
 from comfyui_longlive.nodes.host.identity import hash_model, is_called, list_opaque
 from comfyui_longlive.nodes.host.model import get_wan_tree, list_ignored
 from compute import begun, computing_in, loaded, longer
@@ -115,7 +115,7 @@ def check_networks_with_more_to_them_are_refused() -> None:
         (wan.WanModel(model_type="t2v", in_dim_ref_conv=16, **SIZES), "ref_conv"),
     ):
         patcher = SimpleNamespace(model=SimpleNamespace(diffusion_model=network), object_patches_backup={})
-        with pytest.raises(CheckpointError, match=f"the MODEL is {type(network).__name__} with .*{part}.*which a roll"):
+        with pytest.raises(WeightsError, match=f"the MODEL is {type(network).__name__} with .*{part}.*which a roll"):
             get_wan_tree(patcher)
     whole = SimpleNamespace(
         model=SimpleNamespace(diffusion_model=wan.WanModel(model_type="t2v", **SIZES)), object_patches_backup={}

@@ -11,7 +11,7 @@ import folder_paths
 import pytest
 import torch
 from comfyui_longlive.longlive.config import RolloutConfig
-from comfyui_longlive.longlive.errors import CheckpointError
+from comfyui_longlive.longlive.errors import WeightsError
 from comfyui_longlive.longlive.miniature import files
 from comfyui_longlive.longlive.model.vae import denormalise
 from comfyui_longlive.longlive.model.vae_streams import decode
@@ -97,5 +97,5 @@ def check_damaged_files_are_refused() -> None:
         ):
             if content is not None:
                 path.write_bytes(content)
-            with pytest.raises(CheckpointError, match=told):
+            with pytest.raises(WeightsError, match=told):
                 MiniatureLoader.execute()

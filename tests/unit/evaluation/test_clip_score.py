@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from longlive.errors import CheckpointError, ScriptError
+from longlive.errors import WeightsError, ScriptError
 from longlive.evaluation.clip_score import ClipScorer
 from longlive.evaluation.evaluate import evaluate_video
 from longlive.session.timeline import Segment
@@ -66,14 +66,14 @@ def test_every_segment_has_a_score(folder, tmp_path):
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match=r"has no config\.json; give the folder of a CLIP model"):
+    with pytest.raises(WeightsError, match=r"has no config\.json; give the folder of a CLIP model"):
         ClipScorer.of_folder(tmp_path)
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="cannot be loaded"):
+    with pytest.raises(WeightsError, match="cannot be loaded"):
         ClipScorer.of_folder(tmp_path)
 
 
 def test_without_transformers_a_sentence_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(CheckpointError, match="pip install transformers"):
+    with pytest.raises(WeightsError, match="pip install transformers"):
         ClipScorer.of_folder(tmp_path)

@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 
 from longlive.config import RolloutConfig
-from longlive.errors import CheckpointError
+from longlive.errors import WeightsError
 from longlive.miniature import files
 from longlive.miniature.evaluation.plan import EvaluationPlan, SwitchCase
 from longlive.miniature.evaluation.switches import SeedResult
@@ -147,6 +147,6 @@ def test_other_seeds_give_other_videos_and_the_same_seed_the_same(miniature):
 
 def test_a_file_that_is_gone_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "DIT", tmp_path / "gone.safetensors")
-    with pytest.raises(CheckpointError, match=r"gone.safetensors is missing; .* install the pack again"):
+    with pytest.raises(WeightsError, match=r"gone.safetensors is missing; .* install the pack again"):
         load_miniature()
     check_present(DIT, VAE)

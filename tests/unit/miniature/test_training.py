@@ -14,7 +14,7 @@ import pytest
 import torch
 from patience import run_patiently, wait_until
 
-from longlive.errors import CheckpointError
+from longlive.errors import WeightsError
 from longlive.miniature.files import DIT
 from longlive.miniature.training import export
 from longlive.miniature.training.bank import EncodedClips, make_clip
@@ -161,10 +161,10 @@ def test_a_state_of_another_recipe_and_a_damaged_one_are_refused(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(VaeTraining(TINY_VAE), tmp_path, "vae", save_every=0, on_save=interrupt)
     other = replace(TINY_VAE, steps=5)
-    with pytest.raises(CheckpointError, match=r"was made with another recipe .*steps=4.* than the one given .*steps=5"):
+    with pytest.raises(WeightsError, match=r"was made with another recipe .*steps=4.* than the one given .*steps=5"):
         train(VaeTraining(other), tmp_path, "vae")
     (tmp_path / "vae.state.safetensors").write_bytes(b"?" * 100)
-    with pytest.raises(CheckpointError, match=r"cannot be read: .*; delete it to make it again"):
+    with pytest.raises(WeightsError, match=r"cannot be read: .*; delete it to make it again"):
         train(VaeTraining(TINY_VAE), tmp_path, "vae")
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from longlive.errors import CheckpointError
+from longlive.errors import WeightsError
 from longlive.model.text_encoder import UMT5, WIDTH, HashedWords, clean_prompt
 from longlive.model.wan import TEXT_LEN
 
@@ -109,7 +109,7 @@ def test_umt5_is_frozen_and_in_the_dtype_asked_for(pipeline):
 def test_a_folder_that_lacks_a_part_is_refused(tmp_path, missing):
     for part in {"text_encoder", "tokenizer"} - {missing}:
         (tmp_path / part).mkdir()
-    with pytest.raises(CheckpointError, match=f"has no {missing}/ folder; give a diffusers-format Wan2.1 folder"):
+    with pytest.raises(WeightsError, match=f"has no {missing}/ folder; give a diffusers-format Wan2.1 folder"):
         UMT5.of_pipeline(tmp_path, device=CPU, dtype=torch.float32)
 
 
@@ -129,7 +129,7 @@ def test_a_damaged_folder_is_refused(pipeline, tmp_path, damage):
                 file.unlink()
         case "config no JSON":
             (folder / "text_encoder" / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"the text encoder in .* cannot be loaded"):
+    with pytest.raises(WeightsError, match=r"the text encoder in .* cannot be loaded"):
         UMT5.of_pipeline(folder, device=CPU, dtype=torch.float32)
 
 
@@ -141,11 +141,11 @@ def test_weights_that_lack_a_tensor_are_refused(pipeline, tmp_path):
     del tensors["encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight"]
     weights.unlink()
     save_file(tensors, weights, {"format": "pt"})
-    with pytest.raises(CheckpointError):
+    with pytest.raises(WeightsError):
         UMT5.of_pipeline(folder, device=CPU, dtype=torch.float32)
 
 
 def test_without_transformers_the_cure_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(CheckpointError, match=r"needs transformers, .*; pip install diffusers transformers"):
+    with pytest.raises(WeightsError, match=r"needs transformers, .*; pip install diffusers transformers"):
         UMT5.of_pipeline(tmp_path, device=CPU, dtype=torch.float32)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from longlive.errors import CheckpointError
+from longlive.errors import WeightsError
 from longlive.model.vae import WanVAE, denormalise, normalise
 from longlive.model.vae_streams import StreamingDecoder, StreamingEncoder, decode, encode
 
@@ -187,12 +187,12 @@ def test_pixels_that_do_not_fill_cells_are_refused(vae):
     ],
 )
 def test_weights_of_anything_else_are_refused_with_the_file_to_use(weights, change, message):
-    with pytest.raises(CheckpointError, match=message + r".*use Wan2\.1_VAE\.pth or wan_2\.1_vae\.safetensors"):
+    with pytest.raises(WeightsError, match=message + r".*use Wan2\.1_VAE\.pth or wan_2\.1_vae\.safetensors"):
         WanVAE.of_weights(change(weights))
 
 
 def test_weights_too_large_for_their_dtype_are_refused(weights):
     large = weights | {"conv1.bias": torch.full((32,), 1e5)}
     WanVAE.of_weights(large)
-    with pytest.raises(CheckpointError, match=r"in 'conv1\.bias' \(torch\.float32, as torch\.float16\)"):
+    with pytest.raises(WeightsError, match=r"in 'conv1\.bias' \(torch\.float32, as torch\.float16\)"):
         WanVAE.of_weights(large, dtype=torch.float16)

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from longlive.errors import CheckpointError, LongLiveError
+from longlive.errors import WeightsError, LongLiveError
 from longlive.reference.recorded_run import RecordedRun
 from longlive.reference.verify import REPLAYS, measure_distance, verify
 from longlive.reference.verify import replay_run as replay_of
@@ -159,7 +159,7 @@ def test_a_result_the_replay_does_not_make_fails(tmp_path):
 @pytest.mark.parametrize("path", OTHERS, ids=lambda path: path.stem)
 def test_another_kind_of_file_is_refused_by_name(path):
     message = f"{path.name} is not a run that can be replayed: its kind is '{KINDS[path]}', expected one of single, "
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(WeightsError, match=message):
         verify(path)
 
 
@@ -174,18 +174,18 @@ def test_what_is_no_run_is_refused(tmp_path):
     whole = (REFERENCE / "scheduler.safetensors").read_bytes()
     for content in (b"", b"no safetensors", whole[:-1], whole[:100]):
         damaged.write_bytes(content)
-        with pytest.raises(CheckpointError, match=r"damaged.safetensors cannot be read as a recorded run"):
+        with pytest.raises(WeightsError, match=r"damaged.safetensors cannot be read as a recorded run"):
             verify(damaged)
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(WeightsError, match="cannot be read"):
         verify(tmp_path / "nowhere")
     save_file({"x": torch.zeros(1)}, damaged)
-    with pytest.raises(CheckpointError, match="its kind is None"):
+    with pytest.raises(WeightsError, match="its kind is None"):
         verify(damaged)
 
 
 def test_a_run_without_its_weights_names_them(tmp_path):
     shutil.copy(REFERENCE / "single.safetensors", tmp_path)
-    with pytest.raises(CheckpointError, match=r"weights_causal.safetensors does not exist"):
+    with pytest.raises(WeightsError, match=r"weights_causal.safetensors does not exist"):
         verify(tmp_path / "single.safetensors")
 
 
@@ -227,18 +227,18 @@ def test_metadata_that_anyone_may_have_written_are_refused_in_a_short_sentence(t
     ids=lambda x: f"{x.dtype} {list(x.shape)}",
 )
 def test_inputs_that_fit_no_network_are_refused(tmp_path, noise):
-    with pytest.raises(CheckpointError, match="is an incomplete run"):
+    with pytest.raises(WeightsError, match="is an incomplete run"):
         verify(altered(REFERENCE / "single.safetensors", tmp_path, **{"in.noise": noise}))
 
 
 def test_a_result_of_another_dtype_is_refused(tmp_path):
     path = REFERENCE / "scheduler.safetensors"
     halves = {name: x.bfloat16() for name, x in RecordedRun.open(path).results.items()}
-    with pytest.raises(CheckpointError, match="is an incomplete run"):
+    with pytest.raises(WeightsError, match="is an incomplete run"):
         verify(altered(path, tmp_path, **halves))
 
 
 def test_a_pipe_is_no_run(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(CheckpointError, match=r"cannot be read as a recorded run: it is a pipe, not a file"):
+    with pytest.raises(WeightsError, match=r"cannot be read as a recorded run: it is a pipe, not a file"):
         verify(tmp_path / "pipe")

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from longlive.digest import TENSORS_HELD, hash_stream, hash_tensors
-from longlive.errors import CheckpointError
+from longlive.errors import WeightsError
 from longlive.weights import file_digest as module
 from longlive.weights.file_digest import digest_file
 
@@ -204,7 +204,7 @@ def test_a_released_folder_is_all_it_is_read_from_and_nothing_else(tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path, cache):
-    with pytest.raises(CheckpointError, match=r"gone\.pt cannot be read \(No such file"):
+    with pytest.raises(WeightsError, match=r"gone\.pt cannot be read \(No such file"):
         digest_file(tmp_path / "gone.pt", cache_dir=cache)
 
 
@@ -212,7 +212,7 @@ def test_a_pipe_a_loop_of_links_and_a_name_that_is_none_are_refused_at_once(tmp_
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for name in ("pipe", "loop", "a\0b", "/dev/zero"):
-        with pytest.raises(CheckpointError, match=r"cannot be read"):
+        with pytest.raises(WeightsError, match=r"cannot be read"):
             digest_file(tmp_path / name, cache_dir=cache)
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from longlive.errors import CheckpointError, ConfigError
+from longlive.errors import WeightsError, ConfigError
 from longlive.weights.describe import describe_file
 from longlive.weights.load import load_model, merge_weights
 from longlive.weights.lora import FactorPair, Lora, MergeReport
@@ -152,7 +152,7 @@ def test_alpha_is_given_or_stated_or_the_rank(base, adapter, tmp_path):
         (3, Lora.read(saved(tmp_path, adapter, "lora.safetensors", metadata={"alpha": "12"}))),
     ):
         torch.testing.assert_close(merge(base, lora)[0][name] - base[name], factor * added, rtol=1e-4, atol=1e-6)
-    with pytest.raises(CheckpointError, match="states alpha 'many', which is not a number; give `alpha`"):
+    with pytest.raises(WeightsError, match="states alpha 'many', which is not a number; give `alpha`"):
         Lora.read(saved(tmp_path, adapter, "lora.safetensors", metadata={"alpha": "many"}))
 
 
@@ -162,9 +162,7 @@ def test_a_peft_folder_states_its_alpha(adapter, tmp_path):
     config.write_text(json.dumps({"r": 4, "lora_alpha": 8}))
     assert Lora.read(config.parent).alphas == (8.0,)
     config.write_text(json.dumps({"r": 4, "lora_alpha": 8, "use_rslora": True}))
-    with pytest.raises(
-        CheckpointError, match=r"is not a plain LoRA \(use_rslora\); merge it with the tool that made it"
-    ):
+    with pytest.raises(WeightsError, match=r"is not a plain LoRA \(use_rslora\); merge it with the tool that made it"):
         Lora.read(config.parent)
 
 
@@ -206,7 +204,7 @@ def test_the_generators_adapter_is_taken_and_the_critics_is_not(base, adapter, l
 
 
 def test_a_critics_adapter_alone_is_refused(adapter, tmp_path):
-    with pytest.raises(CheckpointError, match="holds critic_lora, step; expected"):
+    with pytest.raises(WeightsError, match="holds critic_lora, step; expected"):
         Lora.read(saved(tmp_path, {"critic_lora": adapter, "step": 1}))
 
 
@@ -250,11 +248,11 @@ def test_a_model_merges_in_full_precision_before_it_is_rounded(base, lora):
 
 def test_a_lora_in_the_models_place_is_refused_and_the_other_way_round(adapter, tmp_path):
     with pytest.raises(
-        CheckpointError, match=r"holds a LoRA for LongLive or Wan.*; expected LongLive .*; give it as the LoRA"
+        WeightsError, match=r"holds a LoRA for LongLive or Wan.*; expected LongLive .*; give it as the LoRA"
     ):
         load_model(saved(tmp_path, adapter))
     with pytest.raises(
-        CheckpointError, match=r"holds Wan.* text-to-video weights; expected a LoRA for LongLive.*; download"
+        WeightsError, match=r"holds Wan.* text-to-video weights; expected a LoRA for LongLive.*; download"
     ):
         Lora.read(CAUSAL)
 
@@ -294,7 +292,7 @@ def test_a_lora_that_fits_in_part_is_used_and_says_so(base, adapter, tmp_path):
 
 def test_a_lora_that_matches_nothing_is_refused(base, tmp_path):
     state = {f"blocks.9.ffn.0.lora_{factor}.weight": torch.zeros(4, 4) for factor in "AB"}
-    with pytest.raises(CheckpointError, match=r"matches no module of the model \(it has blocks\.9\.ffn\.0\)"):
+    with pytest.raises(WeightsError, match=r"matches no module of the model \(it has blocks\.9\.ffn\.0\)"):
         merge(base, Lora.read(saved(tmp_path, state)))
 
 
@@ -302,7 +300,7 @@ def test_a_lora_for_a_wider_model_is_refused(base, tmp_path):
     state = {f"blocks.0.ffn.0.lora_{factor}.weight": torch.zeros(4, 4) for factor in "AB"}
     lora = Lora.read(saved(tmp_path, state))
     with pytest.raises(
-        CheckpointError, match=r"made for another model: its blocks\.0\.ffn\.0 is \[4, 4\], the model's \[64, 32\]"
+        WeightsError, match=r"made for another model: its blocks\.0\.ffn\.0 is \[4, 4\], the model's \[64, 32\]"
     ):
         merge(base, lora)
 
@@ -310,21 +308,21 @@ def test_a_lora_for_a_wider_model_is_refused(base, tmp_path):
 def test_factors_that_share_no_rank_are_refused(adapter, tmp_path):
     state = adapter | {f"{PEFT}blocks.0.self_attn.q.lora_A.weight": torch.zeros(5, 32)}
     with pytest.raises(
-        CheckpointError, match=r"factors \[5, 32\] and \[32, 4\] for blocks\.0\.self_attn\.q, which share no"
+        WeightsError, match=r"factors \[5, 32\] and \[32, 4\] for blocks\.0\.self_attn\.q, which share no"
     ):
         Lora.read(saved(tmp_path, state))
 
 
 def test_half_a_pair_is_refused(adapter, tmp_path):
     state = {name: tensor for name, tensor in adapter.items() if "blocks.1.ffn.2.lora_B" not in name}
-    with pytest.raises(CheckpointError, match=r"has one factor of two for blocks\.1\.ffn\.2; download it again"):
+    with pytest.raises(WeightsError, match=r"has one factor of two for blocks\.1\.ffn\.2; download it again"):
         Lora.read(saved(tmp_path, state))
 
 
 @pytest.mark.parametrize("name", ["dora_scale", "lora_magnitude_vector", "hada_w1_a", "lokr_w1"])
 def test_other_formulas_are_refused_rather_than_misread(adapter, tmp_path, name):
     state = adapter | {f"{PEFT}blocks.0.self_attn.q.{name}": torch.zeros(32)}
-    with pytest.raises(CheckpointError, match=rf"is not a plain LoRA \(blocks\.0\.self_attn\.q\.{name}\)"):
+    with pytest.raises(WeightsError, match=rf"is not a plain LoRA \(blocks\.0\.self_attn\.q\.{name}\)"):
         Lora.read(saved(tmp_path, state))
 
 
@@ -339,7 +337,7 @@ def test_other_formulas_are_refused_rather_than_misread(adapter, tmp_path, name)
 )
 def test_a_lora_for_another_model_is_named(tmp_path, name, kind):
     state = {f"{name}.lora_{factor}.weight": torch.zeros(4, 4) for factor in ("down", "up")}
-    with pytest.raises(CheckpointError, match=f"holds {kind}; expected a LoRA for LongLive or Wan"):
+    with pytest.raises(WeightsError, match=f"holds {kind}; expected a LoRA for LongLive or Wan"):
         Lora.read(saved(tmp_path, state))
 
 
@@ -364,20 +362,20 @@ def single(down=(2, 32), up=(32, 2), dtype=torch.float32, **more):
     [((0, 32), (32, 0)), ((2, 32), (32, 2, 3, 3)), ((2, 0), (32, 2)), ((2, 32), (0, 2)), ((2,), (32, 2))],
 )
 def test_factors_without_a_common_rank_are_refused(tmp_path, down, up):
-    with pytest.raises(CheckpointError, match=rf"has factors .* for {SINGLE}, which share no rank"):
+    with pytest.raises(WeightsError, match=rf"has factors .* for {SINGLE}, which share no rank"):
         Lora.read(saved(tmp_path, single(down, up)))
 
 
 @pytest.mark.parametrize("alpha", [float("nan"), float("inf"), [1.0, 2.0], [], 1j])
 def test_an_alpha_that_is_no_number_is_refused(tmp_path, alpha):
-    with pytest.raises(CheckpointError, match=f"states an alpha for {SINGLE} that is not a number; give `alpha`"):
+    with pytest.raises(WeightsError, match=f"states an alpha for {SINGLE} that is not a number; give `alpha`"):
         Lora.read(saved(tmp_path, single(**{f"{SINGLE}.alpha": torch.tensor(alpha)})))
 
 
 @pytest.mark.parametrize("alpha", ["nan", "1e400", "-inf", "x" * 10**6, ""])
 def test_metadata_of_an_alpha_that_is_no_number_is_refused(tmp_path, alpha):
     path = saved(tmp_path, single(), "lora.safetensors", metadata={"alpha": alpha})
-    with pytest.raises(CheckpointError, match=r"states alpha '.{0,300}, which is not a number; give `alpha`"):
+    with pytest.raises(WeightsError, match=r"states alpha '.{0,300}, which is not a number; give `alpha`"):
         Lora.read(path)
 
 
@@ -385,7 +383,7 @@ def test_metadata_of_an_alpha_that_is_no_number_is_refused(tmp_path, alpha):
 def test_a_peft_folder_with_an_alpha_that_is_no_number_is_refused(tmp_path, alpha):
     folder = saved(tmp_path, single(), "peft/adapter_model.safetensors").parent
     (folder / "adapter_config.json").write_text(f'{{"lora_alpha": {alpha}}}')
-    with pytest.raises(CheckpointError, match=r"states alpha .*, which is not a number; give `alpha`"):
+    with pytest.raises(WeightsError, match=r"states alpha .*, which is not a number; give `alpha`"):
         Lora.read(folder)
 
 
@@ -396,13 +394,13 @@ def test_factors_that_are_not_finite_are_refused(tmp_path, value, factor, dtype)
     adapter = single()
     adapter[f"{SINGLE}.{factor}.weight"][0, 0] = value
     adapter = {name: x.to(dtype) for name, x in adapter.items()}
-    with pytest.raises(CheckpointError, match=rf"holds NaN, infinity .* in {SINGLE}"):
+    with pytest.raises(WeightsError, match=rf"holds NaN, infinity .* in {SINGLE}"):
         Lora.read(saved(tmp_path, adapter, "lora.safetensors"))
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.complex64])
 def test_factors_that_no_network_computes_with_are_refused(tmp_path, dtype):
-    with pytest.raises(CheckpointError, match=f"numbers of {dtype} in {SINGLE}"):
+    with pytest.raises(WeightsError, match=f"numbers of {dtype} in {SINGLE}"):
         Lora.read(saved(tmp_path, single(dtype=dtype)))
 
 
@@ -416,5 +414,5 @@ def test_a_strength_that_is_no_number_is_refused(base, lora, strength):
 @pytest.mark.parametrize(("strength", "alpha"), [(1e39, 1.0), (1.0, 1e300)])
 def test_a_merge_that_is_not_finite_is_refused_and_names_the_lora(tmp_path, strength, alpha):
     lora = Lora.read(saved(tmp_path, single()), alpha=alpha)
-    with pytest.raises(CheckpointError, match=rf"lora\.pt makes NaN or infinity of {SINGLE}\.weight; use a smaller"):
+    with pytest.raises(WeightsError, match=rf"lora\.pt makes NaN or infinity of {SINGLE}\.weight; use a smaller"):
         load_model(CAUSAL, lora=lora, strength=strength)
