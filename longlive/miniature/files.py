@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from ..errors import WeightsError, ConfigError
+from ..errors import ConfigError, WeightsError
 from ..model.causal import CausalWan
 from ..model.vae import WanVAE
 from ..weights.load import load_model

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import WeightsError, ConfigError, list_names, shorten
+from ..errors import ConfigError, WeightsError, list_names, shorten
 from ..model.dtypes import STORED_DTYPES, is_finite
 from .identify import Kind, expect_kind
 from .weights_file import WeightsFile, read_weights_file

@@ -7,7 +7,7 @@ import comfy.model_management
 import comfy.sd
 import pytest
 import torch
-from comfyui_longlive.longlive.errors import WeightsError, VideoError
+from comfyui_longlive.longlive.errors import VideoError, WeightsError
 from comfyui_longlive.longlive.model.vae import WanVAE
 from comfyui_longlive.nodes.host import fallback_decoder
 from comfyui_longlive.nodes.host import vae as host_vae

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from longlive.errors import WeightsError, ScriptError
+from longlive.errors import ScriptError, WeightsError
 from longlive.evaluation.clip_score import ClipScorer
 from longlive.evaluation.evaluate import evaluate_video
 from longlive.session.timeline import Segment

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from longlive.errors import WeightsError, LongLiveError
+from longlive.errors import LongLiveError, WeightsError
 from longlive.reference.recorded_run import RecordedRun
 from longlive.reference.verify import REPLAYS, measure_distance, verify
 from longlive.reference.verify import replay_run as replay_of

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from longlive.errors import WeightsError, ConfigError
+from longlive.errors import ConfigError, WeightsError
 from longlive.weights.describe import describe_file
 from longlive.weights.load import load_model, merge_weights
 from longlive.weights.lora import FactorPair, Lora, MergeReport
