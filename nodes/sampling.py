@@ -6,9 +6,8 @@ from ..longlive.errors import LongLiveError
 from ..longlive.rollout.sampler import check_timeline
 from ..longlive.session.timeline import parse_timeline, report_timeline
 from .host.conditioning import encode_prompt
-from .host.interrupted import extend_session
 from .host.model import to_latent
-from .host.sampling import open_sampler
+from .host.sampling import extend_session, open_sampler
 from .inputs import clip_input, length_inputs, to_blocks
 from .sockets import LiveSession, SessionSocket
 

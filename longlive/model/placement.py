@@ -20,8 +20,8 @@ class Placement:
     start: int  # temporal position of the pass's first frame
     frames: int
     spans: tuple[Span, ...]  # what is written; frames in no span are only queries
-    filled: int  # slots 0..filled are attended
-    sink_start: int  # unbounded positions: temporal position of slot 0, just before the ring; 0 until the window rolls
+    filled: int  # the first `filled` slots are attended
+    sink_start: int  # where unbounded positions put the sink: just before the ring; 0 until the window rolls
 
     @property
     def slots(self) -> set[int]:

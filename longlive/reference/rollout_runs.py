@@ -95,7 +95,7 @@ class _RolloutReplay:
     def _read_cache(self, layer: int, end: int) -> tuple[Tensor, Tensor]:
         """Read a layer's keys and values in the order of time; keys un-rotated where positions are unbounded."""
         cache, tokens = self.rollout.cache.layers[layer], self.tokens_per_frame
-        slots = self.rollout.window.slots_in_order(end)
+        slots = self.rollout.window.list_slots(end)
         k_BSFNH, v_BSFNH = (x.unflatten(1, (-1, tokens))[:, slots] for x in (cache.k_BSNH, cache.v_BSNH))
         k, v = k_BSFNH.flatten(1, 2), v_BSFNH.flatten(1, 2)
         if self.config.positions is Positions.UNBOUNDED:

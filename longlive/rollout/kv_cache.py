@@ -17,9 +17,9 @@ from .window import Window
 class RollingLayerKVCache:
     """Self-attention keys and values of one layer.
 
-    Keys are stored rotated at the positions of their frames, so the order of slots does not matter to attention: the
-    ring is written in place and nothing is shifted, cloned or concatenated. Only integers decide what is written, so
-    no pass waits for the GPU.
+    Keys are stored rotated to the positions of their frames, so attention does not depend on the order of slots: new
+    frames overwrite the oldest, and nothing is shifted, cloned or concatenated. Slots are Python integers, so no pass
+    waits for the GPU.
     """
 
     def __init__(self, capacity: int, like: Tensor) -> None:
@@ -48,9 +48,9 @@ class RollingLayerKVCache:
 class UnboundedLayerKVCache(RollingLayerKVCache):
     """A cache whose sink moves along with the window, so that a video may have any length.
 
-    The reference's infinity variant always gives sink and window the positions 0..window-1 and rotates every key in
-    every pass. Attention depends on differences of positions only, so it is enough to move the sink: its keys are also
-    kept un-rotated, and rotated to the positions just before the window.
+    Attention depends on differences of positions only. The reference's infinity variant gives sink and ring the
+    positions 0..window-1 and rotates every key in every pass. Here the ring keeps its positions and the sink moves: its
+    keys are also kept un-rotated, and are rotated to the positions just before the ring.
     """
 
     def __init__(self, capacity: int, like: Tensor, *, sink: int) -> None:
@@ -76,7 +76,7 @@ class UnboundedLayerKVCache(RollingLayerKVCache):
 
 
 class RollingKVCache:
-    """The caches of all layers. Zeros until written: a rebuild writes only what later blocks depend on."""
+    """The caches of all layers. Slots that no later block depends on may stay zero after a rebuild."""
 
     def __init__(self, config: RolloutConfig, num_layers: int, tokens_per_frame: int, like_B1NH: Tensor) -> None:
         self.window = Window(config.sink, config.recent)
@@ -95,6 +95,6 @@ class RollingKVCache:
         return sum(tensor.untyped_storage().nbytes() for layer in self.layers for tensor in layer.tensors)
 
     def release(self) -> None:
-        """Free the bytes now, even if a view is alive: after an error, the frames of its traceback hold some."""
+        """Free the bytes now: after an error, the frames of its traceback may still hold views of them."""
         for layer in self.layers:
             free_tensors(layer.tensors)

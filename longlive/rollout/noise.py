@@ -1,7 +1,7 @@
-"""Noise that is counted, not drawn: it depends only on a seed and a place.
+"""Noise that is a function of the seed, the block and the step, not of a generator's state.
 
-The key of a Philox counter generator (Salmon et al., SC 2011) is the seed; its counter is the place: video, block and
-step. No global random state is read or changed, so a block is the same in every process, whatever was made before it.
+The key of a Philox counter generator (Salmon et al., SC 2011) is the seed; its counter words are 0, video, step and
+block. No global random state is read or changed, so a block is the same in every process, whatever was made before it.
 """
 
 from collections.abc import Callable

@@ -13,19 +13,18 @@ from torch import Tensor
 from ..config import TABLE_FRAMES, Positions, RolloutConfig
 from ..errors import PositionError
 from ..model.causal import CausalWan, TextKeys
-from ..model.dtypes import choose_exact_device
 from ..model.placement import Placement
 from ..units import count_pixel_frames
 from .kv_cache import RollingKVCache
 from .noise import Noise
-from .schedule import Schedule, add_noise, clean_from_flow
+from .schedule import DenoisingSteps, add_noise, clean_from_flow, fill_timesteps
 
 
 class PassKind(Enum):
     """What a pass of the network is for."""
 
     DENOISE = 0
-    CLEAN = 1  # over a finished block, so that later blocks attend to it clean
+    CLEAN = 1  # over a finished block: writes its keys and values at the context timestep
     RECACHE = 2  # over the window, so that its keys and values are those of a new prompt
 
 
@@ -48,8 +47,8 @@ Watch = Callable[[Pass], object]
 class Rollout:
     """The KV cache of one video and the passes that read and write it.
 
-    Continues with `cache` if given, else allocates one. `exhaustive` also computes what nothing depends on (the flow of
-    clean passes, the dead queries of a recache), to compare with the reference, which computes both.
+    Continues with `cache` if given, else allocates one. `exhaustive` also computes what is never used, to compare it
+    with the reference: the flow of clean passes and, in a recache, queries whose keys are not stored.
     """
 
     def __init__(
@@ -64,60 +63,57 @@ class Rollout:
     ) -> None:
         self.model, self.config, self.exhaustive = model, config, exhaustive
         self.watch: Watch = watch or (lambda _: None)
-        schedule = Schedule(config.shift)
-        self.timesteps = schedule.warp(config.steps)
-        self.sigmas = schedule.sigma(self.timesteps)
-        self.context_sigma = schedule.sigma(torch.tensor(config.context_noise))
+        self.steps = DenoisingSteps.of_config(config)
         self.cache = cache or allocate_cache(model, config, shape_BCHW)
         self.window = self.cache.window
 
     @torch.no_grad()
     def denoise(self, start: int, text: TextKeys, noise: Noise, block: int) -> Tensor:
-        """Denoise the block at position `start` from the noise of block number `block`: clean latents [B, F, C, H, W].
+        """Denoise the block at position `start` and return its clean latents [B, F, C, H, W].
 
+        `start` counts frames since the last cut. `block` counts blocks since the beginning and chooses the noise.
         Raises PositionError past the end of the table of absolute positions.
         """
         check_positions(self.config, start + self.config.block)
-        place = self.window.block(start, self.config.block)
-        draws = [self._move(noise(block, step)) for step in range(len(self.sigmas))]
-        noisy = draws[0]
-        for step, timestep in enumerate(self.timesteps.tolist()):
+        place = self.window.place_block(start, self.config.block)
+        draws = [self._copy_to_model(noise(block, step)) for step in range(len(self.steps))]
+        noisy, sigmas = draws[0], self.steps.sigmas
+        for step, timestep in enumerate(self.steps.timesteps.tolist()):
             flow = self._pass(noisy, timestep, text, place)
             assert flow is not None
-            clean = clean_from_flow(noisy, flow, self.sigmas[step])
+            clean = clean_from_flow(noisy, flow, sigmas[step])
             self.watch(Pass(PassKind.DENOISE, place, step, timestep, flow, clean))
-            if step + 1 < len(self.sigmas):
-                noisy = add_noise(clean, draws[step + 1], self.sigmas[step + 1])
+            if step + 1 < len(sigmas):
+                noisy = add_noise(clean, draws[step + 1], sigmas[step + 1])
         return clean
 
     def clean_pass(self, start: int, latents: Tensor, text: TextKeys) -> None:
         """Write the finished block [B, F, C, H, W] at position `start` into the KV cache."""
-        self._write(PassKind.CLEAN, self.window.block(start, latents.shape[1]), latents, text)
+        self._write(PassKind.CLEAN, self.window.place_block(start, latents.shape[1]), latents, text)
 
     def recache(self, end: int, latents: Tensor, text: TextKeys, *, renew: bool = False) -> None:
         """Recompute the keys and values of the window under a new prompt (§3.1).
 
-        `latents` [B, F, C, H, W] are the newest of a video's first `end` frames, at least a window or all there are.
+        `latents` [B, F, C, H, W] end at frame `end` of the video: at least a window of them, or all.
         """
-        place = self.window.recache(end, renew=renew, whole=self.exhaustive)
+        place = self.window.place_recache(end, renew=renew, whole=self.exhaustive)
         self._write(PassKind.RECACHE, place, latents[:, latents.shape[1] - place.frames :], text)
 
     @torch.no_grad()
     def _write(self, kind: PassKind, place: Placement, latents: Tensor, text: TextKeys) -> None:
-        """Write clean latents into the KV cache. Context noise sets the timestep only, as in the reference."""
+        """Write clean latents into the KV cache. Context noise is not added, it only sets the timestep (reference)."""
         clean = latents.to(self.model.device, self.model.dtype)
         flow = self._pass(clean, self.config.context_noise, text, place, with_flow=self.exhaustive)
-        estimate = None if flow is None else clean_from_flow(clean, flow, self.context_sigma)
+        estimate = None if flow is None else clean_from_flow(clean, flow, self.steps.context_sigma)
         self.watch(Pass(kind, place, 0, self.config.context_noise, flow, estimate))
 
-    def _move(self, draw: Tensor) -> Tensor:
-        """Copy noise to the model's device, from pinned memory: copy and kernels do not wait for each other."""
+    def _copy_to_model(self, draw: Tensor) -> Tensor:
+        """Copy noise to the model's device, from pinned memory, so that the copy overlaps with computing."""
         on_gpu = self.model.device.type == "cuda"
         return (draw.pin_memory() if on_gpu else draw).to(self.model.device, self.model.dtype, non_blocking=on_gpu)
 
     def _pass(self, x: Tensor, timestep: float, text: TextKeys, place: Placement, with_flow=True) -> Tensor | None:
-        timesteps_BF = torch.full(x.shape[:2], timestep, dtype=torch.float32, device=choose_exact_device(x.device))
-        return self.model.forward(x, timesteps_BF, text, self.cache, place, with_flow=with_flow)
+        return self.model.forward(x, fill_timesteps(x, timestep), text, self.cache, place, with_flow=with_flow)
 
 
 def allocate_cache(model: CausalWan, config: RolloutConfig, shape_BCHW: Sequence[int]) -> RollingKVCache:

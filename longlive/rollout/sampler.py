@@ -1,7 +1,8 @@
 """Extends sessions: finished blocks come from the store, new ones from a rollout (LongLive Alg. 2).
 
-The KV cache is rebuilt from the session (`rebuild.py`), or taken over warm from the previous sampler. It is allocated
-for the first block that has to be computed and freed when the sampler is closed, unless it was handed over.
+A block's clean pass is made when the next block needs it. The KV cache is rebuilt from the session
+(`cache_passes.py`), or taken over warm from the previous sampler. It is allocated when the first block has to be
+computed, and freed when the sampler is closed, unless it was handed over.
 """
 
 import logging
@@ -19,14 +20,14 @@ from ..session.block_store import Store
 from ..session.session import Prompt, Session, Trace
 from ..session.timeline import Boundary, Segment
 from ..units import PIXELS_PER_CELL
+from .cache_passes import CachePass, CleanPass, Recache, choose_missing_passes, list_cache_passes
 from .kv_cache import RollingKVCache
 from .noise import seed_noise
-from .rebuild import CachePass, CleanPass, Recache, passes_before, passes_needed
 from .rollout import Rollout, Watch, check_positions
 
 log = logging.getLogger(__name__)
 
-PROMPTS_HELD = 2  # the current prompt and the one before it, which a clean pass may still need
+PROMPTS_HELD = 2  # the current prompt, and the one before it for the clean pass of the last block of its segment
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,16 +40,20 @@ class WarmCache:
     made: CachePass | None  # the newest pass in it
 
     def fits(self, model: CausalWan, session: Session) -> bool:
-        """Return whether it equals a rebuilt cache bit for bit, provided that this `model` instance computed it."""
+        """Return whether it equals a rebuilt cache bit for bit. The caller knows that `model` itself computed it."""
         return self.kernel == model.kernel and session.continues(self.trace)
 
 
 class Sampler:
     """Extends sessions with `model`. A context manager; keeps the KV cache between calls on one video.
 
-    `watch` is called after every pass, `on_found` for every block found in the store. `take` returns the cache that the
-    previous sampler handed over, if any; one that does not fit is freed. `prepare` is called before a cache is used,
-    with the bytes of it that are allocated already: the owner of the weights can make room and load them.
+    The owner of the weights may give four functions:
+
+    - `watch` is called after every pass;
+    - `on_found` is called for every block found in the store;
+    - `take` returns the cache that the previous sampler handed over, or None; one that does not fit is freed;
+    - `prepare` is called before the sampler begins to use a cache, with the bytes of it that exist already (0 if it is
+      yet to be allocated), to make room and load the weights.
     """
 
     def __init__(
@@ -85,7 +90,7 @@ class Sampler:
     def hand_over(self) -> WarmCache | None:
         """Return the KV cache, so that the next sampler can continue with it; None if no block was computed.
 
-        This sampler is empty afterwards. Text keys are freed: reading a prompt again takes 0.5 % of a pass.
+        This sampler is empty afterwards. Text keys are freed: to compute a prompt's again takes 0.5 % of a pass.
         """
         warm = None
         if self._rollout and self._trace:
@@ -118,7 +123,7 @@ class Sampler:
                 self.on_found()
             else:
                 session = session.extended_by(self._compute(session), key)
-                self._trace = session.trace()  # a block from the store changes no cache
+                self._trace = session.trace()  # not for a block from the store, which is not in the cache
                 if self.store:
                     self.store.put(key, session.blocks[-1])
             yield session
@@ -135,7 +140,7 @@ class Sampler:
         """Compute the next block [1, F, C, h, w], on the CPU."""
         try:
             rollout = self._find_rollout(session)
-            self._update_cache(rollout, session)
+            self._rebuild_cache(rollout, session)
             text = self._read_prompt(session.switches[-1].prompt)
             noise = seed_noise(session.seed, session.block_shape, session.dtype)
             latents = rollout.denoise(session.num_frames - session.origin, text, noise, len(session.blocks)).cpu()
@@ -168,14 +173,18 @@ class Sampler:
         batch, _, *shape = session.block_shape
         return Rollout(self.model, session.config, (batch, *shape), cache=cache, watch=self.watch)
 
-    def _update_cache(self, rollout: Rollout, session: Session) -> None:
-        """Make the passes that the next block depends on and that are not in the KV cache yet (LongLive Alg. 2)."""
+    def _rebuild_cache(self, rollout: Rollout, session: Session) -> None:
+        """Make the passes that the next block depends on and that are not in the KV cache yet (LongLive Alg. 2).
+
+        After a block of the same video these are its clean pass and, at a switch, the recache. For a new cache they are
+        all that it needs.
+        """
         config, layers = session.config, self.model.geometry.num_layers
         switches = [(switch.frame, switch.boundary) for switch in session.switches]
-        upcoming = rollout.window.block(session.num_frames - session.origin, config.block)
-        history = passes_before(config, switches, session.num_frames)
+        upcoming = rollout.window.place_block(session.num_frames - session.origin, config.block)
+        history = list_cache_passes(config, switches, session.num_frames)
         newest = next(history, None)
-        missing = passes_needed(chain([newest], history), upcoming, layers, made=self._made) if newest else []
+        missing = choose_missing_passes(chain([newest], history), upcoming, layers, made=self._made) if newest else []
         if missing and not self._trace:
             log.info("the KV cache of the video is rebuilt: %d passes", len(missing))
         for each in missing:

@@ -1,13 +1,15 @@
 """The flow-matching schedule: noise levels, denoising steps, and the conversion of a flow to a clean sample.
 
-Self-Forcing's table as LongLive uses it: 1000 levels bent by `shift`, no level 0. Times run 0..1000, sigmas 0..1.
+Self-Forcing's table as LongLive uses it: 1000 shifted levels, without sigma 0. Times run 0..1000, sigmas 0..1.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..config import MAX_STEP
-from ..model.dtypes import choose_float
+from ..config import MAX_STEP, RolloutConfig
+from ..model.dtypes import choose_exact_device, choose_float
 
 
 class Schedule:
@@ -33,6 +35,30 @@ class Schedule:
         bell = torch.exp(-2 * ((self.timesteps - MAX_STEP / 2) / MAX_STEP) ** 2)
         bell = bell - bell.min()
         return bell * (MAX_STEP / bell.sum())
+
+
+@dataclass(frozen=True, slots=True)
+class DenoisingSteps:
+    """The timesteps of a block's denoising steps, with falling noise, and their sigmas [steps]."""
+
+    timesteps: Tensor
+    sigmas: Tensor
+    context_sigma: Tensor  # of the timestep of clean passes and recaches []
+
+    @classmethod
+    def of_config(cls, config: RolloutConfig) -> "DenoisingSteps":
+        schedule = Schedule(config.shift)
+        timesteps = schedule.warp(config.steps)
+        return cls(timesteps, schedule.sigma(timesteps), schedule.sigma(torch.tensor(config.context_noise)))
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+
+def fill_timesteps(x_BFCHW: Tensor, timestep: float) -> Tensor:
+    """Return the timestep of a pass for each frame of its latents [B, F], where float64 can be computed."""
+    device = choose_exact_device(x_BFCHW.device)
+    return torch.full(x_BFCHW.shape[:2], timestep, dtype=torch.float32, device=device)
 
 
 def add_noise(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from ..model.placement import Placement, Span
 class Window:
     """`sink` slots for the first frames of a video, then a ring of `recent` slots.
 
-    A frame's slot follows from its number alone, so a rebuilt KV cache holds every frame in the same slot.
+    Frames are numbered from the last cut. A frame's slot follows from its number alone, so a rebuilt KV cache holds
+    every frame in the same slot.
     """
 
     sink: int
@@ -23,34 +24,38 @@ class Window:
     def size(self) -> int:
         return self.sink + self.recent
 
-    def slot(self, frame: int) -> int:
+    def find_slot(self, frame: int) -> int:
         return frame if frame < self.sink else self.sink + (frame - self.sink) % self.recent
 
-    def slots_in_order(self, end: int) -> list[int]:
+    def list_slots(self, end: int) -> list[int]:
         """Return the slots of a video of `end` frames in the order of time: sink, then oldest to newest."""
         oldest = max(self.sink, end - self.recent)
-        return [*range(min(self.sink, end)), *(self.slot(frame) for frame in range(oldest, end))]
+        return [*range(min(self.sink, end)), *(self.find_slot(frame) for frame in range(oldest, end))]
 
-    def block(self, start: int, frames: int) -> Placement:
-        """Place a block: it replaces the oldest frames of the ring, or itself if it is passed again."""
-        return self.place(start, frames, [self.slot(start + frame) for frame in range(frames)])
+    def place_block(self, start: int, frames: int) -> Placement:
+        """Place a block, which must fit the ring: it overwrites the oldest frames there.
 
-    def recache(self, end: int, *, renew: bool, whole: bool = False) -> Placement:
+        A second pass over the block overwrites the first.
+        """
+        assert frames <= self.recent, f"a block of {frames} frames does not fit a ring of {self.recent}"
+        return self.place_frames(start, frames, [self.find_slot(start + frame) for frame in range(frames)])
+
+    def place_recache(self, end: int, *, renew: bool, whole: bool = False) -> Placement:
         """Place the newest frames of a video of `end` frames for a recache (§3.1).
 
-        While the window reaches back to the first frame, everything is rewritten. Later the sink is kept, unless
-        `renew` rewrites it with the oldest frames of the window. If the sink is kept, the keys of those oldest frames
-        are never stored, so they are left out; `whole` includes them, as the reference does.
+        While the window reaches back to the first frame, every slot is rewritten. Later the sink is kept, or `renew`
+        writes the window's oldest frames into it. With the sink kept, those frames have no slot: they would only be
+        queries, so they are not passed. `whole` passes them, as the reference does.
         """
         if end <= self.size:
-            return self.place(0, end, list(range(end)))
-        ring = [self.slot(frame) for frame in range(end - self.recent, end)]
+            return self.place_frames(0, end, list(range(end)))
+        ring = [self.find_slot(frame) for frame in range(end - self.recent, end)]
         if renew:
-            return self.place(end - self.size, self.size, [*range(self.sink), *ring])
+            return self.place_frames(end - self.size, self.size, [*range(self.sink), *ring])
         unstored = self.sink if whole else 0
-        return self.place(end - self.recent - unstored, self.recent + unstored, [None] * unstored + ring)
+        return self.place_frames(end - self.recent - unstored, self.recent + unstored, [None] * unstored + ring)
 
-    def place(self, start: int, frames: int, slots: Sequence[int | None]) -> Placement:
+    def place_frames(self, start: int, frames: int, slots: Sequence[int | None]) -> Placement:
         """Place the frames of a pass in `slots`; frames with the slot None are queries only."""
         spans: list[Span] = []
         for frame, slot in enumerate(slots):

@@ -1,6 +1,6 @@
 """A video in progress, as an immutable value: prompts, finished latents, seed and settings.
 
-It holds no KV cache: that is rebuilt from it (`rollout/rebuild.py`). Every block has a key, a hash of all that
+It holds no KV cache: that is rebuilt from it (`rollout/cache_passes.py`). Every block has a key, a hash of all that
 determines it, by which it is stored. The blocks of a session from a file get other keys (`Session.rekeyed`).
 """
 

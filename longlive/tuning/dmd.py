@@ -46,7 +46,7 @@ class Score(nn.Module):
         graph_pass = GraphPass(GraphCache.empty(self.wan.geometry.num_layers), window, moves_sink=False)
         timesteps_BF = timesteps_B.float()[:, None].expand(-1, frames)
         text = self.wan.read_prompt(embedding_BLD)
-        place = window.block(0, frames)
+        place = window.place_block(0, frames)
         flow = self.wan.forward(noisy_BFCHW.to(self.wan.dtype), timesteps_BF, text, graph_pass, place)
         assert flow is not None
         return flow.to(noisy_BFCHW.dtype)

@@ -145,14 +145,14 @@ class Stream:
             place = self._place_reference_recache(start, previous.shape[1])
             cache = cache.reset_to_zero_sink(window.sink)
         else:
-            place = window.recache(start, renew=self.config.boundary is Boundary.RENEW)
+            place = window.place_recache(start, renew=self.config.boundary is Boundary.RENEW)
         return self.student.recache(cache, place, previous[:, previous.shape[1] - place.frames :], embedding_BLD)
 
     def _place_reference_recache(self, start: int, frames: int) -> Placement:
         """Place a recache of a whole clip as the reference's trainer does: the sink only if the clip reaches it."""
         window = self.student.window
         slots: list[int | None] = [None] * (frames - window.recent)
-        slots += [window.slot(frame) for frame in range(start - window.recent, start)]
+        slots += [window.find_slot(frame) for frame in range(start - window.recent, start)]
         if start == frames:
             slots[: window.sink] = range(window.sink)
-        return window.place(start - frames, frames, slots)
+        return window.place_frames(start - frames, frames, slots)

@@ -15,11 +15,10 @@ from torch.utils.checkpoint import checkpoint
 
 from ..config import Positions, RolloutConfig
 from ..model.causal import CausalWan, TextKeys
-from ..model.dtypes import choose_exact_device
 from ..model.placement import Placement
 from ..model.wan import WanModel
 from ..rollout.rollout import Pass, PassKind
-from ..rollout.schedule import Schedule, add_noise, clean_from_flow
+from ..rollout.schedule import DenoisingSteps, add_noise, clean_from_flow, fill_timesteps
 from ..rollout.window import Window
 from .graph_cache import GraphCache, GraphPass
 
@@ -73,10 +72,7 @@ class Student(nn.Module):
         self.reference_frames = reference_frames  # length of the reference's training cache, to reproduce it
         self.wan = (CheckpointedWan if checkpointing else CausalWan).of_tree(tree)
         self.window = Window(config.sink, config.recent)
-        schedule = Schedule(config.shift)
-        self.timesteps = schedule.warp(config.steps)
-        self.sigmas = schedule.sigma(self.timesteps)
-        self.context_sigma = schedule.sigma(torch.tensor(config.context_noise))
+        self.steps = DenoisingSteps.of_config(config)
 
     def forward(
         self, cache: GraphCache, start: int, blocks: int, embedding_BLD: Tensor, draws: Draws
@@ -84,7 +80,7 @@ class Student(nn.Module):
         """Extend videos of `start` frames by `blocks` blocks; return these [B, F, C, H, W] and the new cache."""
         text, finished = self.wan.read_prompt(embedding_BLD), []
         for block in range(blocks):
-            place = self.window.block(start + block * self.config.block, self.config.block)
+            place = self.window.place_block(start + block * self.config.block, self.config.block)
             if self._loses_links(place, draws.exit_step):
                 cache = cache.unlinked()
             latents, links = self._denoise(cache, place, text, draws, block)
@@ -101,7 +97,7 @@ class Student(nn.Module):
             for step in range(draws.exit_step):
                 done, _ = self._pass(PassKind.DENOISE, cache, place, text, noisy, step)
                 noise = draws.draw_noise(block, step + 1).to(noisy)
-                noisy = add_noise(require_clean(done), noise, self.sigmas[step + 1])
+                noisy = add_noise(require_clean(done), noise, self.steps.sigmas[step + 1])
         done, graph_pass = self._pass(PassKind.DENOISE, cache, place, text, noisy, draws.exit_step)
         return require_clean(done), graph_pass.make_cache()
 
@@ -110,7 +106,7 @@ class Student(nn.Module):
         self, cache: GraphCache, place: Placement, text: TextKeys, latents: Tensor, noise: Tensor, links: GraphCache
     ) -> GraphCache:
         """Pass the finished latents, with the least noise of the table added, and return the new cache."""
-        noisy = add_noise(latents, noise.to(latents), self.context_sigma)
+        noisy = add_noise(latents, noise.to(latents), self.steps.context_sigma)
         _, graph_pass = self._pass(PassKind.CLEAN, cache, place, text, noisy)
         return graph_pass.make_cache(links if self.kv_gradients else None)
 
@@ -125,11 +121,10 @@ class Student(nn.Module):
         self, kind: PassKind, cache: GraphCache, place: Placement, text: TextKeys, x: Tensor, step: int = 0
     ) -> tuple[Pass, GraphPass]:
         is_denoising = kind is PassKind.DENOISE
-        timestep = self.timesteps[step].item() if is_denoising else self.config.context_noise
-        sigma = self.sigmas[step] if is_denoising else self.context_sigma
-        timesteps_BF = torch.full(x.shape[:2], timestep, dtype=torch.float32, device=choose_exact_device(x.device))
+        timestep = self.steps.timesteps[step].item() if is_denoising else self.config.context_noise
+        sigma = self.steps.sigmas[step] if is_denoising else self.steps.context_sigma
         graph_pass = GraphPass(cache, self.window, moves_sink=self.config.positions is Positions.UNBOUNDED)
-        flow = self.wan.forward(x, timesteps_BF, text, graph_pass, place)
+        flow = self.wan.forward(x, fill_timesteps(x, timestep), text, graph_pass, place)
         assert flow is not None
         return Pass(kind, place, step, timestep, flow, clean_from_flow(x, flow.to(x.dtype), sigma)), graph_pass
 

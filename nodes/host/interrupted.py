@@ -15,7 +15,6 @@ from comfy_api.latest import io, ui
 from comfy_execution.utils import get_executing_context
 
 from ...longlive.errors import VideoError
-from ...longlive.rollout.sampler import Sampler
 from ...longlive.session.session import Session
 from ...longlive.units import FPS, PIXEL_FRAMES_PER_FRAME
 from ...longlive.video.pixels import colour_latents
@@ -60,17 +59,6 @@ def show_video(path: Path) -> None:
     message = {"node": context.node_id, "display_node": context.node_id, "output": output}
     server = PromptServer.instance
     server.send_sync("executed", message | {"prompt_id": context.prompt_id}, server.client_id)
-
-
-def extend_session(sampler: Sampler, session: Session, blocks: int, model: ModelPatcher) -> Session:
-    """The session after the next `blocks` blocks. An interrupt shows the finished blocks and is raised again."""
-    try:
-        for longer in sampler.extend(session, blocks):
-            session = longer
-    except comfy.model_management.InterruptProcessingException:
-        show_latents(session, model)
-        raise
-    return session
 
 
 def show_latents(session: Session, model: ModelPatcher) -> None:

@@ -19,6 +19,7 @@ from ...longlive.rollout.sampler import PROMPTS_HELD, Sampler, count_cache_bytes
 from ...longlive.session.block_store import Store, open_store
 from ...longlive.session.session import Session
 from .identity import list_opaque
+from .interrupted import show_latents
 from .model import as_causal_model, list_ignored, to_host_axes, use_device
 from .warm_cache import warm_slot
 
@@ -45,6 +46,17 @@ def open_sampler(patcher: ModelPatcher, session: Session, total_blocks: int) -> 
     finally:
         patcher.cleanup()
         comfy.model_management.soft_empty_cache()
+
+
+def extend_session(sampler: Sampler, session: Session, blocks: int, model: ModelPatcher) -> Session:
+    """Return the session after the next `blocks` blocks. Cancel shows the finished ones and is raised again."""
+    try:
+        for longer in sampler.extend(session, blocks):
+            session = longer
+    except comfy.model_management.InterruptProcessingException:
+        show_latents(session, model)
+        raise
+    return session
 
 
 def create_sampler(patcher: ModelPatcher, session: Session, total_blocks: int) -> Sampler:

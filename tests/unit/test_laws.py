@@ -8,8 +8,8 @@ import torch
 
 from longlive.config import Positions, RolloutConfig
 from longlive.errors import SamplingError
+from longlive.rollout.cache_passes import CleanPass, Recache, choose_missing_passes, list_cache_passes
 from longlive.rollout.kv_cache import RollingLayerKVCache
-from longlive.rollout.rebuild import CleanPass, Recache, passes_before, passes_needed
 from longlive.rollout.rollout import Rollout
 from longlive.rollout.sampler import Sampler
 from longlive.session.block_store import Store
@@ -62,7 +62,9 @@ def test_law_3_a_video_answered_from_the_store_is_the_same_and_computes_nothing(
 
 def test_law_3_a_rebuild_without_one_pass_gives_another_video(monkeypatch, whole):
     config = CONFIGS[0]
-    monkeypatch.setattr("longlive.rollout.sampler.passes_needed", lambda *a, **k: passes_needed(*a, **k)[1:])
+    monkeypatch.setattr(
+        "longlive.rollout.sampler.choose_missing_passes", lambda *a, **k: choose_missing_passes(*a, **k)[1:]
+    )
     assert not torch.equal(make_story(config, new_sampler_every=4).latents(), whole[config])
 
 
@@ -70,12 +72,12 @@ def test_law_3_a_rebuild_makes_no_more_passes_than_can_matter():
     config, layers = RolloutConfig(), 30
     video = [(0, Boundary.CUT)]
     end = 300 * config.block
-    upcoming = Rollout(MODEL, config, (1, 16, 2, 4)).window.block(end, config.block)
-    passes = passes_needed(passes_before(config, video, end), upcoming, layers, made=None)
+    upcoming = Rollout(MODEL, config, (1, 16, 2, 4)).window.place_block(end, config.block)
+    passes = choose_missing_passes(list_cache_passes(config, video, end), upcoming, layers, made=None)
     depth = (config.recent + (layers - 1) * (config.recent - config.block)) // config.block
     assert len(passes) <= depth + 1  # and the sink
     recached = [*video, (end, Boundary.RECACHE)]
-    passes = passes_needed(passes_before(config, recached, end), upcoming, layers, made=None)
+    passes = choose_missing_passes(list_cache_passes(config, recached, end), upcoming, layers, made=None)
     assert [type(each) for each in passes] == [CleanPass, Recache]
 
 

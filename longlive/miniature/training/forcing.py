@@ -1,8 +1,8 @@
 """Teacher forcing: many passes of a video as one forward, under a mask that equals the cache (Self-Forcing §3).
 
-A plan uses the integers of a rollout (`window.py`, `rebuild.py`): which passes write the KV cache, in which slots, and
-what each of them finds there. So the rolled window, the moved sink and the recache are exactly those of a rollout; a
-test compares the two.
+A plan uses the integers of a rollout (`window.py`, `cache_passes.py`): which passes write the KV cache, in which slots,
+and what each of them finds there. So the rolled window, the moved sink and the recache are exactly those of a rollout;
+a test compares the two.
 
 Dimension key: B videos, G groups (the frames of all passes, clean ones first), C channels, H rows and W columns of
 cells, T tokens, S keys, N heads, L rows of all prompts of a plan, D width.
@@ -21,7 +21,7 @@ from ...model.causal import CausalWan, gate, modulate
 from ...model.placement import Placement
 from ...model.rope import make_table, rotate
 from ...model.wan import MODULATIONS, BlockTree
-from ...rollout.rebuild import CachePass, CleanPass, passes_before, passes_needed
+from ...rollout.cache_passes import CachePass, CleanPass, choose_missing_passes, list_cache_passes
 from ...rollout.window import Window
 from ...session.timeline import Boundary
 
@@ -106,7 +106,7 @@ def plan_teacher_forcing(
             add_pass(step.place, step.segment, is_noisy=False)
         else:
             segment = max(i for i, (frame, _) in enumerate(switches) if frame <= step)
-            add_pass(window.block(step, block), segment, is_noisy=True)
+            add_pass(window.place_block(step, block), segment, is_noisy=True)
 
     def find_index(group: int) -> int:
         return group if group >= 0 else len(clean) - 1 - group
@@ -130,11 +130,11 @@ def _order_passes(
     wanted: list[CachePass] = []
     for start in starts:
         past = [switch for switch in switches if switch[0] <= start]
-        upcoming = window.block(start, config.block)
-        wanted += passes_needed(passes_before(config, past, start), upcoming, layers, made=None)
+        upcoming = window.place_block(start, config.block)
+        wanted += choose_missing_passes(list_cache_passes(config, past, start), upcoming, layers, made=None)
     last = max(starts)
     order: list[CachePass | int] = []
-    for each in [*passes_before(config, [switch for switch in switches if switch[0] <= last], last)][::-1]:
+    for each in [*list_cache_passes(config, [switch for switch in switches if switch[0] <= last], last)][::-1]:
         if isinstance(each, CleanPass) and each.place.start in starts:
             order.append(each.place.start)
         if each in wanted:

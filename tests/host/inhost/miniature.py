@@ -63,7 +63,7 @@ def flow(model, x_BFCHW: torch.Tensor, timestep: float, embedding: torch.Tensor)
     video = Rollout(model, RolloutConfig(), (1, 16, CELLS, CELLS))
     timesteps_BF = torch.full(x_BFCHW.shape[:2], timestep)
     return model.forward(
-        x_BFCHW, timesteps_BF, model.read_prompt(embedding), video.cache, video.window.block(0, FRAMES)
+        x_BFCHW, timesteps_BF, model.read_prompt(embedding), video.cache, video.window.place_block(0, FRAMES)
     )
 
 

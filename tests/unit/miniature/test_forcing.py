@@ -47,7 +47,7 @@ def predict_streamed(config, switches, starts, clean, noisy, prompts) -> dict[in
                 rollout.recache(start, clean[:, :start], texts[segment], renew=boundaries[start] is RENEW)
         block = slice(start, start + config.block)
         if start in starts:
-            place, times = rollout.window.block(start, config.block), torch.full((BATCH, config.block), TIMESTEP)
+            place, times = rollout.window.place_block(start, config.block), torch.full((BATCH, config.block), TIMESTEP)
             found[start] = MODEL.forward(noisy[:, block], times, texts[segment], rollout.cache, place)
         rollout.clean_pass(start, clean[:, block], texts[segment])
     return found

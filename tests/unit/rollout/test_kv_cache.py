@@ -31,7 +31,7 @@ def test_law_2_attention_through_the_ring_equals_attention_under_the_window_mask
         return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
 
     for start in range(0, frames, block):
-        end, place, own = start + block, cache.window.block(start, block), list(range(start, start + block))
+        end, place, own = start + block, cache.window.place_block(start, block), list(range(start, start + block))
         moved = rope.make_table(place.sink_start, sink, grid, channels, "cpu") if place.sink_start else None
         rotation = Rotation(rope.make_table(start, block, grid, channels, "cpu"), moved)
         keys, values = cache.layers[0].write(place, tokens_of(k, own), tokens_of(v, own), rotation)

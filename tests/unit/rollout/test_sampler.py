@@ -117,7 +117,7 @@ def sample_warm(
 
 def list_attended(rollout: Rollout, video: Session) -> list[torch.Tensor]:
     """Return all that the newest block of a video attended, layer by layer."""
-    newest = rollout.window.block(video.num_frames - video.origin - video.config.block, video.config.block)
+    newest = rollout.window.place_block(video.num_frames - video.origin - video.config.block, video.config.block)
     tokens = rollout.cache.layers[0].k_BSNH.shape[1] // rollout.window.size
     return [tensor[:, : newest.filled * tokens] for layer in rollout.cache.layers for tensor in layer.tensors]
 

@@ -13,7 +13,7 @@ from longlive.config import Positions, RolloutConfig
 from longlive.model.attention import sdpa
 from longlive.model.causal import CausalWan
 from longlive.model.wan import Geometry, WanModel
-from longlive.rollout.rebuild import Recache, passes_before
+from longlive.rollout.cache_passes import Recache, list_cache_passes
 from longlive.rollout.rollout import Rollout
 from longlive.rollout.sampler import Sampler, count_cache_bytes
 from longlive.rollout.window import Window
@@ -62,7 +62,7 @@ def test_a_steady_block_and_a_recache_cost_what_the_roofline_says(true_size):
     text = true_size.read_prompt(prompt())
     noise = lambda block, step: latents(3)  # noqa: E731
     switched = [(0, Boundary.CUT), (60, Boundary.RECACHE)]
-    recache, clean, *_ = passes_before(rollout.config, switched, 60)  # as a Sampler gets them
+    recache, clean, *_ = list_cache_passes(rollout.config, switched, 60)  # as a Sampler gets them
     assert isinstance(recache, Recache)
     window = latents(recache.place.frames)
 
@@ -144,7 +144,7 @@ def test_the_forward_of_a_block_is_one_graph(positions):
     x, t = torch.randn(1, 3, 16, 2, 4), torch.full((1, 3), 625.0)
     window = Window(config.sink, config.recent)
     for start in (0, 12, 15, 18):
-        place = window.block(start, config.block)
+        place = window.place_block(start, config.block)
         with torch.no_grad():
             plain = model.forward(x, t, text, rollout.cache, place)
             assert torch.equal(forward(model, x, t, text, rollout.cache, place), plain)

@@ -1,6 +1,6 @@
 """The student: its rollout is the sampler's, and where gradients flow."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import tiny
@@ -37,7 +37,7 @@ def test_law_a_student_rolls_out_what_a_sampler_does(positions, boundary):
     config = RolloutConfig(window=9, sink=3, positions=positions)
     model = tiny.model()
     student = Student(model.tree, config)
-    student.context_sigma = torch.tensor(0.0)
+    student.steps = replace(student.steps, context_sigma=torch.tensor(0.0))
     texts = [tiny.prompt(number).embedding for number in (0, 1)]
     draws = ChunkDraws(0, 0, (0,), (3, 16, 2, 4), 4)
 
@@ -51,7 +51,7 @@ def test_law_a_student_rolls_out_what_a_sampler_does(positions, boundary):
 
     with torch.no_grad():
         first, cache = student(GraphCache.empty(3), 0, 5, texts[0], LastStepDraws(draws))
-        place = student.window.recache(15, renew=boundary is Boundary.RENEW)
+        place = student.window.place_recache(15, renew=boundary is Boundary.RENEW)
         cache = student.recache(cache, place, first[:, 15 - place.frames :], texts[1])
         second, _ = student(cache, 15, 2, texts[1], LastStepDraws(draws, 5))
     torch.testing.assert_close(torch.cat([first, second], 1), torch.cat(made, 1), atol=2e-5, rtol=0)

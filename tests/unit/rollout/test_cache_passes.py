@@ -7,7 +7,7 @@ import pytest
 
 from longlive.config import RolloutConfig
 from longlive.model.placement import Placement
-from longlive.rollout.rebuild import CachePass, CleanPass, Recache, passes_before, passes_needed
+from longlive.rollout.cache_passes import CachePass, CleanPass, Recache, choose_missing_passes, list_cache_passes
 from longlive.rollout.window import Window
 from longlive.session.timeline import Boundary
 
@@ -42,10 +42,10 @@ def list_passes(config: RolloutConfig, history: History, end: int) -> list[Cache
                 passes, origin = [], begins
             case Boundary.RECACHE | Boundary.RENEW:
                 end_, renew = begins - origin, boundary is Boundary.RENEW
-                passes.append(Recache(segment, origin, window.recache(end_, renew=renew), end_, renew))
+                passes.append(Recache(segment, origin, window.place_recache(end_, renew=renew), end_, renew))
         until = history[segment + 1][0] if segment + 1 < len(history) else end
         for frame in range(begins, until, config.block):
-            passes.append(CleanPass(segment, origin, window.block(frame - origin, config.block)))
+            passes.append(CleanPass(segment, origin, window.place_block(frame - origin, config.block)))
     return passes
 
 
@@ -79,7 +79,7 @@ def test_the_passes_are_those_made_the_first_time_back_to_the_last_cut(config):
     rng = random.Random(1)
     for _ in range(200):
         history, end = random_history(rng, config, rng.randint(1, 40))
-        assert list(passes_before(config, history, end))[::-1] == list_passes(config, history, end)
+        assert list(list_cache_passes(config, history, end))[::-1] == list_passes(config, history, end)
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3, 30])
@@ -90,8 +90,8 @@ def test_needed_are_exactly_the_passes_that_something_depends_on(config, layers)
     for _ in range(60):
         history, end = random_history(rng, config, rng.randint(1, 40))
         passes = list_passes(config, history, end)
-        upcoming = window_of(config).block(end - passes[0].origin if passes else 0, config.block)
-        found = passes_needed(reversed(passes), upcoming, layers, made=None)
+        upcoming = window_of(config).place_block(end - passes[0].origin if passes else 0, config.block)
+        found = choose_missing_passes(reversed(passes), upcoming, layers, made=None)
         assert found == [passes[index] for index in sorted(find_dependencies(passes, upcoming, layers))]
 
 
@@ -107,9 +107,9 @@ def test_a_warm_cache_lacks_nothing_when_the_video_continues(config):
         for now in range(start, end + 1, config.block):
             past = [switch for switch in history if switch[0] <= now]
             passes = list_passes(config, past, now)
-            upcoming = window_of(config).block(now - (passes[0].origin if passes else now), config.block)
-            present += passes_needed(passes_before(config, past, now), upcoming, layers, made=made)
-            made = next(passes_before(config, past, now), None)
+            upcoming = window_of(config).place_block(now - (passes[0].origin if passes else now), config.block)
+            present += choose_missing_passes(list_cache_passes(config, past, now), upcoming, layers, made=made)
+            made = next(list_cache_passes(config, past, now), None)
             assert {passes.index(passes[index]) for index in find_dependencies(passes, upcoming, layers)} <= {
                 index for index, each in enumerate(passes) if each in present
             }
@@ -117,38 +117,38 @@ def test_a_warm_cache_lacks_nothing_when_the_video_continues(config):
 
 def test_with_nothing_new_nothing_is_made_again():
     config, history, end = RolloutConfig(), [START, (15, Boundary.RECACHE)], 30
-    upcoming = window_of(config).block(end, config.block)
-    newest = next(passes_before(config, history, end))
-    assert passes_needed(passes_before(config, history, end), upcoming, 30, made=newest) == []
+    upcoming = window_of(config).place_block(end, config.block)
+    newest = next(list_cache_passes(config, history, end))
+    assert choose_missing_passes(list_cache_passes(config, history, end), upcoming, 30, made=newest) == []
 
 
 def test_one_more_block_costs_one_clean_pass():
     config, history = RolloutConfig(), [START]
-    newest = next(passes_before(config, history, 30))
-    upcoming = window_of(config).block(33, config.block)
-    (each,) = passes_needed(passes_before(config, history, 33), upcoming, 30, made=newest)
+    newest = next(list_cache_passes(config, history, 30))
+    upcoming = window_of(config).place_block(33, config.block)
+    (each,) = choose_missing_passes(list_cache_passes(config, history, 33), upcoming, 30, made=newest)
     assert (each.place.start, each.place.frames, isinstance(each, Recache)) == (30, 3, False)
 
 
 def test_a_cut_hides_everything_before_it():
     config, history = RolloutConfig(), [START, (6, Boundary.RECACHE), (30, Boundary.CUT), (36, Boundary.KEEP)]
-    passes = list(passes_before(config, history, 39))
+    passes = list(list_cache_passes(config, history, 39))
     assert [(each.segment, each.origin, each.place.start) for each in passes] == [(3, 30, 6), (2, 30, 3), (2, 30, 0)]
-    assert list(passes_before(config, history[:3], 30)) == []
+    assert list(list_cache_passes(config, history[:3], 30)) == []
 
 
 def test_positions_and_sink_count_from_the_cut():
     config = RolloutConfig()
     history = [START, (30, Boundary.CUT), (36, Boundary.RECACHE)]
-    recache, *_ = passes_before(config, history, 36)
+    recache, *_ = list_cache_passes(config, history, 36)
     assert (recache.place.start, recache.place.frames) == (0, 6)  # no reach across the cut
     assert recache.place.slots == set(range(6))
 
 
 def test_a_kept_cache_makes_no_pass_but_the_text_of_later_ones_changes():
     config = RolloutConfig()
-    kept = list(passes_before(config, [START, (9, Boundary.KEEP)], 15))
-    plain = list(passes_before(config, [START], 15))
+    kept = list(list_cache_passes(config, [START, (9, Boundary.KEEP)], 15))
+    plain = list(list_cache_passes(config, [START], 15))
     assert [each.place for each in kept] == [each.place for each in plain]
     assert [each.segment for each in kept] == [1, 1, 0, 0, 0]
 
@@ -165,14 +165,18 @@ def test_a_kept_cache_makes_no_pass_but_the_text_of_later_ones_changes():
 def test_right_after_a_recache_only_it_and_the_sink_are_rebuilt(end, renew, sources):
     config = RolloutConfig()
     history = [START, (end, Boundary.RENEW if renew else Boundary.RECACHE)]
-    found = passes_needed(passes_before(config, history, end), window_of(config).block(end, 3), 30, made=None)
+    found = choose_missing_passes(
+        list_cache_passes(config, history, end), window_of(config).place_block(end, 3), 30, made=None
+    )
     assert ["recache" if isinstance(each, Recache) else f"block {each.place.start}" for each in found] == sources
 
 
 def test_switches_without_recache_do_not_hide_an_earlier_recache():
     config = RolloutConfig()
     history = [START, (30, Boundary.RENEW), (33, Boundary.KEEP), (36, Boundary.KEEP)]
-    found = passes_needed(passes_before(config, history, 39), window_of(config).block(39, 3), 30, made=None)
+    found = choose_missing_passes(
+        list_cache_passes(config, history, 39), window_of(config).place_block(39, 3), 30, made=None
+    )
     assert [(each.segment, isinstance(each, Recache)) for each in found] == [
         (1, True),
         (1, False),
@@ -181,19 +185,24 @@ def test_switches_without_recache_do_not_hide_an_earlier_recache():
     ]
 
 
-def test_a_rebuild_is_as_deep_as_the_network_and_no_deeper():
-    """(recent + (layers - 1) (recent - block)) frames of clean passes, and the block that holds the sink."""
-    config, end = RolloutConfig(), 900
-    upcoming = window_of(config).block(end, config.block)
+@pytest.mark.parametrize(
+    ("window", "sink", "block"), [(12, 3, 3), (12, 0, 3), (21, 0, 3), (15, 6, 3), (12, 3, 1), (9, 3, 3)]
+)
+def test_a_rebuild_is_as_deep_as_the_network_and_no_deeper(window, sink, block):
+    """Each layer needs the frames that the ring holds besides the block; and there is the sink."""
+    config, end = RolloutConfig(window=window, sink=sink, block=block), 900
+    upcoming = window_of(config).place_block(end, config.block)
     counts = [
-        len(passes_needed(passes_before(config, [START], end), upcoming, layers, made=None)) for layers in (1, 2, 3, 30)
+        len(choose_missing_passes(list_cache_passes(config, [START], end), upcoming, layers, made=None))
+        for layers in (1, 2, 3, 30)
     ]
-    recent_blocks = (config.recent - config.block) // config.block
-    assert counts == [1 + recent_blocks * layers for layers in (1, 2, 3, 30)]
+    assert counts == [(layers * (config.recent - block) + sink) // block for layers in (1, 2, 3, 30)]
     assert all(later - earlier > 0 for earlier, later in pairwise(counts))
 
 
 def test_the_sink_of_a_small_block_comes_from_several_blocks():
     config = RolloutConfig(window=6, sink=3, block=1)
-    found = passes_needed(passes_before(config, [START], 50), window_of(config).block(50, 1), 1, made=None)
+    found = choose_missing_passes(
+        list_cache_passes(config, [START], 50), window_of(config).place_block(50, 1), 1, made=None
+    )
     assert [each.place.start for each in found] == [0, 1, 2, 48, 49]

@@ -1,7 +1,7 @@
-"""Which passes wrote a KV cache, and which of them rebuild it (design: `docs/architecture.md`).
+"""Lists the passes that wrote a KV cache, and chooses those to make or to repeat (design: `docs/architecture.md`).
 
-A KV cache is never stored: latents and prompts determine it. Each pass that is repeated has the shape, slots and prompt
-that it had the first time, so the rebuilt cache equals the lost one bit for bit. Pure integers; knows no tensor.
+A KV cache is never stored: latents and prompts determine it. A repeated pass has the shape, slots and prompt of the
+first time, so a rebuilt cache equals the lost one bit for bit. `Sampler` makes the passes; here are only integers.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +15,7 @@ from .window import Window
 
 @dataclass(frozen=True, slots=True)
 class CleanPass:
-    """The pass over a finished block, so that later blocks attend to it clean."""
+    """The pass that writes a finished block's keys and values, at the context timestep."""
 
     segment: int  # index of the prompt of the pass
     origin: int  # the frame that positions count from: the last cut, or 0
@@ -29,7 +29,7 @@ class Recache:
     segment: int
     origin: int
     place: Placement
-    end: int  # frames since the origin that are finished
+    end: int  # finished frames since the origin
     renew: bool  # whether the oldest frames of the window become the sink
 
 
@@ -37,7 +37,7 @@ CachePass = CleanPass | Recache
 """A pass that writes clean latents into the KV cache."""
 
 
-def passes_before(config: RolloutConfig, switches: Sequence[tuple[int, Boundary]], end: int) -> Iterator[CachePass]:
+def list_cache_passes(config: RolloutConfig, switches: Sequence[tuple[int, Boundary]], end: int) -> Iterator[CachePass]:
     """Yield the passes that wrote the KV cache of a video of `end` frames, newest first, back to the last cut.
 
     `switches` are (first frame, boundary) of every segment, rising; the first begins the video.
@@ -50,20 +50,21 @@ def passes_before(config: RolloutConfig, switches: Sequence[tuple[int, Boundary]
         if begins == frame:
             if boundary in (Boundary.RECACHE, Boundary.RENEW):
                 renew, finished = boundary is Boundary.RENEW, frame - origin
-                yield Recache(segment, origin, window.recache(finished, renew=renew), finished, renew)
+                yield Recache(segment, origin, window.place_recache(finished, renew=renew), finished, renew)
             segment -= 1
         start = frame - config.block
-        yield CleanPass(segment, origin, window.block(start - origin, config.block))
+        yield CleanPass(segment, origin, window.place_block(start - origin, config.block))
 
 
-def passes_needed(
+def choose_missing_passes(
     newest_first: Iterable[CachePass], upcoming: Placement, num_layers: int, *, made: CachePass | None
 ) -> list[CachePass]:
-    """Select the passes, oldest first, that the block at `upcoming` depends on and that are not `made` yet.
+    """Choose the passes, oldest first, that the block at `upcoming` depends on and that are not in the cache yet.
 
-    A pass's keys in layer n depend on what it attends in the layers below n only, so need fades by one layer per pass
-    and a rebuild ends after as many passes as there are layers, except for the sink. `made` is the newest pass in the
-    cache; what that pass and those before it wrote is there.
+    Keys in layer n of a pass depend only on what the pass attends in the layers below n. So what a pass attended is
+    needed in one layer less than the pass itself, and the walk ends: without a switch after
+    (layers (recent - block) + sink) / block passes. `made` is the newest pass in the cache, which also holds what
+    earlier passes wrote.
     """
     top = num_layers - 1
     need = {slot: top for slot in range(upcoming.filled) if slot not in upcoming.slots}  # slot: highest layer needed
