@@ -1,6 +1,6 @@
 """The numbers of a rollout: window, sink, block, steps, positions (LongLive §3.3; defaults as released).
 
-Knows no tensor. All counts are latent frames; *window* counts the sink and the block itself.
+Knows no tensor. All counts are latent frames; *window* includes the sink and the block that attends.
 """
 
 import reprlib
@@ -11,16 +11,16 @@ from .errors import ConfigError
 from .untrusted import conform_fields
 
 TABLE_FRAMES = 1024  # rows of the reference's rotary table: absolute positions end here
-MAX_WINDOW = 16 * TABLE_FRAMES  # more than an hour
+MAX_WINDOW = 16 * TABLE_FRAMES  # frames: more than an hour of video
 MAX_SEED = 2**64 - 1
 MAX_STEP = 1000
 
 
 class Positions(StrEnum):
-    """How a frame's temporal position is counted."""
+    """How a frame's temporal position is counted. Unbounded positions are the reference's infinity variant."""
 
     ABSOLUTE = "absolute"  # from the first frame; ends at TABLE_FRAMES
-    UNBOUNDED = "unbounded"  # from the beginning of the window; never ends (the reference's infinity variant)
+    UNBOUNDED = "unbounded"  # likewise, but the sink moves to just before the window's other frames; never ends
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,7 @@ class RolloutConfig:
     block: int = 3  # frames denoised together
     steps: tuple[int, ...] = (1000, 750, 500, 250)  # denoising steps, 1..1000, before the shift warps them
     shift: float = 5.0  # flow-matching shift
-    context_noise: float = 0.0  # timestep 0..1000 given to the clean pass and the recache
+    context_noise: float = 0.0  # timestep, 0 to below 1000, of clean passes and recaches; sampling adds no noise
     positions: Positions = Positions.ABSOLUTE
 
     def __post_init__(self) -> None:
@@ -67,7 +67,7 @@ class RolloutConfig:
 
     @property
     def recent(self) -> int:
-        """Frames of the window that roll."""
+        """Frames of the window beside the sink; they roll."""
         return self.window - self.sink
 
     def as_dict(self) -> dict:

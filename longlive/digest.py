@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 HASHING_THREADS = 4
-TENSORS_HELD = 16  # of a stream
+TENSORS_HELD = 16  # in memory at a time while a stream is hashed
 
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over name, dtype, shape and bytes of each tensor, in the order of the names."""
+    """Compute the SHA-256 over name, dtype, shape and bytes of each tensor, in the order of the names."""
     sha = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -25,9 +25,9 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 
 def hash_stream(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """SHA-256 over the digests of many tensors by name, in whatever order they come.
+    """Compute the SHA-256 over the names and digests of many tensors. The order they come in does not matter.
 
-    A few are hashed at a time, each in a thread (hashlib lets others run), and no more are held.
+    Holds at most TENSORS_HELD tensors; threads hash them in parallel (hashlib releases Python's lock).
     """
     stream, digests = iter(tensors), {}
     with ThreadPoolExecutor(HASHING_THREADS) as pool:
@@ -37,5 +37,5 @@ def hash_stream(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def hash_facts(facts: Sequence[object]) -> str:
-    """SHA-256 over facts, as JSON."""
+    """Compute the SHA-256 over a list of JSON values."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

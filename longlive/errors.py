@@ -4,10 +4,10 @@ LongLiveError
 ├── ConfigError        a setting that breaks a rule of the method
 ├── ScriptError        a timeline script that cannot be read
 │   └── TimelineError  one that does not parse; names line and column
-├── WeightsError       a file that is not the weights or the recorded run it claims to be
+├── WeightsError       a weights file or a recorded run that is not what it claims to be
 ├── ConditioningError  a prompt embedding that does not fit the model
 ├── SessionError       a session file, or a session continued with what it was not made for
-├── PositionError      the table of absolute positions has ended
+├── PositionError      a video longer than the table of absolute positions
 ├── SamplingError      a block that came out as NaN or infinity
 ├── StoreError         a session that cannot be written
 ├── VideoError         a video file that cannot be written
@@ -31,7 +31,7 @@ class LongLiveError(Exception):
         return shorten(super().__str__(), MAX_MESSAGE)
 
     def __init_subclass__(cls) -> None:
-        cls.__module__ = "longlive"  # ComfyUI shows it, and would show the path of the pack's folder
+        cls.__module__ = "longlive"  # ComfyUI shows the module of an error; the real one begins with the pack's path
 
 
 class ConfigError(LongLiveError):
@@ -51,7 +51,7 @@ class TimelineError(ScriptError):
 
 
 class WeightsError(LongLiveError):
-    """A file is not the weights it claims to be."""
+    """A weights file or a recorded run is not what it claims to be."""
 
 
 class ConditioningError(LongLiveError):
@@ -63,7 +63,7 @@ class SessionError(LongLiveError):
 
 
 class PositionError(LongLiveError):
-    """The table of absolute positions has ended."""
+    """A video is longer than the table of absolute positions."""
 
 
 class SamplingError(LongLiveError):

@@ -17,7 +17,7 @@ try:
 except ImportError:  # Windows, where a file that is open cannot be removed anyway
     fcntl = None
 
-ABANDONED_SECONDS = 3600  # after which a part may belong to a process that was killed
+ABANDONED_SECONDS = 3600  # a part older than this may come from a process that was killed
 PART = ".part"  # what a file is called while it is written
 MAX_TEXT_BYTES = 64 << 20  # of a text that is read into memory whole
 
@@ -28,7 +28,8 @@ IRREGULAR = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-# Only Unix has the first three, only Windows the last. Without NONBLOCK, opening a pipe waits for its writer.
+# Only Unix has NONBLOCK, NOCTTY and CLOEXEC, only Windows has BINARY. Without NONBLOCK, opening a pipe waits for its
+# writer.
 READ_FLAGS = os.O_RDONLY | sum(getattr(os, f"O_{name}", 0) for name in ("NONBLOCK", "NOCTTY", "CLOEXEC", "BINARY"))
 
 # Names that Windows takes for devices, whatever follows the first dot.
@@ -43,7 +44,7 @@ MAX_NAME_BYTES = 200  # file systems allow 255, endings and counters included
 def check_regular(path: Path) -> None:
     """Raise OSError for anything but a regular file. Never waits. For libraries that open files by name.
 
-    The error's `strerror`, or else its text, is a phrase that gives the reason.
+    The error's `strerror` gives the reason in a phrase; where it is None, the error's text does.
     """
     try:
         mode = path.stat().st_mode
@@ -152,7 +153,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def claim(path: Path) -> Iterator[None]:
-    """Show other processes that this one uses a file; the claim ends with the `with` block or the process."""
+    """Mark a file as in use (a shared lock) until the `with` block or the process ends. Does nothing on Windows."""
     if fcntl is None:
         yield
         return

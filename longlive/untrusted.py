@@ -15,10 +15,10 @@ from typing import NoReturn, TypeVar
 
 from .errors import ConfigError
 
-MAX_JSON = 16 << 20  # characters; the header of a session of two days has as many
+MAX_JSON = 16 << 20  # characters: the header of a session file that holds two days of video
 MAX_DEPTH = 32  # of nested lists and objects
-MIN_INTEGER, MAX_INTEGER = -(2**63), 2**64 - 1  # the range of seeds, beyond that of any count
-MAX_DIGITS = 20  # of both, the sign included
+MIN_INTEGER, MAX_INTEGER = -(2**63), 2**64 - 1  # the greatest seed is the greatest number of all
+MAX_DIGITS = 20  # characters of either number, sign included
 WORDS = {
     int: "a whole number",
     float: "a number",

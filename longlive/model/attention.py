@@ -1,5 +1,6 @@
-"""Attention, one function: the fastest exact kernel this machine has for a device and dtype.
+"""Attention, one function: the fastest kernel of this machine that does not quantise, for a device and dtype.
 
+Inside ComfyUI the host's own attention takes its place.
 Dimension key: B batch, T queries, S keys, N heads, H channels per head. No mask: the KV cache decides what is seen.
 """
 

@@ -1,7 +1,7 @@
 """The causal forward over a tree of Wan sub-modules (LongLive §3; Self-Forcing, arXiv 2506.08009).
 
-The tree is ours (`wan.py`) or ComfyUI's `WanModel`. Only sub-modules with the same names are called, so the owner's
-casts, offloading, LoRA and quantisation keep working.
+The tree is ours (`wan.py`) or ComfyUI's `WanModel`. The forward calls only sub-modules that both have under one name,
+so what ComfyUI does in its sub-modules (casts, offloading, LoRA, quantisation) keeps working.
 Dimension key: B batch, F frames of one pass, T tokens of one pass, L text rows, D model width, N heads, H channels per
 head, C latent channels.
 """
@@ -27,7 +27,10 @@ class LayerKVCache(Protocol):
     """The keys and values of a video in one layer, as its self-attention sees them."""
 
     def write(self, place: Placement, k_BTNH: Tensor, v_BTNH: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
-        """Store a pass's un-rotated keys and its values; return all keys, rotated, and values it may attend."""
+        """Take the un-rotated keys of a pass, and its values, and store them, the keys rotated.
+
+        Returns all keys, rotated, and all values that the pass may attend.
+        """
         ...
 
 
@@ -42,7 +45,7 @@ class KVCache(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TextKeys:
-    """Cross-attention keys and values of one prompt, one pair [B, L, N, H] per layer. They depend on nothing else."""
+    """Cross-attention keys and values of one prompt, one pair [B, L, N, H] per layer. They hold for every pass."""
 
     layers: tuple[tuple[Tensor, Tensor], ...]
 
@@ -59,10 +62,10 @@ class CausalWan:
     tree: WanTree
     geometry: Geometry
     attend: Attend
-    kernel: str  # what computes the attention, and on which device; other kernels round differently
+    kernel: str  # the device and attention kernel, by name: another one rounds differently
     device: torch.device
     dtype: torch.dtype  # of activations, latents and the KV cache
-    entry_dtype: torch.dtype  # in which latents enter the patch embedding
+    entry_dtype: torch.dtype  # of the patch embedding's input
 
     @classmethod
     def of_tree(cls, model: WanModel, *, quantised_attention: bool = False) -> "CausalWan":
@@ -91,8 +94,8 @@ class CausalWan:
     ) -> Tensor | None:
         """Pass frames through the network; return their flow [B, F, C, H, W].
 
-        The frames attend each other and what `cache` holds at `place`. Writes their keys and values into `cache`.
-        Without `with_flow` that is all: the last layer ends at its keys, and None is returned.
+        Writes their keys and values into `cache` at `place`; the frames attend each other and what else it holds there.
+        Without `with_flow` the pass ends once the last layer's keys and values are written, and returns None.
         """
         tree, geometry = self.tree, self.geometry
         grid = geometry.grid(*latents_BFCHW.shape[-2:])
@@ -120,7 +123,10 @@ class CausalWan:
         rotation: Rotation,
         only_keys: bool,
     ) -> Tensor:
-        """Run one transformer layer, which ends at its keys if only these are wanted."""
+        """Run one transformer layer. With `only_keys`, stop once its keys and values are written; return `u` as given.
+
+        A `modulation` is shift, scale and gate for attention, then for the feed-forward.
+        """
         modulation = block.modulation.to(u_BTD).unsqueeze(0) + modulation_BF6D
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = modulation.unbind(2)
 
@@ -147,12 +153,12 @@ class CausalWan:
         return Rotation(make_table(place.start, place.frames, grid, head_dim, self.device), sink_T1P22)
 
     def embed_time(self, timesteps_BF: Tensor) -> Tensor:
-        """Embed timesteps, on the model's device or where float64 is computed for it. Returns [B, F, D]."""
+        """Embed timesteps [B, F] as [B, F, D]. The sinusoid is made on their device, the rest on the model's."""
         embedded = make_sinusoid(timesteps_BF.flatten(), self.geometry.freq_dim).to(self.device, self.dtype)
         return self.tree.time_embedding(embedded).unflatten(0, timesteps_BF.shape)
 
     def project_flow(self, u_BTD: Tensor, e_BFD: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Project tokens to patches with the head, and put these together: the flow [B, F, C, H, W]."""
+        """Make the flow [B, F, C, H, W] of the last layer's tokens: the head makes patches, which are joined."""
         head, (pt, ph, pw) = self.tree.head, self.geometry.patch_size
         shift, scale = (head.modulation.to(u_BTD).unsqueeze(0) + e_BFD.unsqueeze(2)).unbind(2)
         patches = head.head(modulate(head.norm(u_BTD), shift, scale))
@@ -165,8 +171,8 @@ class CausalWan:
     def read_prompt(self, embedding_BLD: Tensor) -> TextKeys:
         """Compute the cross-attention keys and values of a prompt embedding.
 
-        Pads it to `text_len` rows of zeros. The model attends these rows like all others: it was trained with them,
-        and they have biases. Raises ConditioningError for another width.
+        Pads it with zeros to `text_len` rows. The model attends the padding as well: it was trained so, and the biases
+        make keys of it that are not zero. Raises ConditioningError for another width.
         """
         rows, width = embedding_BLD.shape[-2:]
         if width != self.geometry.text_dim:

@@ -1,7 +1,7 @@
-"""Convolutions on a CPU with oneDNN, also small ones.
+"""Small convolutions on a CPU, computed with oneDNN.
 
-PyTorch runs a float32 convolution of one small picture or video with its own kernel, several times slower
-(`use_mkldnn` in ATen's Convolution.cpp: a batch of 1 with N C T H <= 20480). A streaming VAE makes only such ones.
+For a float32 convolution of one small picture or video (a batch of 1 with N C T H <= 20480), PyTorch uses a kernel of
+its own that is several times slower (`use_mkldnn` in ATen's Convolution.cpp). All those of a streaming VAE are such.
 """
 
 from contextlib import AbstractContextManager, nullcontext

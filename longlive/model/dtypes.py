@@ -6,7 +6,7 @@ from torch import Tensor
 COMPUTE_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}  # of a network, by short name
 STORED_DTYPES = {*COMPUTE_DTYPES.values(), torch.float64, torch.float8_e4m3fn, torch.float8_e5m2}  # of a weights file
 DEVICES_WITH_FLOAT64 = ("cpu", "cuda", "meta")  # Apple's, Intel's and DirectML's GPUs have none
-FIRST_NOT_FINITE = {torch.float8_e4m3fn: 0x7F, torch.float8_e5m2: 0x7C}  # bytes from here on, without their sign
+FIRST_NOT_FINITE = {torch.float8_e4m3fn: 0x7F, torch.float8_e5m2: 0x7C}  # least byte, without its sign bit
 CHUNK = 1 << 18  # values that are checked together where they must be copied
 
 
@@ -21,7 +21,7 @@ def choose_float(device: torch.device | str) -> torch.dtype:
 
 
 def choose_exact_device(device: torch.device | str) -> torch.device:
-    """Choose where to compute in float64 for `device`: there, so that it waits for no copy, or else on the CPU."""
+    """Choose where to compute in float64: on `device`, which then waits for no copy, or on the CPU if it has none."""
     device = torch.device(device)
     return device if device.type in DEVICES_WITH_FLOAT64 else torch.device("cpu")
 
@@ -35,5 +35,5 @@ def is_finite(tensor: Tensor) -> bool:
         return all(int((part & 0x7F).amax()) < FIRST_NOT_FINITE[tensor.dtype] for part in bytes_.split(CHUNK))
     if tensor.itemsize == 1:  # other kinds of float8, which support no arithmetic
         return all(is_finite(part.float()) for part in tensor.reshape(-1).split(CHUNK))
-    low, high = torch.aminmax(tensor.detach())  # a NaN comes through as both
+    low, high = torch.aminmax(tensor.detach())  # both are NaN if any value is
     return bool(torch.isfinite(low) & torch.isfinite(high))

@@ -16,7 +16,10 @@ BASE = 10000.0
 
 
 def make_frequencies(head_dim: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
-    """Make the angles per position for frame, row and column, float64: of 64 pairs, 22, 21 and 21."""
+    """Make the angles per position, float64, of the pairs that follow the frame, the row and the column.
+
+    A head of 64 pairs has 22, 21 and 21 of them.
+    """
     spatial = 2 * (head_dim // 6)
 
     def axis(channels: int) -> Tensor:
@@ -36,7 +39,7 @@ def make_table(start: int, frames: int, grid: tuple[int, int], head_dim: int, de
         angle = torch.outer(torch.arange(first, first + count, dtype=torch.float64, device=exact), frequency)
         cos, sin = angle.cos(), angle.sin()
         turn = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
-        return turn.float().to(device)  # a few rows; the full table is built on the target device
+        return turn.float().to(device)  # one axis is small to copy; the target device builds the full table
 
     table_FHWP22 = torch.cat(
         [

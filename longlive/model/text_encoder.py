@@ -32,7 +32,7 @@ class TextEncoder(Protocol):
 
 
 class HashedWords:
-    """An embedding without an encoder: each word has its own row, a normal vector drawn from the word's hash.
+    """A text encoder without a network: each word becomes one row, a normal vector drawn from the word's hash.
 
     For models trained on it and for tests. It knows no meanings, but the same word always gives the same row.
     """
@@ -108,7 +108,7 @@ class UMT5:
 
 
 def clean_prompt(prompt: str) -> str:
-    """Clean a prompt as umT5's training did: mended characters, no HTML entities, single spaces."""
+    """Clean a prompt as Wan does: mend wrongly decoded characters, resolve HTML entities, join runs of spaces."""
     with contextlib.suppress(ImportError):  # optional: it only mends wrongly decoded text
         import ftfy
 

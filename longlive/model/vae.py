@@ -3,7 +3,7 @@
 Every convolution looks back in time only, so a video streams exactly. A `Past` keeps the last frames that each of them
 saw; it belongs to one video, not to the network.
 
-Dimension key: B batch, F frames, C channels, T frames of one pass, H rows, W columns, N cells of a frame.
+Dimension key: B batch, F frames at the interface, C channels, T frames within a pass, H rows, W columns, N = H W.
 """
 
 from collections.abc import Mapping
@@ -26,12 +26,12 @@ LATENT_STD = (2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
               3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160)
 # fmt: on
 LATENT_CHANNELS = len(LATENT_MEAN)
-MAX_BASE_WIDTH = 1 << 12  # of a base width, which is 96 as released
+MAX_BASE_WIDTH = 1 << 12  # channels; 96 as released
 MULTIPLIERS = (1, 2, 4, 4)  # width of each level over the base width
 HALVES_TIME = (False, True, True)  # of each step between levels, from pixels to latents
 ENCODER_BLOCKS, DECODER_BLOCKS = 2, 3  # residual blocks per level
 LAYERS_OF_LATENTS = 2 * (DECODER_BLOCKS + 1)  # of the decoder's `upsamples`, up to the last that doubles frames
-TINY = 1e-24  # mean square of a position that is zero
+TINY = 1e-24  # taken for a mean square of zero, to divide by
 
 
 class Past:
@@ -39,7 +39,7 @@ class Past:
 
     def __init__(self, frames_at_once: int | None = None) -> None:
         self.has_begun = False  # whether the first frame has passed
-        self.frames_at_once = frames_at_once  # through the costly layers; None for all
+        self.frames_at_once = frames_at_once  # that the costly last layers take; None for all of a pass
         self.seen: dict[nn.Module, Tensor] = {}
 
     def move(self, device: torch.device) -> None:
@@ -91,7 +91,7 @@ class WanVAE(nn.Module):
         return f"{hash_tensors(weights)} on {self.device.type}"
 
     def decode_next(self, latents_BFCHW: Tensor, past: Past) -> Tensor:
-        """Decode the latents that follow `past` in one pass, without clamping. The first of a video must come alone."""
+        """Decode the latents that follow `past`, in one pass, without clamping. Pass a video's first latent alone."""
         return self.run_decoder(latents_BFCHW, past).transpose(1, 2)
 
     def run_decoder(self, latents_BFCHW: Tensor, past: Past, num_layers: int | None = None) -> Tensor:
@@ -104,7 +104,7 @@ class WanVAE(nn.Module):
         return x_BCTHW
 
     def encode_next(self, pixels_BFCHW: Tensor, past: Past) -> Tensor:
-        """Encode the pixel frames that follow `past` in one pass: the first of a video alone, then multiples of 4."""
+        """Encode the pixel frames that follow `past`, in one pass. Pass a video's first frame alone, then multiples of 4."""
         x_BCTHW = pixels_BFCHW.to(self.device, self.conv1.weight.dtype).transpose(1, 2)
         with use_fast_convolutions(self.device):
             mean_BCTHW, _log_variance = self.conv1(self.encoder(x_BCTHW, past)).chunk(2, dim=1)
@@ -186,7 +186,7 @@ class Decoder(nn.Module):
         return torch.cat([self._finish(piece, past, num_layers) for piece in pieces], dim=2)
 
     def _finish(self, x_BCTHW: Tensor, past: Past, num_layers: int | None) -> Tensor:
-        """Run the layers after the last one that makes frames. They need most memory, so frames may pass in pieces."""
+        """Run the layers after the last that doubles frames. They need most memory, so frames may come in pieces."""
         for layer in self.upsamples[LAYERS_OF_LATENTS:num_layers]:
             x_BCTHW = layer(x_BCTHW, past)
         if num_layers is not None:
@@ -265,7 +265,8 @@ class Down(nn.Module):
 class Up(nn.Module):
     """Double rows and columns, halve the width and, with `in_time`, double frames.
 
-    The first frame of a video stays single, and later frames do not see it: the second finds zeros before it.
+    The first frame of a video is not doubled, and the convolution in time does not see it: the second frame finds
+    zeros before itself.
     """
 
     def __init__(self, width: int, *, in_time: bool, **like) -> None:
@@ -297,7 +298,7 @@ class CausalConv(nn.Conv3d):
 
 
 class Norm(nn.Module):
-    """Scale every position to a root mean square of `gamma` over its channels."""
+    """Divide every position by its root mean square over the channels, then scale each channel by its `gamma`."""
 
     def __init__(self, width: int, trailing_axes: int, **like) -> None:
         super().__init__()

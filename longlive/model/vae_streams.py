@@ -15,7 +15,7 @@ from .vae import DECODER_BLOCKS, HALVES_TIME, LATENT_CHANNELS, Past, WanVAE
 
 TILE, TILE_OVERLAP = 32, 8  # cells of 8 pixels
 LOOKBACK = 2  # frames before a frame that a convolution sees
-LATENTS_PER_PASS = 3  # on a CPU this takes a third of the time of 1; it moves the last bits of pixels (4e-6)
+LATENTS_PER_PASS = 3  # on a CPU a third of the time of 1 by 1; pixels differ by at most 4e-6
 
 
 class VideoDecoder(Protocol):
@@ -56,7 +56,7 @@ class VideoEncoder(Protocol):
 class StreamingDecoder:
     """A `VideoDecoder` over our own VAE: the first latent gives 1 pixel frame, each later one 4, without delay.
 
-    The pixels do not depend on how the latents are split into pushes: they are those of one decode of the whole.
+    How latents are split into pushes changes pixels by rounding only (4e-6): they are those of one decode of the whole.
     """
 
     def __init__(self, vae: "WanVAE", *, at_once: int = LATENTS_PER_PASS, frames_at_once: int | None = None) -> None:
@@ -90,10 +90,10 @@ class StreamingDecoder:
 
 
 class TiledDecoder:
-    """A `ResumableDecoder` for a device too small for a whole picture: one tile after another, frame by frame.
+    """A `ResumableDecoder` for a device too small for a whole picture: decodes tile by tile, each frame by frame.
 
-    Exact in time. A tile does not see beyond its edge, so tiles overlap and are blended. The last frames they saw are
-    kept on the CPU.
+    Nothing is lost in time. A tile does not see beyond its edge, so tiles overlap and are blended. The last frames
+    they saw wait on the CPU.
     """
 
     def __init__(self, vae: "WanVAE", *, tile: int = TILE, overlap: int = TILE_OVERLAP) -> None:
@@ -213,24 +213,25 @@ def split_passes(video_BFCHW: Tensor, *, has_begun: bool, at_once: int) -> list[
 
 
 def choose_recent_blocks(blocks: Sequence[Tensor], together: int = 1) -> Sequence[Tensor]:
-    """Choose the latest blocks that later pixels depend on, and some before them, to begin a video with.
+    """Choose the latest blocks, enough to begin a decoding with them: later pixels depend on no block before.
 
-    After the first latent, `together` make one pass: the first chosen block begins at a frame that is a multiple of it.
+    After a first latent alone, `together` latents make one pass. So that passes split as in the whole video, the first
+    chosen block begins at a multiple of it.
     """
     start, count = len(blocks), 0
     while start and (count < WARM_UP or start == len(blocks)):
         start -= 1
         count += blocks[start].shape[1]
-    start -= start > 0  # its passes are split in another way, so nothing may depend on it
+    start -= start > 0  # one more: its first latent passes alone here, so no later pixel may depend on it
     while start and sum(block.shape[1] for block in blocks[:start]) % together:
         start -= 1
     return blocks[start:]
 
 
 def count_needed_layers(distance: int) -> int | None:
-    """Count the `upsamples` that latents must pass if they end `distance` latents before the first wanted one.
+    """Count the layers of `upsamples` that latents must pass if `distance` latents follow before the first wanted one.
 
-    None means the whole decoder. Small layers look back far; the full-size ones, which cost most, hardly do.
+    None means the whole decoder. Early layers look back far; the late ones, at full size, cost most and hardly do.
     """
     count = sum(reach > distance for reach in REACHES)
     return count if count < len(REACHES) else None

@@ -1,4 +1,4 @@
-"""The Wan2.1 tree of sub-modules under its released key names (Wan2.1, arXiv 2503.20314 §4.2).
+"""The sub-modules of a Wan2.1 network, named as in its released weights (Wan2.1, arXiv 2503.20314 §4.2).
 
 Holds weights and shapes only; `causal.py` is the forward. ComfyUI's `WanModel` is a tree with the same names, so
 code that reads a tree can read either.
@@ -25,7 +25,7 @@ LAYER = re.compile(r"blocks\.(0|[1-9][0-9]{0,8})\.")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Geometry:
-    """The sizes of a Wan network. The defaults hold for every released model."""
+    """The sizes of a Wan network. The defaults are those of the released text-to-video models."""
 
     dim: int
     ffn_dim: int
@@ -87,7 +87,7 @@ class Geometry:
 
     @classmethod
     def of_tree(cls, tree: "WanTree") -> "Geometry":
-        """Read the sizes a tree carries as attributes, ours or ComfyUI's."""
+        """Read the sizes from the attributes of a tree, ours or ComfyUI's."""
         return cls(
             dim=tree.dim,
             ffn_dim=tree.ffn_dim,
