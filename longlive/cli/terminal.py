@@ -13,7 +13,7 @@ FAILED, NOT_A_RUN, INTERRUPTED, TERMINATED = 1, 2, 130, 143  # the last two as a
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: a Ctrl-C from another process."""
+    """SIGTERM arrived. Work is kept as on a Ctrl-C."""
 
 
 @contextmanager
@@ -46,8 +46,11 @@ def choose_status(interrupt: KeyboardInterrupt) -> int:
 
 
 def find_causes(error: BaseException | None) -> Iterator[LongLiveError]:
-    """Yield our errors that led to this one, latest first: an error of a clean-up must not hide the first one."""
-    is_explained = False  # by the error raised from it
+    """Yield our errors among this one and those that led to it, latest first.
+
+    So an error of a clean-up does not hide the error before it. Skips errors that another was raised `from`.
+    """
+    is_explained = False  # whether the error just seen was raised from this one
     while error:
         if isinstance(error, LongLiveError) and not is_explained:
             yield error

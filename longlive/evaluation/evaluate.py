@@ -31,7 +31,7 @@ TRAITS = ("brightness", "contrast", "saturation", "sharpness")  # constant in a 
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
 THUMBNAIL = 16  # rows and columns
 AROUND = 8  # steps on either side of a boundary to compare it with
-MIN_STEP = 0.1  # of 255; below it a video stands still, and a ratio of steps means nothing
+MIN_STEP = 0.1  # of 255; with smaller ones a video stands still, and their ratio means nothing
 FRAMES_PER_READ = 16
 
 
@@ -55,7 +55,7 @@ class VideoFeatures:
         return max(1, round(self.fps))
 
     def correlate(self, frame: int, other: int) -> float:
-        """Correlate two thumbnails, -1..1; two without any contrast are equal."""
+        """Correlate two thumbnails, -1..1; returns 1 if neither has any contrast."""
         one_N, other_N = self.thumbnail_FN[frame], self.thumbnail_FN[other]
         return (one_N @ other_N).item() if one_N.any() or other_N.any() else 1.0
 
@@ -136,7 +136,11 @@ def read_batches(container: InputContainer) -> Iterator[Tensor]:
 
 
 def measure_traits(bytes_FHW3: Tensor) -> Tensor:
-    """Measure each frame [F, T]: mean and deviation of its luma, spread of its colours, step from pixel to pixel."""
+    """Measure the TRAITS of each frame [F, T].
+
+    They are the mean and the standard deviation of luma, the range of red, green and blue in a pixel, and the step of
+    luma between neighbouring pixels.
+    """
     rgb_FHW3 = bytes_FHW3.float()
     luma_FHW = rgb_FHW3 @ torch.tensor(LUMA)
     saturation_FHW = rgb_FHW3.amax(-1) - rgb_FHW3.amin(-1)

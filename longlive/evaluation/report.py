@@ -121,7 +121,7 @@ class Report:
 
 
 def estimate(values_S: ArrayLike, statistic=np.mean) -> Estimate:
-    """Estimate a statistic of values over seeds [seeds, ...]; the values of one seed are resampled together."""
+    """Estimate a statistic of values [seeds, ...] and its interval, by a bootstrap that resamples whole seeds."""
     values = np.asarray(values_S, dtype=np.float64)
     values = values.reshape(len(values), -1)
     chosen = np.random.default_rng(0).integers(len(values), size=(NUM_RESAMPLES, len(values)))

@@ -1,1 +1,1 @@
-"""A trained miniature of the model: a small world, its prompts, and weights of some ten megabytes that know it."""
+"""A trained miniature of the model: a small world, its prompts, and 19 MB of weights that know it."""

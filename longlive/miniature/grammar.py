@@ -3,7 +3,7 @@
     a red ring moves left at night
     a blue square stays still by day from the north west
 
-No two attributes share a word, because hashed words have no order.
+No two attributes share a word, because the model does not see the order of words.
 """
 
 import itertools

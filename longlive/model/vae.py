@@ -104,7 +104,7 @@ class WanVAE(nn.Module):
         return x_BCTHW
 
     def encode_next(self, pixels_BFCHW: Tensor, past: Past) -> Tensor:
-        """Encode the pixel frames that follow `past`, in one pass. Pass a video's first frame alone, then multiples of 4."""
+        """Encode the pixel frames that follow `past`, in one pass. Pass the first of all alone, then multiples of 4."""
         x_BCTHW = pixels_BFCHW.to(self.device, self.conv1.weight.dtype).transpose(1, 2)
         with use_fast_convolutions(self.device):
             mean_BCTHW, _log_variance = self.conv1(self.encoder(x_BCTHW, past)).chunk(2, dim=1)

@@ -54,7 +54,10 @@ def replay_schedules(run: RecordedRun) -> dict[str, Tensor]:
 
 
 def replay_vae(run: RecordedRun) -> dict[str, Tensor]:
-    """Replay whole, streamed and split decodes, and encodes. The recorded whole decode was not clamped."""
+    """Replay decodes, whole, streamed and in chunks, and encodes (tests/reference/README.md).
+
+    The whole decode was recorded before its clamp.
+    """
     model, latents = WanVAE.of_weights(run.select("sd.")), run.tensors["in.latent"]
     decoder = StreamingDecoder(model)
     slices = latents.split(run.tensors["in.stream_slices"].tolist(), dim=1)

@@ -17,7 +17,7 @@ from ..untrusted import conform, parse_json
 
 RECORDED = ("out.", "trace.", "merged", "freqs.", "shift")  # beginnings of the names of results
 MAX_NUMBER = 1 << 16  # frames, widths and the like of a run, which is tiny
-NUM_END_VALUES = 8  # first and last values a statistic holds
+NUM_END_VALUES = 8  # that a statistic holds from the beginning of a tensor, and as many from its end
 INTEGER_COLUMNS = ("kind", "segment", "num_frames", "current_start", "gend", "lend", "flag")  # columns of a trace
 
 

@@ -50,7 +50,7 @@ class _RolloutReplay:
         self.rows: dict[str, list] = {}
 
     def make_block(self, block: int) -> None:
-        """Make one block. The reference's rule: at most one switch, at the first block at or after its frame."""
+        """Make one block. As in the reference, it switches if it begins at the frame of the next switch or later."""
         start = block * self.config.block
         if self.segment < len(self.switches) and start >= self.switches[self.segment]:
             self.segment += 1

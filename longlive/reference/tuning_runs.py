@@ -20,7 +20,7 @@ from .recorded_run import RecordedRun, compute_statistic, stack_rows, unwarp_ste
 
 
 def replay_scores(run: RecordedRun) -> dict[str, Tensor]:
-    """Replay the teacher on clips of several lengths. The reference pads and masks a clip; here it has no padding."""
+    """Replay the teacher on clips of several lengths. The reference pads short ones and masks the padding."""
     teacher, results = load_score(run, "weights", run.meta["prefix"]), {}
     for frames in run.read_values("frames"):
         noisy, timesteps = run.tensors[f"in.x.{frames}"], run.tensors[f"in.t.{frames}"][:, 0]
@@ -86,7 +86,10 @@ class _TracedStudent(Student):
 
 
 class _Trace:
-    """The passes as rows, with what the reference's cache holds: the sink and more recent frames than are attended."""
+    """The passes as rows of a recorded trace.
+
+    A row holds statistics of what the reference's cache would hold: the sink and more recent frames than are attended.
+    """
 
     def __init__(self, num_layers: int, sink: int, frames: int, tokens: int) -> None:
         self.sink, self.frames, self.tokens = sink, frames, tokens

@@ -1,7 +1,8 @@
 """Compare replays with recorded runs of the reference, through the same classes that make videos.
 
-A run is a safetensors file of inputs, random draws and results (`tests/reference/README.md` is the format). A replay
-computes every recorded result under its recorded name. A run is reproduced if none is missing and all are near.
+A recorded run is a safetensors file of inputs, random draws and results (format: `tests/reference/README.md`). A replay
+computes the results again and gives them their recorded names. A run is reproduced if the replay has every result
+within its tolerance.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,7 +32,7 @@ REPLAYS: dict[str, Callable[[RecordedRun], dict[str, Tensor]]] = {
 KINDS_WITH_GRADIENTS = ("dmd_loss", "streaming_training")
 GRADIENT_TOLERANCE = 1e-4  # of the largest value of a gradient
 
-# What a replay of senseless tensors ends in: torch refuses shapes and dtypes in each of these ways.
+# The errors by which a replay of senseless tensors ends: torch refuses a wrong shape or dtype with any of these.
 UNFIT = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 
 

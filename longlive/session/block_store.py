@@ -1,4 +1,4 @@
-"""Finished work by key: tensors under the hash of all that determines them, in memory and on disk.
+"""A store of finished work, in memory and on disk: an entry of tensors is found by a hash of all that determines them.
 
 A store makes it cheap to change only the last prompt or to continue after a crash. It holds blocks of latents and the
 fragments of videos (`video/render.py`). An entry is one file, written under another name and renamed, so neither two
@@ -30,7 +30,7 @@ DISK_BYTES = 8 << 30
 ENTRY = ".safetensors"
 DIGEST_TENSOR = "digest"  # the name of the tensor that holds the digest of the others
 LATENTS = "latents"
-TRIM_TO = 0.9  # of the disk limit, so that not every entry has to look for the oldest
+TRIM_TO = 0.9  # of the disk limit: this leaves room, so that not every new entry trims
 
 Entry = dict[str, Tensor]
 
@@ -124,8 +124,8 @@ class Store:
     def _trim(self, count: int) -> int:
         """Remove the entries unused for longest if `count` more bytes are too many; return the bytes that stay.
 
-        An entry from the future was used before the clock was set back. It is removed first, or else it would outlive
-        every new one.
+        An entry whose time is in the future was used before the clock was set back. It goes first; otherwise it would
+        stay longer than every new one.
         """
         assert self.folder is not None
         entries, now = [], time.time_ns()
@@ -164,7 +164,7 @@ def check_entry(entry: Entry, expected: Mapping[str, tuple[tuple[int, ...] | Non
             raise ValueError(f"its {name} are {tensor.dtype}, expected {dtype}")
         if tensor.ndim != 1 if shape is None else tuple(tensor.shape) != shape:
             raise ValueError(f"the shape of its {name} is {tuple(tensor.shape)}, expected {shape or 'one axis'}")
-    if digest.dtype != torch.uint8 or not torch.equal(digest, hash_entry(entry)):  # other dtypes may not compare
+    if digest.dtype != torch.uint8 or not torch.equal(digest, hash_entry(entry)):  # `equal` may fail for other dtypes
         raise ValueError("it is not what was stored")
     for name, tensor in entry.items():
         if not is_finite(tensor):

@@ -1,7 +1,7 @@
 """A video in progress, as an immutable value: prompts, finished latents, seed and settings.
 
-It holds no KV cache: that is rebuilt from it (`rollout/cache_passes.py`). Every block has a key, a hash of all that
-determines it, by which it is stored. The blocks of a session from a file get other keys (`Session.rekeyed`).
+It holds no KV cache: that is rebuilt from it (`rollout/cache_passes.py`). A store finds a block by its key, a hash of all
+that determines the block. Blocks from a session file get other keys (`Session.rekeyed`).
 """
 
 import hashlib
@@ -28,7 +28,7 @@ class Prompt:
     """A prompt embedding without its trailing zero rows, and its text if known."""
 
     embedding: Tensor  # [1, rows, D] on the CPU
-    rows: int  # with the zero rows, which are attended too
+    rows: int  # of the whole embedding: the model attends the zero rows too
     text: str = ""
 
     @classmethod
@@ -119,7 +119,7 @@ class Session:
 
     @property
     def seconds(self) -> float:
-        """Duration of the decoded file: the first frame is one pixel frame, so a little less than its blocks."""
+        """Duration of the decoded file: a little less than that of its blocks; its first frame is one pixel frame."""
         return self.pixel_frames / FPS
 
     @property
@@ -130,13 +130,13 @@ class Session:
 
     @property
     def origin(self) -> int:
-        """The frame that positions count from: that of the last cut, or 0."""
+        """The frame that positions count from: where the last cut is, or 0 without a cut."""
         return max((switch.frame for switch in self.switches if switch.boundary is Boundary.CUT), default=0)
 
     def switched_to(self, prompt: Prompt, boundary: Boundary = Boundary.RECACHE) -> "Session":
         """Return the video with another prompt from here on.
 
-        Before the first frame it only replaces the prompt; of two switches with no block between, the last counts.
+        Before the first frame this only replaces the prompt. A second switch at the same frame replaces the first.
         """
         if not self.blocks:
             return replace(self, switches=(Switch(0, Boundary.CUT, prompt),))
@@ -164,8 +164,8 @@ class Session:
     def rekeyed(self) -> "Session":
         """Return the video under keys that hash its content, not how it was made: for a video from a file.
 
-        A key is a hash of the key before, the block's latents and a switch at its beginning. So the blocks that follow
-        share no key with a video that was made here from its beginning; two copies of one video have the same keys.
+        A block's key hashes the key before it, its latents and the switch at its beginning, if any. So two copies of
+        one video have the same keys, and none that a video made here has, also in the blocks added later.
         """
         switches = {switch.frame: [switch.boundary.value, switch.prompt.digest] for switch in self.switches}
         keys, key = [], self._compute_base_key()
@@ -221,7 +221,7 @@ class Session:
     def continues(self, earlier: Trace) -> bool:
         """Return whether `earlier` is an earlier state of this video: the same keys and the same tensors.
 
-        Latents with the same keys may differ in their last bits if they were made elsewhere.
+        The keys alone are not enough: latents made elsewhere may have the same keys and differ in their last bits.
         """
         shared = len(earlier.keys)
         same_keys = self._compute_base_key() == earlier.base and self.keys[:shared] == earlier.keys
@@ -230,7 +230,7 @@ class Session:
         )
 
     def begins_as(self, other: "Session") -> bool:
-        """Return whether `other`, wherever it was made, is an earlier state of this video, frame for frame."""
+        """Return whether this video begins with all frames of `other`, wherever that was made."""
         ours, theirs = ((s.model, s.config, s.height, s.width, s.seed, s.dtype) for s in (self, other))
         if ours != theirs or len(self.blocks) < len(other.blocks):
             return False

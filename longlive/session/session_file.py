@@ -33,7 +33,7 @@ PROMPT_DTYPES = {*DTYPES.values(), torch.float64}
 KEY = re.compile("[0-9a-f]{64}")
 MAX_SIZE = 1 << 14  # pixels; far beyond what a model makes
 MAX_CHANNELS = 1 << 10
-MAX_PROMPT_VALUES = 1 << 27  # of a prompt with its zero rows, which the file need not hold: 64 times those of umT5
+MAX_PROMPT_VALUES = 1 << 27  # rows times width, 64 times those of umT5; counts zero rows, which are not in the file
 
 
 class NotASession(SessionError):

@@ -42,7 +42,7 @@ UNITS = {unit: name[0] for name in ("seconds", "blocks", "frames") for unit in (
 SPACES = " \t\u00a0\u3000"  # with the no-break and the ideographic space of pasted text
 LOOKALIKES = "｜│¦"  # bars that are not the plain one
 SHOWN_CHARACTERS = 40  # of a word that a message repeats
-# No two parts of these may share what they match in more than one way: their time grows with the text, not its square.
+# Each of these matches a text in one way only. Otherwise the time for a long text would grow with its square.
 NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)")
 WORD = re.compile(rf"[^{SPACES}]+")
 HEAD = re.compile(
@@ -145,7 +145,7 @@ def _parse_segment(line: str, number: int, block: int) -> tuple[Segment, int]:
     written = _shorten(value[0])
     words = list(WORD.finditer(head, value.end()))
     unit = _lower_ascii(words[0][0]) if words else ""
-    if unit in BOUNDARIES:  # which has the empty word too
+    if unit in BOUNDARIES:  # or the empty word, which is one of them
         choices = f"{written}s (seconds), {written}b (blocks) or {written}f (frames)"
         raise error(f"the duration has no unit; write {choices}", value.end())
     if unit not in UNITS:
@@ -191,7 +191,7 @@ def _read_duration(written: str, unit: str, block: int) -> int | str:
 
 
 def _find_nearest(word: str) -> str | None:
-    """Find the boundary of about this length that shares all letters but one."""
+    """Find the boundary that a word may be meant for: about as long, and at most one of its letters is missing."""
     for known in ("renew", "keep", "cut", "recache"):
         if abs(len(known) - len(word)) <= 2 and len(set(known) - set(word)) <= 1:
             return known

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 def make_accelerator(config: TuneConfig, folder: Path, *, on_cpu: bool = False) -> "Accelerator":
     """Make the object that spreads a tuning over GPUs and machines.
 
-    Autocast caches no casts of weights: weights change within a step, and a cast made without a graph must not be used
-    where a graph is needed. Raises TuningError if `accelerate` or a requested `tensorboard` is missing.
+    Autocast must not cache the weights it casts: they change within a step, and a cast without a graph would be used
+    again where a graph is needed. Raises TuningError if `accelerate` or a requested `tensorboard` is missing.
     """
     try:
         from accelerate import Accelerator

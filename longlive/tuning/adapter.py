@@ -90,7 +90,7 @@ def export_lora(lora: Lora, path: Path, metadata: dict[str, str]) -> None:
     reference = {}
     for module, pair in lora.pairs.items():
         reference[f"{MODULE_PREFIX}{module}.lora_A.weight"] = pair.down.to(torch.bfloat16)
-        scaled = pair.up * (pair.alpha / pair.rank)  # the reference's format has no alpha: its scale is 1
+        scaled = pair.up * (pair.alpha / pair.rank)  # the reference's format has no alpha and scales by 1
         reference[f"{MODULE_PREFIX}{module}.lora_B.weight"] = scaled.to(torch.bfloat16)
     with atomic_write(path.with_suffix(".pt")) as part:
         torch.save({"generator_lora": reference}, part)

@@ -51,7 +51,7 @@ class Checkpoints:
             write_tensor_file(unfinished / self._name_file(), tensors, metadata)
             self.accelerator.wait_for_everyone()
             if self.accelerator.is_main_process:
-                if path.exists():  # left by a tuning that went back
+                if path.exists():  # without files: `find_all` passes over it
                     shutil.rmtree(path)
                 unfinished.replace(path)
                 for old in self.find_all()[: -max(1, self.trainer.config.run.keep)]:

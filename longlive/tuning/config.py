@@ -72,14 +72,14 @@ class DataConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamConfig:
-    """How videos grow. The defaults are the paper's second stage; `length = 21` is its first."""
+    """How videos grow, in frames. The defaults are the paper's second stage; its first is `length = 21`."""
 
-    clip: int = 21  # frames that the score networks see at once
-    overlap: int = 3  # of them that the video had before
-    length: int = 240  # frames after which a new video begins
+    clip: int = 21  # what the score networks see at once
+    overlap: int = 3  # of a clip, those that the video had before
+    length: int = 240  # no video becomes longer: then a new one begins
     boundary: Boundary = Boundary.RECACHE  # at a switch; `renew` also recomputes the sink
-    anchored_on: int = 19  # latest frames to decode for the first picture of a clip
-    reference_behaviour: bool = False  # recache a clip and leave the sink zero; lose links as it does
+    anchored_on: int = 19  # decoded to make the picture that a clip begins with
+    reference_behaviour: bool = False  # as the reference recaches (a whole clip, the sink zero) and passes gradients
 
     def __post_init__(self) -> None:
         conform_fields(self)
@@ -108,13 +108,13 @@ class LearnConfig:
     betas: tuple[float, float] = (0.0, 0.999)
     weight_decay: float = 0.01
     largest_norm: float = 10.0  # gradients are clipped to this norm
-    ratio: int = 5  # critic steps per student step
-    guidance: float = 3.0  # of the teacher: x_0 + 3 (x_0 - x_0 of the negative prompt)
+    ratio: int = 5  # the critic learns in every step, the student in one of this many
+    guidance: float = 3.0  # of the teacher: x + 3 (x - n) of its latents under the prompt, x, and the negative one, n
     batch: int = 1  # videos at once, per GPU
     accumulation: int = 1  # micro-batches per step, each with its own videos
-    average: float = 0.0  # decay of the moving average of the student's weights; 0 for none, stage 1 uses 0.99
+    average: float = 0.0  # decay of the moving average of the student's weights, 0.99 in stage 1; 0 for no average
     average_from: int = 200  # step
-    kv_gradients: bool = False  # also through cached keys and values, as in the reference's first chunk
+    kv_gradients: bool = False  # pass gradients through cached keys and values, as the reference does in a first chunk
     checkpointing: bool = True  # saves memory, takes a third more time
     precision: Precision = Precision.HALF
 
@@ -133,7 +133,7 @@ class LearnConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
-    """How long to tune and what to keep. Only the seed changes the resulting weights."""
+    """How long to tune and what to keep. Of these, only `steps` and `seed` change the resulting weights."""
 
     steps: int = 3000
     seed: int = 0

@@ -1,8 +1,9 @@
-"""Distribution matching distillation: the losses of student and critic (Yin et al. 2024, eq. 7; Self-Forcing §3.3).
+"""Distribution matching distillation: the losses of student and critic.
 
-The critic learns to denoise the student's clips. Where the teacher denoises a clip differently, the student moves
-towards the teacher. Both networks see a whole clip at once, without a KV cache. As measured on the reference, their
-flows become clean latents with a table of shift 8, while noise is added with the student's table of shift 5.
+The gradient is Yin et al.'s eq. 7, its weight eq. 8 (arXiv 2311.18828; see also Self-Forcing §3.3). The critic learns
+to denoise the student's clips. The student moves from what the critic makes of a noisy clip towards what the teacher
+makes of it. Both see a whole clip at once, without a KV cache. Noise is added with the student's table of shift 5, but
+flows become clean latents with one of shift 8, as in the reference (measured).
 
 Dimension key: B videos, F frames, C channels, H rows and W columns of cells, L rows and D width of a prompt embedding.
 """
@@ -40,7 +41,7 @@ class Score(nn.Module):
         return clean_from_flow(noisy_BFCHW, flow, self.schedule.sigma(timesteps_B).view(-1, 1, 1, 1, 1))
 
     def compute_flow(self, noisy_BFCHW: Tensor, timesteps_B: Tensor, embedding_BLD: Tensor) -> Tensor:
-        """Make one pass with an empty cache whose window is the whole clip, so that every frame sees every other."""
+        """Compute the flow of a clip in one pass: the cache is empty and every frame attends all frames of the clip."""
         frames = noisy_BFCHW.shape[1]
         window = Window(0, frames)
         graph_pass = GraphPass(GraphCache.empty(self.wan.geometry.num_layers), window, moves_sink=False)
@@ -76,14 +77,14 @@ class ClipNoise:
 
 @dataclass(frozen=True, slots=True)
 class ScoredClip:
-    """A clip for the score networks: its latents, which frames count, and its prompt."""
+    """A clip for the score networks: its latents, which of its frames are new, and its prompt."""
 
     latents_BFCHW: Tensor
-    is_new_F: Tensor  # bool: the frames that count
+    is_new_F: Tensor  # bool
     embedding_BLD: Tensor
 
     def average_new(self, squares_BFCHW: Tensor) -> Tensor:
-        """Average over the frames that count."""
+        """Average over the new frames: only they count in a loss."""
         return squares_BFCHW[:, self.is_new_F].mean()
 
 
@@ -96,9 +97,10 @@ def compute_student_loss(
     *,
     guidance: float,
 ) -> tuple[Tensor, Tensor]:
-    """Return half the mean square distance to where the score networks point (float64), and its mean size [scalar].
+    """Return a loss, float64, whose gradient is that of the method, and the mean size of this gradient [scalar].
 
-    The gradient with respect to the clip is (critic - teacher) / mean |clip - teacher| over the number of elements.
+    The gradient of a latent is (critic - teacher) / mean |clip - teacher|, the mean over all frames of a video. The
+    loss is half its mean square over the new frames, so only these have a gradient, divided by their number of values.
     """
     latents = clip.latents_BFCHW.detach()
     with torch.no_grad():

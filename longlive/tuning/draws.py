@@ -15,7 +15,7 @@ from ..config import MAX_STEP
 from ..rollout.noise import compute_noise
 from .dmd import ClipNoise
 
-CLIP_PLACE = 2**32  # counter of a clip's noise, beyond those of all blocks
+CLIP_PLACE = 2**32  # of a clip's noise in the Philox counter; all blocks have smaller places
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class ChunkDraws:
 
     @property
     def exit_step(self) -> int:
-        """The denoising step to exit at: the same in all processes, as the reference broadcasts it."""
+        """The denoising step to exit at. All processes have the same one, as in the reference, which broadcasts it."""
         return random.Random(f"exit {self.seed} {self.chunk}").randrange(self.num_steps)  # noqa: S311 (counted, no secret)
 
     def draw_noise(self, block: int, step: int) -> Tensor:

@@ -24,10 +24,10 @@ class Frame:
     turned_k: Tensor  # rotated at the frame's own position
     v: Tensor
     k: Tensor | None = None  # un-rotated, for a sink that moves
-    link: "Frame | None" = None  # the same frame at the exit step, with its graph; values are those of the clean pass
+    link: "Frame | None" = None  # the frame at the exit step, with its graph; k and v here come from the clean pass
 
     def attended(self) -> "Frame":
-        """Return the values with the gradient of the link: a straight-through estimator (reference v1.0, measured)."""
+        """Return these keys and values with the gradient of the link: a straight-through estimator (reference v1.0)."""
         if self.link is None or not torch.is_grad_enabled():
             return self
         k = None if self.k is None or self.link.k is None else attach_gradient(self.k, self.link.k)
@@ -67,7 +67,7 @@ class GraphCache:
         )
 
     def reset_to_zero_sink(self, sink: int) -> "GraphCache":
-        """Return a cache of only a sink of zeros: what the reference's trainer keeps after a switch."""
+        """Return a cache that holds only the sink, all zeros: the reference's trainer keeps no more at a switch."""
         return GraphCache(tuple({slot: layer[slot].zeroed() for slot in range(sink)} for layer in self.layers))
 
     def to_tensors(self) -> dict[str, Tensor]:
@@ -96,7 +96,7 @@ class GraphCache:
 class GraphPass:
     """One pass of a network with a graph cache. `CausalWan.forward` writes to it; `make_cache` gives the new cache.
 
-    A layer may be computed twice, as gradient checkpointing does: it sees the same past both times.
+    Gradient checkpointing computes a layer twice. It attends the same past both times, because that is never changed.
     """
 
     def __init__(self, cache: GraphCache, window: Window, *, moves_sink: bool) -> None:
@@ -104,7 +104,7 @@ class GraphPass:
         self.layers = [_LayerPass(layer, window.sink if moves_sink else 0) for layer in cache.layers]
 
     def make_cache(self, links: GraphCache | None = None) -> GraphCache:
-        """Return the cache with the frames of this pass. Their gradients flow to the same slots of `links`."""
+        """Return the cache after this pass. What it wrote in a slot passes its gradient to that slot of `links`."""
         layers = []
         for i, layer in enumerate(self.layers):
             written = layer.written

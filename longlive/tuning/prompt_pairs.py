@@ -20,7 +20,7 @@ from ..untrusted import parse_json
 
 JSONL = ".jsonl"
 NEWLINE = re.compile(r"\r\n|\r|\n")  # not str.splitlines: a prompt in JSON may hold U+2028
-ARROW = re.compile(r"(?<!-)-+>|(?<!=)=+>|→")  # matches each run of dashes once, so that a long run stays cheap
+ARROW = re.compile(r"(?<!-)-+>|(?<!=)=+>|→")  # looks at each run of dashes once, so a long run is quick
 MAX_PROMPTS_BYTES = 1 << 30  # of a file; VidProM's have 200 MB
 
 MIN_LENGTH_RATIO, MAX_LENGTH_RATIO = 0.5, 2  # of an answer to its prompt, in words
@@ -51,17 +51,18 @@ Prompt: {prompt}"""
 
 @dataclass(frozen=True, slots=True)
 class PromptPair:
-    """The two prompts of a video. If they are equal, the video never switches."""
+    """The prompts of a video before and after its switch. If they are equal, it has none."""
 
     first: str
     second: str
 
 
 def read_pairs(path: Path, second: Path | None = None, *, limit: int = MAX_PROMPTS_BYTES) -> tuple[PromptPair, ...]:
-    """Read the pairs of a .jsonl file, or of text with one prompt per line; `second` then holds the second prompts.
+    """Read prompt pairs from a .jsonl file, or from text with one prompt per line and, in `second`, each one's second.
 
-    A line of .jsonl is `{"prompts": [first, second]}`. Of more prompts, each is paired with the next. A single prompt,
-    and text without `second`, never switches. Raises DataError, also for a file of more than `limit` bytes.
+    A line of .jsonl is `{"prompts": [first, second]}`; of more than two, each is paired with the next. One prompt
+    alone makes a video without a switch, and so does text without `second`. Raises DataError, also for a file of more
+    than `limit` bytes.
     """
     if second is None and path.suffix.lower() == JSONL:
         entries = _read_entries(path, limit)

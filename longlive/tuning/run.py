@@ -19,8 +19,8 @@ from .trainer import Trainer
 log = logging.getLogger(__name__)
 
 METRICS_FILE = "curve.jsonl"
-ADAPTER_FILE = "adapter.safetensors"
-WEIGHTS_FILE = "weights.safetensors"  # where all weights are tuned
+ADAPTER_FILE = "adapter.safetensors"  # the result of a tuning
+WEIGHTS_FILE = "weights.safetensors"  # the result if it tunes all weights (rank 0)
 STEPS_KEY = "longlive_tuned_steps"  # in the metadata of a tuning's result
 
 

@@ -1,4 +1,4 @@
-"""A sample video by the student as it is, to watch a tuning (it never ends one).
+"""A sample video by the student as it is now, to watch a tuning. If it fails, the tuning continues.
 
 Dimension key: B videos, F pixel frames, H rows and W columns of pixels.
 """

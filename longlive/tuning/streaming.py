@@ -1,8 +1,8 @@
 """Streaming: videos that grow chunk by chunk with one KV cache, and a clip to score per chunk (LongLive Alg. 1).
 
-A clip is the new frames and a few earlier ones before them. Its first frame is encoded again from the decoded picture,
-as the first frame of every video encodes a single picture (VAE re-anchoring, reference v1.0). Only new frames count.
-Keys and values come from the weights of their time and are not computed again later.
+A clip is the new frames after a few earlier ones; only the new ones count in a loss. The first frame of any video
+encodes a single picture, so that of a clip is decoded and encoded again (VAE re-anchoring, reference v1.0). Keys and
+values stay as the weights of their step made them.
 
 Dimension key: B videos, F frames, C channels, H rows and W columns of cells, L rows and D width of a prompt embedding.
 """
@@ -114,7 +114,7 @@ class Stream:
     ) -> tuple[ScoredClip, VideoBatch]:
         """Make the next chunk, under the prompt that `videos.is_switched` selects; return its clip and the new videos.
 
-        `wrapped_student` replaces the student where a wrapper must see the call, for example for several GPUs.
+        `wrapped_student` is the student in a wrapper that has to see the call, for example one for several GPUs.
         """
         cache, start, previous = videos.cache, videos.length, videos.previous
         if start and start == videos.switch and previous is not None:
@@ -134,7 +134,7 @@ class Stream:
         if previous is None:
             return new, is_new
         is_new[: self.config.overlap] = False
-        before = previous.shape[1] - self.config.overlap + 1  # frames up to the picture that begins the clip
+        before = previous.shape[1] - self.config.overlap + 1  # frames up to the one that begins the clip, included
         with torch.no_grad():
             first = self.codec.encode_anchor(previous[:, max(0, before - self.config.anchored_on) : before])
         return torch.cat([first.to(new), previous[:, before:], new], dim=1), is_new

@@ -1,7 +1,7 @@
 """The student: the causal network to tune, and its rollout of a chunk (LongLive Alg. 1; Self-Forcing §3.2).
 
-Every block is denoised down to one exit step, drawn once per chunk; only that step has a graph. The keys and values
-that later blocks attend to come from a clean pass over the block, with a little noise and no graph.
+Every block is denoised as far as one exit step, drawn once per chunk; only that step has a graph. Later blocks attend
+the keys and values of a clean pass over the block, which has a little noise and no graph.
 
 Dimension key: B videos, F frames, C channels, H rows and W columns of cells, L rows and D width of a prompt embedding.
 """
@@ -32,7 +32,7 @@ class Draws(Protocol):
         ...
 
     def draw_noise(self, block: int, step: int) -> Tensor:
-        """Draw normal noise [B, F, C, H, W] for a block of the chunk: step 0 starts from it, later steps add it."""
+        """Draw normal noise [B, F, C, H, W] for a block of the chunk: what step 0 denoises, or what is added later."""
         ...
 
     def draw_context_noise(self, block: int) -> Tensor:
@@ -51,11 +51,11 @@ class CheckpointedWan(CausalWan):
 
 
 class Student(nn.Module):
-    """The network being tuned. Its `forward` is a rollout, so a wrapper for several GPUs can wrap the rollout.
+    """The network to tune. Its `forward` is the rollout of a chunk, so that a wrapper for several GPUs wraps all of it.
 
-    With `kv_gradients` the gradient of a block also reaches the blocks it attends to, through the keys and values of
-    their exit step. The reference does that until its window rolls, and afterwards only in chunks that exit at step 0.
-    `reference_frames` reproduces this (measured on the recorded run `streaming_training`).
+    With `kv_gradients`, a block's gradient also reaches the blocks it attends, through the keys and values of their
+    exit step. The reference does so until its training cache, `reference_frames` long, rolls; afterwards only in
+    chunks that exit at step 0 (measured on the recorded run `streaming_training`).
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Student(nn.Module):
     def _clean_pass(
         self, cache: GraphCache, place: Placement, text: TextKeys, latents: Tensor, noise: Tensor, links: GraphCache
     ) -> GraphCache:
-        """Pass the finished latents, with the least noise of the table added, and return the new cache."""
+        """Pass the finished latents and return the new cache. At timestep 0 they get the least noise of the table."""
         noisy = add_noise(latents, noise.to(latents), self.steps.context_sigma)
         _, graph_pass = self._pass(PassKind.CLEAN, cache, place, text, noisy)
         return graph_pass.make_cache(links if self.kv_gradients else None)
@@ -129,7 +129,7 @@ class Student(nn.Module):
         return Pass(kind, place, step, timestep, flow, clean_from_flow(x, flow.to(x.dtype), sigma)), graph_pass
 
     def _loses_links(self, place: Placement, exit_step: int) -> bool:
-        """Whether the reference, which rolls its cache without a graph, has lost the graph at this place."""
+        """Whether the reference has lost the graph of its cached frames here: it rolls its cache without a graph."""
         end = place.start + place.frames
         return self.reference_frames is not None and end > self.reference_frames and exit_step > 0
 

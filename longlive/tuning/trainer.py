@@ -1,7 +1,7 @@
 """Trains a student and its critic on the student's own growing videos (LongLive Alg. 1).
 
-Every step trains the critic on a chunk. Every few steps, before the critic, the student trains on a chunk too. They
-take the chunks of the same videos in turn.
+Every step trains the critic on a chunk; one in `ratio` steps trains the student on a chunk first. Both continue the
+same videos: what the one makes, the other continues.
 
 Dimension key: B videos, F frames, C channels, H rows and W columns of cells, L rows and D width of a prompt embedding.
 """
@@ -161,7 +161,7 @@ class Trainer:
         return clip, draws
 
     def _begin_videos(self) -> VideoBatch:
-        """Begin new videos: take the next prompt pairs in their shuffled order and draw the frame of the switch."""
+        """Begin videos with the next prompt pairs in the shuffled order, and draw the frame where they switch."""
         count, everywhere = len(self.parts.pairs), self.config.learn.batch * self.accelerator.num_processes
         numbers = [self.num_batches * everywhere + place for place in self._places]
         pairs = [shuffle(count, self.config.run.seed, number // count)[number % count] for number in numbers]

@@ -22,13 +22,13 @@ from ..units import FPS
 CRF = 18  # H.264's constant quality, 0 (lossless) to 51; at 18 the eye finds no loss
 THREADS = 4  # of the encoder: another number gives other bytes, so it must not follow the machine
 
-# Code points of ITU-T H.273. The matrix is the one every player assumes where it ignores the tags.
+# Code points of ITU-T H.273. Players that ignore them assume this matrix.
 MATRIX_BT601, SRGB_PRIMARIES, BT709_TRANSFER, LIMITED_RANGE = 6, 1, 1, 1
 
-# B-frames would begin a fragment before its first frame. x264's macroblock tree reads memory it never wrote, so the
-# same frames would give other bytes each time.
+# With B-frames, a fragment's time stamps would begin before its first frame. x264's macroblock tree reads memory it
+# never wrote, so the same frames would give other bytes each time.
 ENCODER_OPTIONS = {"bf": "0", "x264-params": "mbtree=0"}
-# A fragment states its own start. Without the last option every fragment starts at 0.
+# A fragment states when it begins. Without `frag_discont` and `avoid_negative_ts` that would always be 0.
 FRAGMENT_OPTIONS = {
     "movflags": "frag_keyframe+empty_moov+default_base_moof+frag_discont",
     "use_editlist": "0",
@@ -96,7 +96,7 @@ def set_up_stream(stream: VideoStream, rows: int, columns: int) -> None:
 def split_boxes(file: bytes) -> tuple[bytes, bytes]:
     """Split an MP4 into the boxes that describe the video and those that hold its frames, in order.
 
-    There are several of the latter if the encoder inserted a key frame, as it does at a hard cut.
+    The frames are in several boxes if the encoder inserted a key frame, as it does at a hard cut.
     """
     header, media = [], []
     start = 0

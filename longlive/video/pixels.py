@@ -1,4 +1,4 @@
-"""Pixel frames: as bytes, enlarged to look at, and as colours that stand for latents."""
+"""Pixel frames: converted to bytes, enlarged for the eye, and drawn from latents in colours that stand for channels."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ CELL_PIXELS = 4  # of a latent's picture; a decoded cell has 8
 
 
 def to_bytes(pixels: Tensor) -> Tensor:
-    """Turn pixels [F 3 H W] or [1 F 3 H W], -1..1, into bytes [F H W 3] on their device, as bytes travel faster.
+    """Turn pixels [F 3 H W] or [1 F 3 H W], -1..1, into bytes [F H W 3] on their device: bytes are faster to copy.
 
     Rounds to the nearest of 0..255; the reference truncates, which darkens by half a step on average.
     Raises ValueError for a batch of videos.

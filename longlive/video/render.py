@@ -1,8 +1,8 @@
 """Renders blocks of latents into a video file; only new blocks are decoded and encoded.
 
 Every block becomes a fragment of the file (`fragments.py`). It is stored under a hash of all that determines it: the
-latents so far, the decoder and the encoder. The state of the decoder is rebuilt from the latents before (`catch_up`),
-so a video is the same to the byte however much of it was found.
+latents so far, the decoder and the encoder. Before the first block that is not in the store, the decoder catches up on
+the latents so far (`catch_up`). So a video is the same to the byte however much of it the store has.
 """
 
 import logging
@@ -34,7 +34,7 @@ class VideoRenderer:
         self.decoder, self.writer, self.store, self.enlarged = decoder, writer, store, enlarged
         self.num_decoded = 0  # blocks that were not found
         self._blocks: list[Tensor] = []
-        self._follows = True  # whether the decoder has passed the last block
+        self._follows = True  # whether the decoder has decoded the last block, or caught up on it
         self._last_FHWC: Tensor | None = None  # the newest pixel frame, where it was decoded
         self._identity = decoder.identity
         self._key = hash_facts([FRAGMENT_VERSION, self._identity, writer.encoding.identity, enlarged])
@@ -81,7 +81,7 @@ class VideoRenderer:
         return to_bytes(pixels_BFCHW[:, -1:]).cpu() if pixels_BFCHW.shape[1] else self._last_FHWC
 
     def _store(self, key: str, entry: Entry) -> None:
-        if self.store and self.decoder.identity == self._identity:  # out of memory, a decoder may have changed
+        if self.store and self.decoder.identity == self._identity:  # it changes when memory runs out
             self.store.write(key, entry)
 
 

@@ -26,10 +26,10 @@ GROWING_SUFFIX = ".part.mp4"  # a file that is not finished, but plays
 class VideoWriter:
     """Writes pixels into an MP4 as they come.
 
-    Until `close` the video grows in a separate file beside `path`, or in the folder `growing`, which plays up to its
-    last fragment even after the process was killed. `with` closes the video, also on Ctrl-C: `path` then plays up to
-    the last frame, unless it already holds a longer video with the same beginning. After any other error, or without
-    a frame, `path` is unchanged.
+    The video grows in another file, beside `path` or in the folder `growing`. That file plays up to its last fragment,
+    even after the process was killed. `close`, or the end of a `with` block, puts the whole video at `path`. A Ctrl-C
+    puts what was written there, unless `path` already holds a longer video with the same beginning. After any other
+    error, or without a frame, `path` is unchanged.
     """
 
     def __init__(
@@ -116,9 +116,9 @@ class VideoWriter:
 
 
 class GrowingFile:
-    """The fragments of a video that will become `path`, in a file beside it that no other writer uses.
+    """The fragments of a video that will become `path`, in a file beside it whose name no other writer has.
 
-    The file is deleted by `remove`, with this object, and at the end of the process unless that is killed.
+    The file is deleted by `remove`, or with this object, or when the process ends without being killed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -150,7 +150,7 @@ class GrowingFile:
 
     def _open(self, header: bytes) -> None:
         remove_abandoned(self.final)
-        hidden = self.path.with_name(f".{self.path.name}")  # until it is claimed
+        hidden = self.path.with_name(f".{self.path.name}")  # from `remove_abandoned`, until it is claimed
         self._held.callback(close_and_delete, ExitStack(), hidden)
         hidden.touch()
         self._held.enter_context(claim(hidden))

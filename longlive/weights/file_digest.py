@@ -15,7 +15,7 @@ from .weights_folder import find_files
 
 DIGESTS_FILE = "digests.json"
 SAMPLES, SAMPLE_BYTES = 64, 4096  # evenly over a file, its ends included
-SETTLED_SECONDS = 3.0  # a younger file may change again within one tick of its clock (2 s on FAT) and is not cached
+SETTLED_SECONDS = 3.0  # a younger file may change again without a new time (FAT counts in 2 s), so it is not cached
 
 log = logging.getLogger(__name__)
 
@@ -50,11 +50,11 @@ def digest_file(path: str | Path, *, cache_dir: Path | None = None) -> str:
 
 
 def mark_file(file: BinaryIO) -> tuple[int, int, int, int, str]:
-    """Read what tells a file from one that replaced it: size, two times, inode, and a hash of a sample of its bytes.
+    """Read what tells a file from another one at its path: size, two times, inode, and a hash of a sample of its bytes.
 
-    A copied or unpacked file keeps its old modification time; the second time and the inode come from the disk.
-    Windows, FAT, network drives and read-only images may give the same ones to another file. The sample then tells
-    them apart, because other weights differ nearly everywhere.
+    The times are those of the last change of content (a copied or unpacked file keeps it) and of the last change at
+    all. Windows, FAT, network drives and read-only images may give another file the same times and inode. The sample
+    then tells them apart, because other weights differ nearly everywhere.
     """
     stat = os.fstat(file.fileno())
     sample = hashlib.sha256()

@@ -1,6 +1,7 @@
-"""What a set of weights is, by names and shapes: one table of telling names (Wan2.1, arXiv 2503.20314).
+"""What a set of weights is: a table of names that tell one kind from another (Wan2.1, arXiv 2503.20314).
 
-Knows released names, no file. Causal and bidirectional networks have the same names and cannot be told apart here.
+Shapes decide where names do not. Knows released names, no file. Causal and bidirectional networks have the same names
+and cannot be told apart here.
 """
 
 import re
@@ -43,7 +44,7 @@ class Kind(StrEnum):
     UNKNOWN = "weights of an unknown model"
 
 
-NAMES_OF_KIND = (  # the first row whose names are all there decides; variants come before what they vary
+NAMES_OF_KIND = (  # the first row whose names are all found decides, so a variant stands above its base
     (Kind.WAN_VARIANT, "head.modulation", "vace_patch_embedding.weight"),
     (Kind.WAN_VARIANT, "head.modulation", "control_adapter.conv.weight"),
     (Kind.WAN_VARIANT, "head.modulation", "ref_conv.weight"),

@@ -61,9 +61,10 @@ def load_model(
     text_len: int | None = None,
     ema: bool | None = None,
 ) -> tuple[WanModel, LoadReport]:
-    """Load a LongLive or Wan2.1 text-to-video model, frozen, in `dtype` or in that of most of the file.
+    """Load a LongLive or Wan2.1 text-to-video model, frozen.
 
-    `num_heads` and `text_len` default to what the file states, else to heads of 128 channels and 512 rows of text.
+    `dtype` defaults to that of most parameters in the file. `num_heads` and `text_len` default to what the file
+    states; if it states nothing, to heads of 128 channels and 512 rows of text.
     Raises WeightsError for anything that does not fit exactly, ConfigError for a `strength` that is not a number.
     """
     file = read_weights_file(path, ema=ema).stating(num_heads=num_heads, text_len=text_len)
@@ -93,8 +94,9 @@ def merge_weights(
 ) -> tuple[dict[str, Tensor], LoadReport]:
     """Build a text-to-video state dict under released names, every tensor checked, with a LoRA added in fp32.
 
-    `dtype` None keeps each tensor's own. Every tensor is a copy: if a memory-mapped file were later overwritten, its
-    tensors would change or the process would die. Raises WeightsError, also for NaN and infinity.
+    Without `dtype` each tensor keeps its own. Every tensor is a copy, because a file that is memory-mapped may be
+    overwritten later: its tensors would change, or the process would die. Raises WeightsError, also for NaN and
+    infinity.
     """
     expect_kind(Kind.WAN_T2V, file.tensors, source=file.name, expected=EXPECTED, otherwise=CURE)
     geometry = read_geometry(file)
@@ -178,7 +180,7 @@ def refuse_misfits(file: WeightsFile, expected: dict[str, Tensor]) -> None:
 def explain_not_finite(
     name: str, tensor: Tensor, merged: Tensor, file: WeightsFile, lora: Lora | None, dtype: torch.dtype
 ) -> str:
-    """Say in one sentence which step of making a weight brought in NaN or infinity."""
+    """Say in one sentence where NaN or infinity in a weight comes from: the file, the LoRA or the dtype."""
     if not is_finite(tensor):
         return f"{file.name} holds NaN or infinity in {name}; download it again"
     if lora and not is_finite(merged):

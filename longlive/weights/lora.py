@@ -1,7 +1,8 @@
 """Low-rank adapters: what a file adds to the Linears of a Wan tree, W + strength · alpha/rank · B A (LongLive §3.2).
 
-Released: rank and alpha 256 on the ten Linears of each block, 600 tensors. The reference keeps them apart at run time,
-which costs 600 multiplications per pass; merged in fp32 they cost none and differ by one rounding.
+LongLive's has rank and alpha 256 on the ten Linears of each of 30 layers: 600 tensors. The reference multiplies with
+all of them in every pass. Here they are merged into the weights in fp32, which costs a pass nothing and differs by
+rounding.
 
 Knows names and shapes of a state dict, no module tree.
 """
@@ -52,7 +53,7 @@ class FactorPair:
         """Return weight + alpha/rank · B A in fp32, on the device of `weight`."""
         up, down = (factor.to(weight.device, torch.float32).flatten(1) for factor in (self.up, self.down))
         scale = self.alpha / self.rank
-        scale = scale if abs(scale) <= LARGEST else math.inf  # addmm takes infinity, but nothing between
+        scale = scale if abs(scale) <= LARGEST else math.inf  # addmm takes infinity, but no finite number beyond fp32
         return torch.addmm(weight.float().flatten(1), up, down, alpha=scale).view(weight.shape)
 
 
@@ -89,7 +90,7 @@ class Lora:
 
     @classmethod
     def read(cls, path: str | Path, *, alpha: float | None = None) -> "Lora":
-        """Read an adapter with PEFT's, ComfyUI's or kohya's names; of a training checkpoint, its `generator_lora`."""
+        """Read an adapter with PEFT's, ComfyUI's or kohya's names, or the `generator_lora` of a training checkpoint."""
         return cls.of_weights_file(read_weights_file(path), alpha=alpha)
 
     @classmethod
@@ -161,7 +162,7 @@ class Lora:
         return replace(self, pairs=pairs)
 
     def merge_into(self, name: str, weight: Tensor) -> Tensor:
-        """Add the LoRA to the weight of that released name, in fp32; return `weight` itself if it has no part in it."""
+        """Add the LoRA to the weight of that released name, in fp32. Returns `weight` itself if nothing is added."""
         pair = self.pairs.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
         return pair.add_to(weight) if pair and pair.alpha else weight
 

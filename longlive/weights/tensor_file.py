@@ -29,9 +29,9 @@ IMPOSTORS = (  # files often found in the place of weights: first bytes, what it
 REFUSED_GLOBAL = re.compile(r"GLOBAL (\S+)")
 ENCRYPTED = 1  # a flag of a zip's record
 MAX_HEADER = 32 << 20  # bytes of a safetensors header; the one of 14B has 100 kB
-MAX_TUPLES = 40_000  # of a pickle, which has four per tensor; hashing a few times as many, nested, overflows the stack
+MAX_TUPLES = 40_000  # of a pickle, four per tensor; Python's stack overflows when it hashes a few times as many, nested
 MAX_PICKLE = 64 << 20  # bytes of a pickle; the one of a training checkpoint has 1 MB
-PICKLES = 4  # ahead of the tensors in a file older than torch 1.6
+PICKLES = 4  # that a file older than torch 1.6 has before its tensors
 
 
 def read_tensor_file(path: Path) -> tuple[dict, dict[str, str]]:
@@ -83,7 +83,7 @@ def read_torch(path: Path, *, zipped: bool) -> dict:
         raise
     except MemoryError as error:
         raise WeightsError(f"{path.name} asks for more memory than there is; use a smaller file") from error
-    except Exception as error:  # a damaged pickle raises whatever its bytes happen to spell
+    except Exception as error:  # a damaged pickle may raise any error
         reason = shorten(str(error).partition("\n")[0] or type(error).__name__)
         raise WeightsError(f"{path.name} is damaged or not a torch file ({reason}); download it again") from error
     if not isinstance(state, dict):
@@ -92,9 +92,9 @@ def read_torch(path: Path, *, zipped: bool) -> dict:
 
 
 def refuse_packed(path: Path) -> None:
-    """Raise WeightsError unless a zip holds its records as torch.save does: each once, and as plain bytes.
+    """Raise WeightsError unless a zip is as torch.save writes it: each record once, neither compressed nor encrypted.
 
-    Torch maps records into memory as they are, and would read compressed ones as numbers.
+    Torch maps the records into memory as they are, and would take compressed bytes for numbers.
     """
     try:
         with open_regular(path) as file, zipfile.ZipFile(file) as archive:

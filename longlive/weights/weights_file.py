@@ -19,12 +19,12 @@ from .tensor_file import copy_entries, read_tensor_file
 from .weights_folder import find_files, parse_object
 
 EMA = "generator_ema"
-PARTS = ("generator", EMA, "generator_lora", "model", "state_dict")  # of a training checkpoint, as preferred
+PARTS = ("generator", EMA, "generator_lora", "model", "state_dict")  # of a training checkpoint, the preferred one first
 WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")  # inserted anywhere in a name
 PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "model.", "module.")
 MAX_TENSORS, MAX_NAME = 100_000, 500  # of a file; characters
 MAX_NESTING = 4  # levels of parts within parts of a training checkpoint
-MAX_SHARING = 4  # tensors that each byte of a file may be part of; tied weights make it 2
+MAX_SHARING = 4  # bytes of tensors per byte of the file: tensors may share bytes, as tied weights do (2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

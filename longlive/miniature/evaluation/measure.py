@@ -87,9 +87,9 @@ def measure_jump(observation: Observation, frame: int) -> float:
 
 
 def measure_leap(observation: Observation, frame: int, later: int) -> float:
-    """Measure how many pixels farther the thing is than it can have moved in `later` pixel frames, from `frame` - 1 on.
+    """Measure how many pixels the thing is too far away, `later` pixel frames after `frame` - 1, to have moved there.
 
-    A decoder spreads a cut over several pixel frames, so a cut is seen only after them.
+    A decoder spreads a cut over several pixel frames, so the cut shows only after them.
     """
     return max(0.0, _measure_distance(observation, frame - 1, frame - 1 + later) - SPEED * later)
 

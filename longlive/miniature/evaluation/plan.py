@@ -39,7 +39,7 @@ class EvaluationPlan:
 
     @property
     def switch_cases(self) -> list[SwitchCase]:
-        """The cases that differ: while a video fits the window, every recache rewrites the sink."""
+        """The cases to compare. RENEW is one only beyond the window: up to there every recache rewrites the sink."""
         return [
             SwitchCase(opening, boundary)
             for opening in self.openings
@@ -61,7 +61,7 @@ def check_seeds(seeds: int) -> None:
 
 
 def choose_scenes(seed: int, count: int) -> list[Scene]:
-    """Choose the prompts of a seed; two neighbours share nothing but, at times, the background."""
+    """Choose the scenes of a seed. Neighbours share nothing except, at times, the background."""
     draw = seed_random("claims", seed)
     scenes = [choose_scene(draw)]
     while len(scenes) < count:
@@ -70,6 +70,7 @@ def choose_scenes(seed: int, count: int) -> list[Scene]:
 
 
 def choose_other_scene(scene: Scene, draw: random.Random) -> Scene:
+    """Choose a scene of another colour, shape and motion."""
     while True:
         other = choose_scene(draw, anywhere=False)
         if all(getattr(scene, name) is not getattr(other, name) for name in ("colour", "shape", "motion")):

@@ -50,7 +50,7 @@ def tabulate_variety(varieties: dict[str, SeedVariety]) -> Table:
     """Tabulate varieties by name; the world's own, which are the same for all, come last."""
     rows = [(name, variety.difference, variety.sky) for name, variety in varieties.items()]
     world = next(iter(varieties.values()))
-    rows.append(("films of the world", world.difference_of_world, world.sky_of_world))
+    rows.append(("clips of the world", world.difference_of_world, world.sky_of_world))
     columns = (("first blocks", ""), ("difference, of 255", ".1f"), ("sky correlation", ".2f"))
     (scene,) = choose_scenes(0, 1)
     return Table("Different seeds under one prompt", columns, tuple(rows), f"The prompt: {scene}.")

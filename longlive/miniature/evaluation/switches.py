@@ -116,8 +116,8 @@ def tabulate_adherence(results: Sequence[SeedResult], plan: EvaluationPlan) -> T
         ]
     columns = (("latent", "d"), ("memory", ""), ("span", ""), *ATTRIBUTE_COLUMNS)
     note = (
-        f"Share of pixel frames right by the new prompt, which rules {plan.segment_frames} latents from the given "
-        f"one on."
+        f"Share of pixel frames that show what the new prompt says. It begins at the given latent and lasts for "
+        f"{plan.segment_frames}."
     )
     return Table("Adherence after a switch", columns, tuple(rows), note)
 

@@ -54,6 +54,6 @@ def tabulate_targets(
     columns = (("target", ""), ("wanted", ""), ("found", ""), ("met", ""))
     note = (
         f"Numbers are means or medians over seeds, in brackets their 95 % intervals (bootstrap over seeds); a target "
-        f"is met by the number itself. Between seeds, {LEAST_VARIETY:.0%} of what films of the world differ by."
+        f"is met by the number itself. Seeds should differ by {LEAST_VARIETY:.0%} of what clips of the world differ by."
     )
     return Table("Targets", columns, tuple(rows), note)

@@ -18,7 +18,7 @@ from ..files import Miniature
 from ..grammar import Scene
 from ..world import SIZE
 
-WARM_UP_FRAMES = 6  # decoded before the wanted ones: the VAE then has all its past, within a tenth of a byte
+WARM_UP_FRAMES = 6  # decoded before the wanted ones: pixels are then right to a tenth of 1/255
 FRAMES_PER_DECODE = 15  # on one thread, shorter passes take several times as long
 
 OnBlock = Callable[[], object]
