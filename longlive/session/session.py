@@ -1,7 +1,7 @@
 """A video in progress, as an immutable value: prompts, finished latents, seed and settings.
 
-It holds no KV cache: that is rebuilt from it (`rollout/cache_passes.py`). A store finds a block by its key, a hash of all
-that determines the block. Blocks from a session file get other keys (`Session.rekeyed`).
+It holds no KV cache: that is rebuilt from it (`rollout/cache_passes.py`). A store finds a block by its key, a hash of
+all that determines the block. Blocks from a session file get other keys (`Session.rekeyed`).
 """
 
 import hashlib
