@@ -8,7 +8,7 @@ from .host.miniature_clip import MiniatureCLIP
 
 
 class ModelLoader(io.ComfyNode):
-    """Load LongLive's weights in any released layout, with its LoRA merged once (paper §3.2)."""
+    """Load LongLive's weights from a file of any released layout, and merge its LoRA into them (paper §3.2)."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -76,7 +76,10 @@ class Timeline(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, script: str | None = None) -> bool | str:
-        """Refuse a script that does not parse before any model is loaded. The length of a block is not known yet."""
+        """Refuse a script that does not parse, before any model is loaded.
+
+        Whether frames fill whole blocks is checked later: a block's length is not known yet.
+        """
         if script is None:  # it is linked
             return True
         if not isinstance(script, str):  # as only an API prompt can have it

@@ -20,7 +20,7 @@ KEEP_SINK, RENEW_SINK = "keep", "renew"
 
 
 class NewSession(io.ComfyNode):
-    """Begin a video (LongLive Alg. 2). Nothing is computed yet."""
+    """Begin a video (LongLive Alg. 2). Hashes the weights; no frame is computed yet."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -65,7 +65,7 @@ class LoadSession(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, name: str | None = None, **_) -> str:
-        """Read a file again when it changes. A linked name is not known yet; then the link decides."""
+        """Let ComfyUI read a file again when it changes. A linked name is not known yet: then only the link counts."""
         try:
             return paths.fingerprint_file(paths.find_session_path(name or ""))
         except (OSError, SessionError):

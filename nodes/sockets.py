@@ -17,7 +17,7 @@ PairsSocket = io.Custom("LONGLIVE_PAIRS")
 
 @dataclass(frozen=True)
 class LiveSession:
-    """A session with the MODEL it was made with. Nodes never change one: they return a new one."""
+    """A session with the MODEL it was made with. Immutable: a node returns a new one."""
 
     session: Session
     model: Model
@@ -40,7 +40,7 @@ class LiveSession:
 
 
 def refuse_literals(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
-    """Let a node refuse a plain value where an output must be connected. Only an API prompt can contain one."""
+    """Let a node refuse a plain value in an input that needs another node's output. Only an API prompt has such."""
     sockets = [entry for entry in node.define_schema().inputs if not isinstance(entry, io.WidgetInput)]
     execute = node.execute.__func__
 
@@ -57,7 +57,10 @@ def refuse_literals(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
 
 
 def is_literal(value: object) -> bool:
-    """Whether a value is JSON, not a node's output. A CONDITIONING is a list of pairs that begin with a tensor."""
+    """Whether a value is plain JSON, not a node's output.
+
+    The only list that is an output is a CONDITIONING: pairs that begin with a tensor.
+    """
     if isinstance(value, list):
         pairs = all(isinstance(pair, (list, tuple)) and pair and isinstance(pair[0], Tensor) for pair in value)
         return not (value and pairs)

@@ -14,8 +14,8 @@ from .inputs import clip_input, options_input, seed_input, size_inputs
 from .sockets import PairsSocket
 
 CATEGORY = "LongLive/tuning"
-MAX_TEXT_LENGTH = 200_000  # characters; the server parses them while it serves everybody
-MAX_PAIRS_BYTES = 16 << 20  # of pairs: some ten thousand, which are all encoded and kept in memory
+MAX_TEXT_LENGTH = 200_000  # characters; the server answers nobody while it parses them
+MAX_PAIRS_BYTES = 16 << 20  # some ten thousand pairs, which are all encoded and kept in memory
 EXAMPLE = """\
 # first prompt of a video -> its prompt after the switch
 A red fox walks through a snowy forest. -> The red fox in the snowy forest stops and looks up.
@@ -101,7 +101,7 @@ def read_typed_pairs(text: str) -> tuple[PromptPair, ...]:
 
 
 def read_pairs_file(path: Path) -> tuple[PromptPair, ...]:
-    """Read the pairs of a file, of lines like the node's text or of JSON. Raises DataError."""
+    """Read the pairs of a file: JSON lines, or text like the node's. Raises DataError."""
     pairs = read_pairs(path, limit=MAX_PAIRS_BYTES)
     return pairs if path.suffix.lower() == JSONL else parse_pairs("\n".join(pair.first for pair in pairs))
 

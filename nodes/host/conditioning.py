@@ -15,7 +15,7 @@ from ...longlive.tuning.prompt_pairs import PromptPair
 
 log = logging.getLogger(__name__)
 
-HARMLESS_SETTINGS = {"pooled_output", "unprojected"}  # of a CONDITIONING; Wan2.1 reads the embedding alone
+HARMLESS_SETTINGS = {"pooled_output", "unprojected"}  # of a CONDITIONING; ignored without a warning
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Pairs:
 
 
 def to_prompt(conditioning: list, patcher: ModelPatcher | None = None) -> Prompt:
-    """The one prompt embedding of a CONDITIONING.
+    """Take the one prompt of a CONDITIONING.
 
     Raises ConditioningError for several prompts, or for an embedding that `patcher` cannot read.
     """

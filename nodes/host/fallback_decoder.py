@@ -16,9 +16,10 @@ log = logging.getLogger(__name__)
 
 
 class FallbackDecoder:
-    """Decodes as ComfyUI does; when memory runs out, in smaller passes with the same pixels, and then in tiles.
+    """Decodes as ComfyUI does; when memory runs out, in smaller passes, and then in tiles.
 
-    Decoded pixels stay valid: the next decoder begins where the one before it failed.
+    Pixels already returned stay valid: the next decoder continues where the one before it failed. Smaller passes
+    differ from ComfyUI's by rounding only (6e-6).
     """
 
     def __init__(self, vae: comfy.sd.VAE) -> None:
@@ -30,7 +31,7 @@ class FallbackDecoder:
 
     @property
     def identity(self) -> str:
-        """That of the first decoder, also for smaller passes, which round alike. Tiles differ."""
+        """The identity of the first decoder, also for smaller passes, which differ by rounding only. Tiles have one."""
         return self.decoder.identity if isinstance(self.decoder, TiledDecoder) else self._identity
 
     def catch_up(self, blocks: Sequence[Tensor]) -> None:
@@ -79,7 +80,7 @@ class FallbackDecoder:
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-            self._make_room()  # after the error is gone, because it holds the tensors of the failed pass
+            self._make_room()  # outside of `except`: the error would keep the tensors of the failed pass alive
 
     def _make_room(self) -> None:
         self.decoder = None

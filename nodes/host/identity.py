@@ -1,7 +1,7 @@
 """The identity of a MODEL, as a hash: its weights, the patches on them, and the attention it computes with.
 
-Two MODELs of one identity make the same video. A MODEL with something that cannot be inspected is opaque: nothing made
-with it is stored, because another MODEL could find it.
+Two MODELs of one identity make the same video. A MODEL is opaque if a part of it cannot be inspected. Nothing made with
+it is stored, because a MODEL that differs in this part could find it.
 """
 
 import functools
@@ -27,8 +27,8 @@ NETWORK_PREFIX = "diffusion_model."
 PLAIN_TYPES = (str, int, float, bool, bytes, type(None), type(Ellipsis), torch.dtype, frozenset)
 MAX_PATCH_DEPTH = 12  # of nested values; deeper than any known patch
 DIGEST_DIGITS = 16  # hex digits, enough to tell apart what one person has
-UNNAMED_PACKAGES = ("torch", "einops")  # a key does not name their release
-RUN_CALLBACKS = ("on_pre_run", "on_load_after")  # that may change how a MODEL computes
+UNNAMED_PACKAGES = ("torch", "einops")  # whose releases are not part of a key
+RUN_CALLBACKS = ("on_pre_run", "on_load_after")  # kinds of callbacks that may change how a MODEL computes
 
 # What the causal forward calls, by name below `diffusion_model`, and the modules that hold it.
 CALLED_NAMES = re.compile(
@@ -47,7 +47,7 @@ _digests_by_patches: dict[object, str | None] = {}  # by uuid
 def hash_model(patcher: ModelPatcher) -> str:
     """Hash every byte of the weights, once per network, and of the patches on them.
 
-    A MODEL that cannot be recognised gets an identity that no other MODEL has, not even its clones.
+    A MODEL whose weights or patches cannot be hashed gets a random identity: no other MODEL has it, not even a clone.
     """
     if list_unrecognisable(patcher):
         return _digests_of_opaque.setdefault(patcher, secrets.token_hex(32))
@@ -67,7 +67,10 @@ def _hash_weights(patcher: ModelPatcher) -> str:
 
 
 def describe_kernels(patcher: ModelPatcher) -> str:
-    """Describe what computes a MODEL: attention, run callbacks, layers, precision of sums. Others round differently."""
+    """Describe what computes with the weights, as any change of it rounds differently.
+
+    That is the attention, the callbacks of a run, the classes of layers and the precision of sums.
+    """
     layers = {_describe_layer(layer) for layer in patcher.model.diffusion_model.modules()}
     half_sums = getattr(torch.backends.cuda.matmul, "allow_fp16_accumulation", False)
     attention = [optimized_attention.__name__, *_list_kernel_releases(optimized_attention)]
@@ -147,10 +150,10 @@ def _hash_patches(patcher: ModelPatcher) -> str | None:
 
 
 def iter_loaded_weights(patcher: ModelPatcher) -> Iterator[tuple[str, Tensor]]:
-    """The weights as loaded, by name, in the precision ComfyUI computes from, whatever happened to them since.
+    """Yield the weights by name as they were loaded, in the dtype that ComfyUI computes from.
 
-    They are the loaded weights even while a LoRA is applied to them or a loader hides them. With dynamic VRAM, ComfyUI
-    keeps the file's dtype until it needs a weight; the model's dtype is kept beside it.
+    A LoRA applied since, or a loader that hides them, changes nothing. With dynamic VRAM, ComfyUI keeps a weight in the
+    file's dtype until it is needed, and notes in the layer which dtype it then gets.
     """
     network = patcher.model.diffusion_model
     originals: dict[str, Tensor] = {}
@@ -165,7 +168,7 @@ def iter_loaded_weights(patcher: ModelPatcher) -> Iterator[tuple[str, Tensor]]:
             originals[name] = saved.weight
     for key, weight in network.state_dict().items():
         original = originals[key] if key in originals else weight
-        found = _find_parameter(network, key) if original.is_meta else original  # GGUF loaders give placeholders
+        found = _find_parameter(network, key) if original.is_meta else original  # GGUF loaders show placeholders
         if found is not None:
             yield key, found if key in pieces else _cast_for_compute(network, key, found)
 
@@ -185,7 +188,7 @@ def _find_parameter(network: torch.nn.Module, key: str) -> Tensor | None:
     path, _, name = key.rpartition(".")
     try:
         return getattr(network.get_submodule(path), name).data.as_subclass(Tensor)
-    except AttributeError:  # a key that only marks the kind of file
+    except AttributeError:  # not a weight: a key that marks the kind of file
         return None
 
 
@@ -253,7 +256,7 @@ def _list_parts(value: object) -> list:
 
 
 def _list_globals(function: FunctionType) -> list:
-    """List the globals a function uses; functions of other packages by name and release."""
+    """List the globals that a function uses, with values; of functions of other packages, names and releases."""
     package = function.__module__.partition(".")[0]
     used = []
     for name in _list_names(function.__code__):

@@ -59,14 +59,14 @@ def load_merged(choice: LoaderChoice, *, disable_dynamic: bool = False) -> tuple
 
 
 def reload_merged(choice: LoaderChoice, *, disable_dynamic: bool = False) -> ModelPatcher:
-    """Load the same MODEL again, for nodes that need one without dynamic VRAM (torch.compile) or on another device."""
+    """Load the same MODEL again. ComfyUI calls this where one must be without dynamic VRAM or on another device."""
     return load_merged(choice, disable_dynamic=disable_dynamic)[0]
 
 
 def choose_narrower_dtype(weights: WeightsFile) -> torch.dtype | None:
-    """The dtype ComfyUI would choose for these weights, if it takes less room than the file's.
+    """Choose the dtype that ComfyUI would choose for these weights, if it is narrower than the file's, else None.
 
-    With dynamic VRAM, ComfyUI would keep the file's tensors in RAM and convert them at every use.
+    Without this, ComfyUI with dynamic VRAM keeps the wide tensors in RAM and converts them at every use.
     """
     usual = choose_dtype(weights)
     chosen = comfy.model_management.unet_dtype(
@@ -97,7 +97,7 @@ class MiniatureLatents(Wan21):
 def load_miniature_networks() -> tuple[ModelPatcher, ModelPatcher, comfy.sd.VAE]:
     """Load the miniature's model, its teacher and its VAE. Raises WeightsError for missing or damaged files."""
     check_present(TEACHER)
-    load_miniature()  # checks the files first, for ComfyUI's own errors are hard to read
+    load_miniature()  # only to check the files: ComfyUI's own errors are hard to read
     load_model(TEACHER)
     vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(VAE)))
     return load_miniature_network(DIT), load_miniature_network(TEACHER), vae

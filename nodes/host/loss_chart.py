@@ -15,7 +15,7 @@ TITLE_Y = 20  # middle of the title, from the top
 PANELS = (("student", "student loss", "#c2410c"), ("critic", "critic loss", "#1d4ed8"))
 BACKGROUND, INK, FAINT, GRID_LINES = "#ffffff", "#1f2937", "#6b7280", "#e5e7eb"
 TICKS = 4
-SMOOTHING_SPANS = 20  # the smoothing spans the points divided by this
+SMOOTHING_SPANS = 20  # the average spans one 20th of the points
 
 Points = Sequence[tuple[int, float]]  # step, value
 

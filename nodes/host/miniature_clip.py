@@ -27,7 +27,7 @@ class MiniatureCLIP:
 
 
 class Notes:
-    """Text below the node that runs. A page keeps the last text of a node, so also add one when a prompt is right."""
+    """Text below the node that runs. A page keeps a node's last text, so a right prompt gets one too, to replace it."""
 
     def __init__(self) -> None:
         self.context, self.lines = None, []

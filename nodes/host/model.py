@@ -25,10 +25,11 @@ Model: TypeAlias = ModelPatcher  # what travels on a MODEL socket
 
 WAN21_CHANNELS = 16
 CALLED_PARTS = {"patch_embedding", "text_embedding", "time_embedding", "time_projection", "blocks", "head"}
-HONOURED_PATCHES = {"manual_cast_dtype", "model_sampling"}  # of objects outside the network, or with their own warning
-HONOURED_OPTIONS = {"optimized_attention_override"}  # of transformer_options
-HARMLESS_OPTIONS = {"transformer_options", "disable_cfg1_optimization", "torch_compile_kwargs"}  # of model_options
-HONOURED_CALLBACKS = {"on_clone", "on_load_after", "on_detach_after", "on_pre_run", "on_cleanup"}  # ComfyUI calls them
+# What a MODEL may carry without the common warning.
+HONOURED_PATCHES = {"manual_cast_dtype", "model_sampling"}  # object patches: the one is used, the other warned of apart
+HONOURED_OPTIONS = {"optimized_attention_override"}  # in transformer_options
+HARMLESS_OPTIONS = {"transformer_options", "disable_cfg1_optimization", "torch_compile_kwargs"}  # in model_options
+HONOURED_CALLBACKS = {"on_clone", "on_load_after", "on_detach_after", "on_pre_run", "on_cleanup"}  # all are called
 SIZE_CHECK = "longlive_size_check"  # attachment of a MODEL that makes one size only
 
 
@@ -58,9 +59,9 @@ def as_causal_model(patcher: ModelPatcher) -> CausalWan:
 
 
 def get_compute_dtype(patcher: ModelPatcher) -> torch.dtype:
-    """The dtype of activations: what a node set for this clone, else what the loader chose, else that of the weights.
+    """Get the dtype of activations: the one a node set for this clone, else the loader's, else that of the weights.
 
-    All clones of a MODEL share the network; it has the dtype that a node set only while that clone is loaded.
+    The network itself does not tell: all clones share it, and it has a clone's dtype only while that clone is loaded.
     """
     return patcher.get_model_object("manual_cast_dtype") or patcher.model.get_dtype()
 

@@ -55,9 +55,10 @@ def find_pairs_path(name: str) -> Path:
 
 
 def choose_video_path(prefix: str, width: int, height: int) -> tuple[Path, str]:
-    """Choose the path of the next video with a prefix, and its folder below ComfyUI's output folder. Raises VideoError.
+    """Choose the path of the next video with a prefix; also return its folder, relative to ComfyUI's output folder.
 
-    ComfyUI creates folders, expands %width% and the like, and counts. It follows links within its output folder.
+    ComfyUI creates the folders, fills in %width% and the like, and numbers the file. It follows links within its output
+    folder. Raises VideoError.
     """
     output = folder_paths.get_output_directory()
     if not is_plain_path(prefix.strip()):

@@ -26,7 +26,7 @@ from .warm_cache import warm_slot
 log = logging.getLogger(__name__)
 
 STORE_BYTES = 4 << 30  # 90 minutes at 832 x 480
-ACTIVATIONS = 26  # tensors [tokens, width] that a pass over a whole window holds at most: 16 counted, and workspace
+ACTIVATIONS = 26  # tensors [tokens, width] that a pass over a whole window holds at once: 16, and room for kernels
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def open_sampler(patcher: ModelPatcher, session: Session, total_blocks: int) -> 
     It loads nothing before it has to compute a block. Without an error, its KV cache stays warm for the next node.
     """
     try:
-        patcher.pre_run()  # before the key is made: a node may change here how the MODEL computes
+        patcher.pre_run()  # calls callbacks that may change how the MODEL computes, so it comes before the key
         with use_device(patcher.load_device), create_sampler(patcher, session, total_blocks) as sampler:
             yield sampler
             warm_slot.keep(patcher, sampler.hand_over())
@@ -87,7 +87,8 @@ def make_room(patcher: ModelPatcher, model: CausalWan, session: Session, held: i
     keys = count_cache_bytes(model, config, session.height, session.width)
     if not held:
         log.info("a window of %d frames takes %.0f MB of keys and values", config.window, keys / 1e6)
-    # Without flash attention ComfyUI estimates for one that holds all scores at once, which none of its own does.
+    # Where ComfyUI has no flash attention, it estimates for an attention that holds all scores at once. None of its own
+    # does that, so `most` limits the estimate.
     most = ACTIVATIONS * config.window * rows * columns * model.geometry.dim * model.dtype.itemsize
     work = min(patcher.model.memory_required([1, channels, config.window, height, width]), most)
     needed = keys - held + work + PROMPTS_HELD * count_text_bytes(model)

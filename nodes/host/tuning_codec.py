@@ -16,7 +16,7 @@ def create_codec(vae: comfy.sd.VAE) -> Codec:
 
 
 class GraphSafe:
-    """A stream in inference mode, like all of ComfyUI's; its results may be mixed with tensors that have a graph."""
+    """Runs a stream in inference mode, as ComfyUI does, and returns copies that a graph may use."""
 
     def __init__(self, stream: VideoDecoder | VideoEncoder) -> None:
         self.stream = stream

@@ -103,7 +103,7 @@ class TuningSettings:
     options: RolloutConfig | None = None
 
     def to_config(self, models: Models, pairs: Pairs) -> TuneConfig:
-        """The configuration of a tuning, which names models and pairs by hash. Raises ConfigError."""
+        """Make the configuration of a tuning. It names models and pairs by their hashes. Raises ConfigError."""
         on_cpu = models.device.type == "cpu"
         is_full = models.student.model.get_dtype_inference() == torch.float32
         texts = json.dumps([pairs.negative, *([pair.first, pair.second] for pair in pairs.texts)])
@@ -218,7 +218,7 @@ class TuningProgress:
 
 @contextmanager
 def reserve_memory() -> Iterator[None]:
-    """Free memory for something large that ComfyUI does not manage: unload its models before, keep nothing after.
+    """Make room for something large that ComfyUI does not manage: unload its models before, free everything after.
 
     On an error, clear its traceback frames so that they do not keep tensors alive.
     """
@@ -239,9 +239,10 @@ def reserve_memory() -> Iterator[None]:
 
 @contextmanager
 def open_accelerator(config: TuneConfig, folder: Path, device: torch.device) -> Iterator:
-    """Open our own accelerator. A process has one state of it: set aside what other packs made, restore it afterwards.
+    """Open an accelerator of our own.
 
-    Raises TuningError if accelerate cannot be imported.
+    `accelerate` has one state per process: that of other packs is set aside, and restored at the end. Raises
+    TuningError if accelerate cannot be imported.
     """
     try:
         from accelerate.state import AcceleratorState, GradientState, PartialState

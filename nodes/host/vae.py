@@ -1,8 +1,9 @@
-"""Streams over the VAE that ComfyUI loaded: it decodes and encodes a video piece by piece, with ComfyUI's arithmetic.
+"""Streams over the VAE that ComfyUI loaded: they decode and encode a video piece by piece, with ComfyUI's arithmetic.
 
-ComfyUI since early 2026 decodes the first latent alone and then pairs, older releases each alone; other pieces give
-other pixels. It encodes the first pixel frame alone and then pairs, the last one marked; older releases take fours.
-Therefore a trial chooses the pieces: on a little noise they must give the same as ComfyUI's single call on the whole.
+Pixels depend on the pieces, and ComfyUI's pieces depend on its release. Since early 2026 it decodes the first latent
+alone and then pairs; before, each latent alone. It encodes the first pixel frame alone and then pairs, the last one
+marked; before, groups of four. So a trial chooses the pieces: on a little noise, they must give what ComfyUI's single
+call on the whole gives.
 """
 
 import copy
@@ -41,15 +42,15 @@ log = logging.getLogger(__name__)
 
 StreamT = TypeVar("StreamT", ResumableDecoder, VideoEncoder)
 TRIAL_LATENTS = 1, 5, LATENT_CHANNELS, 4, 4  # the first latent, then two pairs
-TRIAL_PIXELS = 1, 13, 3, 32, 32  # the first frame, four pairs that make two latents, two that give one at the end
+TRIAL_PIXELS = 1, 13, 3, 32, 32  # the first frame, four pairs for two latents, and two pairs for the last one
 TOLERANCE = 0.02  # relative; bfloat16 stays below, wrong pieces far above
-VIDEO_FRAMES = 5  # ComfyUI's memory estimate takes fewer for an image
+VIDEO_FRAMES = 5  # ComfyUI's memory estimate takes a shorter video for an image
 
 
 def create_decoder(vae: comfy.sd.VAE, *, interruptible: bool = True) -> ResumableDecoder:
     """Create a decoder of model-space latents over a ComfyUI VAE. Raises WeightsError for any VAE but Wan2.1's.
 
-    After `flush` it takes the next video, of any batch and size. Interruptible means between two passes.
+    After `flush` it takes the next video, of any batch and size. If `interruptible`, Cancel ends it between two passes.
     """
     refuse_other_vaes(vae)
     latents_BFCHW = torch.randn(TRIAL_LATENTS, generator=torch.Generator().manual_seed(0))
@@ -100,9 +101,10 @@ def copy_vae(vae: comfy.sd.VAE) -> WanVAE:
 
 
 class HostStream:
-    """Half of ComfyUI's network on a video: the first frame alone, then `at_once` per pass, in groups of `together`.
+    """The encoder or decoder of ComfyUI's network on a video: the first frame passes alone, then `at_once` per pass.
 
-    The network keeps its state of the video in a list of this object, on the VAE's device, until `flush`.
+    Frames wait until `together` of them can pass. The network keeps its state of the video in `past`, on the VAE's
+    device, until `flush`.
     """
 
     out_channels: int
@@ -189,8 +191,9 @@ class HostDecoder(HostStream):
             for piece in split_passes(ready_BFCHW, has_begun=False, at_once=self.at_once):
                 self._check_interrupt()
                 distance -= piece.shape[1]
+                # Every layer needs the first piece: a layer doubles the frames of all pieces but the first it sees.
                 self._network(piece, count_needed_layers(distance) if self.has_begun else None)
-                self.has_begun = True  # a layer doubles the frames of every piece it sees but the first
+                self.has_begun = True
         self.waiting_BFCHW = waiting_BFCHW
 
     def push(self, latents_BFCHW: Tensor) -> Tensor:
@@ -217,10 +220,11 @@ def shorten_decoder(decoder: nn.Module, num_layers: int | None) -> nn.Module:
 
 
 class HostEncoder(HostStream):
-    """A `VideoEncoder` over ComfyUI's network; in pairs, a latent may come 4 pixel frames late, or with `flush`.
+    """A `VideoEncoder` over ComfyUI's network: four pixel frames make a latent.
 
-    Each four pixel frames give a latent. Taking pairs, the network gives two latents at every fourth pair; it gives one
-    only for a pair marked as the last, after which it cannot continue. Therefore pairs wait until there are four.
+    A network that takes pairs of frames gives two latents at every fourth pair. It gives one alone only for a pair that
+    is marked as the last, and then it cannot continue. So pairs wait until there are four: a latent may come 4 pixel
+    frames late, or with `flush`.
     """
 
     out_channels = LATENT_CHANNELS
@@ -264,7 +268,7 @@ def refuse_other_vaes(vae: comfy.sd.VAE) -> None:
 
 
 def measure_error(stream: VideoDecoder | VideoEncoder, trial_BFCHW: Tensor, whole_BFCHW: Tensor) -> float:
-    """Measure the relative distance of a stream's result from the whole: about 0.25 for wrong pieces."""
+    """Measure how far the result of a stream is from the whole, relative to the whole: about 0.25 for wrong pieces."""
     try:
         made_BFCHW = torch.cat([stream.push(trial_BFCHW), stream.flush()], dim=1)
     except torch.cuda.OutOfMemoryError:
@@ -290,9 +294,9 @@ _digests: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary(
 
 @contextmanager
 def use_vae(vae: comfy.sd.VAE, memory_used: Callable, video_BFCHW: Tensor, *, held: int = 0) -> Iterator[None]:
-    """Let ComfyUI free memory and load the network (cheap if loaded), and compute fast on its device.
+    """Let ComfyUI free memory and load the network, if it is not loaded; then use its device and fast convolutions.
 
-    `held` bytes of what the pass needs are allocated already.
+    Of the memory that the pass needs, `held` bytes are allocated already.
     """
     batch, num_frames, channels, *size = video_BFCHW.shape
     estimate = memory_used((batch, channels, max(num_frames, VIDEO_FRAMES), *size), vae.vae_dtype)

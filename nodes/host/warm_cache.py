@@ -11,7 +11,7 @@ from ...longlive.rollout.sampler import WarmCache
 
 
 class LongLiveKVCache(torch.nn.Module):
-    """Stands where a model has its network: ComfyUI only asks it for its bytes on a device."""
+    """Stands in the place of a network. ComfyUI asks it for its device and its bytes, nothing else."""
 
     def __init__(self, device: torch.device, num_bytes: int) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class WarmSlot:
         self._owner: Callable[[], ModelPatcher | None] = lambda: None
 
     def keep(self, patcher: ModelPatcher, warm_cache: WarmCache | None) -> None:
-        """Hold a warm cache until a node takes it, its MODEL dies or ComfyUI needs the memory. None changes nothing.
+        """Hold a warm cache until a node takes it, its MODEL dies or ComfyUI needs the memory. Does nothing for None.
 
         With --disable-smart-memory, ComfyUI unloads every model after use: then the cache is freed at once.
         """
@@ -89,8 +89,8 @@ class WarmSlot:
     def _free(self, _: object) -> None:
         """Free the cache of a MODEL that died.
 
-        Its patcher stays until it is replaced: garbage is collected at any moment, even while ComfyUI walks its list of
-        models.
+        The patcher stays in ComfyUI's list of models until another replaces it. Garbage may be collected at any moment,
+        also while ComfyUI walks that list.
         """
         if self._loaded:
             self._loaded.release()
