@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from .model.vae_streams import StreamingDecoder as StreamingDecoder
     from .rollout.sampler import Sampler as Sampler
     from .session.block_store import Store as Store
+    from .session.boundary import Boundary as Boundary
     from .session.session import Prompt as Prompt
     from .session.session import Session as Session
     from .session.session_file import load_session as load_session
     from .session.session_file import save_session as save_session
-    from .session.timeline import Boundary as Boundary
     from .session.timeline import parse_timeline as parse_timeline
     from .video.render import VideoRenderer as VideoRenderer
     from .video.render import render_video as render_video
@@ -38,9 +38,10 @@ MODULES = {
     "model.vae_streams": ("StreamingDecoder",),
     "rollout.sampler": ("Sampler",),
     "session.block_store": ("Store",),
+    "session.boundary": ("Boundary",),
     "session.session": ("Prompt", "Session"),
     "session.session_file": ("load_session", "save_session"),
-    "session.timeline": ("Boundary", "parse_timeline"),
+    "session.timeline": ("parse_timeline",),
     "video.render": ("VideoRenderer", "render_video"),
     "video.writer": ("VideoWriter",),
     "weights.load": ("load_model",),

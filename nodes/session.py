@@ -5,8 +5,8 @@ import logging
 from comfy_api.latest import io, ui
 
 from ..longlive.config import RolloutConfig
+from ..longlive.session.boundary import Boundary
 from ..longlive.session.session import Session
-from ..longlive.session.timeline import Boundary
 from .host.conditioning import to_prompt
 from .host.identity import hash_model
 from .host.model import as_causal_model, check_size

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ..config import RolloutConfig
 from ..model.placement import Placement
-from ..session.timeline import Boundary
+from ..session.boundary import Boundary
 from .window import Window
 
 

@@ -17,8 +17,9 @@ from ..errors import SamplingError, SessionError
 from ..model.causal import CausalWan, TextKeys
 from ..model.dtypes import is_finite
 from ..session.block_store import Store
+from ..session.boundary import Boundary
 from ..session.session import Prompt, Session, Trace
-from ..session.timeline import Boundary, Segment
+from ..session.timeline import Segment
 from ..units import PIXELS_PER_CELL
 from .cache_passes import CachePass, CleanPass, Recache, choose_missing_passes, list_cache_passes
 from .kv_cache import RollingKVCache

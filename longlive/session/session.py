@@ -17,7 +17,8 @@ from ..digest import hash_facts, hash_tensors
 from ..errors import ConditioningError, ConfigError, SessionError, escape
 from ..model.dtypes import is_finite
 from ..units import FPS, PIXELS_PER_CELL, SIZE_STEP, blocks_to_seconds, count_pixel_frames
-from .timeline import Boundary, spell_blocks
+from .boundary import Boundary
+from .timeline import spell_blocks
 
 KEY_VERSION = 1  # raised whenever the same inputs would give other latents
 FROM_OUTSIDE = "a block that was not made here"

@@ -22,8 +22,8 @@ from ..model.dtypes import COMPUTE_DTYPES, is_finite, name_dtype
 from ..units import SIZE_STEP
 from ..untrusted import parse_json, read_field
 from ..weights.tensor_file import write_tensor_file
+from .boundary import Boundary
 from .session import Prompt, Session, Switch
-from .timeline import Boundary
 
 FORMAT = "longlive.session"
 VERSION = 1

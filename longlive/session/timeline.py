@@ -18,21 +18,12 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 
 from ..errors import TimelineError
 from ..units import FPS, MAX_SECONDS, blocks_to_seconds, count_pixel_frames, seconds_to_blocks
+from .boundary import Boundary
 
 MAX_CHARACTERS = 200_000  # of a script; hours of video have fewer
-
-
-class Boundary(StrEnum):
-    """What happens to the KV cache where a segment begins."""
-
-    RECACHE = "recache"  # recompute the window under the new prompt, keep the sink
-    RENEW = "renew"  # recompute the window under the new prompt, sink included
-    KEEP = "keep"  # keep the KV cache, change only the text
-    CUT = "discard"  # empty the KV cache, the sink included
 
 
 BOUNDARY_WORDS = {Boundary.RECACHE: "", Boundary.RENEW: "renew", Boundary.KEEP: "keep", Boundary.CUT: "cut"}

@@ -14,7 +14,7 @@ from pathlib import Path
 from ..config import MAX_SEED, RolloutConfig
 from ..errors import ConfigError, TuningError, shorten
 from ..files import read_text
-from ..session.timeline import Boundary
+from ..session.boundary import Boundary
 from ..units import SIZE_STEP
 from ..untrusted import conform, conform_fields
 

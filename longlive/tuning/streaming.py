@@ -18,7 +18,7 @@ from ..model.placement import Placement
 from ..model.vae import WanVAE
 from ..model.vae_streams import StreamingDecoder, StreamingEncoder, VideoDecoder, VideoEncoder
 from ..rollout.rollout import check_positions
-from ..session.timeline import Boundary
+from ..session.boundary import Boundary
 from .config import StreamConfig
 from .dmd import ScoredClip
 from .graph_cache import GraphCache

@@ -25,9 +25,9 @@ from longlive.model.vae import WanVAE
 from longlive.rollout.sampler import Sampler
 from longlive.session import session_file
 from longlive.session.block_store import Store
+from longlive.session.boundary import Boundary
 from longlive.session.session import Session
 from longlive.session.session_file import load_session, save_session
-from longlive.session.timeline import Boundary
 from longlive.tuning.checkpoints import Checkpoints
 from longlive.tuning.trainer import Trainer
 from longlive.weights.describe import describe_file

@@ -17,8 +17,9 @@ from longlive.miniature.files import load_miniature
 from longlive.model.causal import CausalWan
 from longlive.model.text_encoder import HashedWords
 from longlive.rollout.sampler import Sampler
+from longlive.session.boundary import Boundary
 from longlive.session.session import Prompt, Session
-from longlive.session.timeline import Boundary, parse_timeline
+from longlive.session.timeline import parse_timeline
 from longlive.units import seconds_to_blocks
 from longlive.weights.load import load_model
 

@@ -33,8 +33,8 @@ from longlive.config import Positions, RolloutConfig  # noqa: E402
 from longlive.model.vae_streams import StreamingDecoder  # noqa: E402
 from longlive.rollout.sampler import Sampler  # noqa: E402
 from longlive.session.block_store import Store  # noqa: E402
+from longlive.session.boundary import Boundary  # noqa: E402
 from longlive.session.session import Session  # noqa: E402
-from longlive.session.timeline import Boundary  # noqa: E402
 from longlive.video.writer import VideoWriter  # noqa: E402
 
 log = logging.getLogger("soak")

@@ -13,8 +13,8 @@ from longlive.rollout.kv_cache import RollingLayerKVCache
 from longlive.rollout.rollout import Rollout
 from longlive.rollout.sampler import Sampler
 from longlive.session.block_store import Store
+from longlive.session.boundary import Boundary
 from longlive.session.session import Session
-from longlive.session.timeline import Boundary
 
 CONFIGS = [
     RolloutConfig(),

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from longlive.model.vae_streams import StreamingDecoder
 from longlive.rollout.sampler import Sampler
 from longlive.session.block_store import Store
+from longlive.session.boundary import Boundary
 from longlive.session.session import Session
 from longlive.session.session_file import load_session
-from longlive.session.timeline import Boundary
 from longlive.tuning.run import ADAPTER_FILE, METRICS_FILE, run_tuning
 from longlive.video.fragments import Encoding
 from longlive.video.render import VideoRenderer, render_video

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from ...config import Positions, RolloutConfig
 from ...errors import ConfigError
-from ...session.timeline import Boundary
+from ...session.boundary import Boundary
 from ..clips import choose_scene, seed_random
 from ..grammar import Scene
 

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from ...evaluation.report import Cell, Figure, Plot, Table, estimate, estimate_curve
-from ...session.timeline import Boundary
+from ...session.boundary import Boundary
 from ...units import FPS, count_pixel_frames
 from ..files import Miniature
 from ..grammar import ATTRIBUTES, Scene

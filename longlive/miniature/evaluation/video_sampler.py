@@ -11,8 +11,8 @@ from ...model.vae import LATENT_CHANNELS, Past
 from ...model.vae_streams import StreamingDecoder
 from ...rollout.rollout import PassKind
 from ...rollout.sampler import Sampler
+from ...session.boundary import Boundary
 from ...session.session import Prompt, Session
-from ...session.timeline import Boundary
 from ...units import FPS, PIXEL_FRAMES_PER_FRAME
 from ..files import Miniature
 from ..grammar import Scene

@@ -18,7 +18,7 @@ from ...errors import LongLiveError
 from ...model.causal import CausalWan
 from ...model.vae import WanVAE
 from ...model.vae_streams import decode, encode
-from ...session.timeline import Boundary
+from ...session.boundary import Boundary
 from ...units import count_pixel_frames
 from ...weights.load_vae import load_vae
 from ..evaluation.video_sampler import VideoSampler

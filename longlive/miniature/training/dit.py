@@ -24,7 +24,7 @@ from ...model.wan import Geometry, WanModel
 from ...rollout.noise import seed_noise
 from ...rollout.rollout import Rollout
 from ...rollout.schedule import Schedule
-from ...session.timeline import Boundary
+from ...session.boundary import Boundary
 from ...tuning.optimizer_state import join_states, select_state
 from ..clips import seed_random
 from ..world import Clip

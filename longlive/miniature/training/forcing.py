@@ -23,7 +23,7 @@ from ...model.rope import make_table, rotate
 from ...model.wan import MODULATIONS, BlockTree
 from ...rollout.cache_passes import CachePass, CleanPass, choose_missing_passes, list_cache_passes
 from ...rollout.window import Window
-from ...session.timeline import Boundary
+from ...session.boundary import Boundary
 
 Switches = Sequence[tuple[int, Boundary]]
 ROWS = 12  # of a prompt; a sentence of the grammar has at most 11 words

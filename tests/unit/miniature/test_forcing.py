@@ -9,7 +9,7 @@ import torch
 from longlive.config import Positions, RolloutConfig
 from longlive.miniature.training.forcing import ROWS, TeacherForcingPlan, make_mask, plan_teacher_forcing, predict_flow
 from longlive.rollout.rollout import Rollout
-from longlive.session.timeline import Boundary
+from longlive.session.boundary import Boundary
 
 CUT, RECACHE, RENEW, KEEP = Boundary.CUT, Boundary.RECACHE, Boundary.RENEW, Boundary.KEEP
 RELEASED, UNBOUNDED = RolloutConfig(), RolloutConfig(positions=Positions.UNBOUNDED)

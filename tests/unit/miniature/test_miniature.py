@@ -20,8 +20,8 @@ from longlive.miniature.training.__main__ import measure_quality
 from longlive.miniature.world import SIZE
 from longlive.model.vae_streams import StreamingDecoder, decode
 from longlive.rollout.sampler import Sampler
+from longlive.session.boundary import Boundary
 from longlive.session.session import Session
-from longlive.session.timeline import Boundary
 
 SEEDS = 3
 MAX_BYTES = 24e6

@@ -26,7 +26,7 @@ from longlive.miniature.grammar import ATTRIBUTES
 from longlive.miniature.world import Clip, render_clips
 from longlive.model.vae import Past
 from longlive.model.vae_streams import decode
-from longlive.session.timeline import Boundary
+from longlive.session.boundary import Boundary
 from longlive.units import count_pixel_frames
 
 PLAN = EvaluationPlan()

@@ -9,7 +9,7 @@ from longlive.config import RolloutConfig
 from longlive.model.placement import Placement
 from longlive.rollout.cache_passes import CachePass, CleanPass, Recache, choose_missing_passes, list_cache_passes
 from longlive.rollout.window import Window
-from longlive.session.timeline import Boundary
+from longlive.session.boundary import Boundary
 
 CONFIGS = [
     RolloutConfig(),

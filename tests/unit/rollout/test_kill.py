@@ -12,8 +12,8 @@ from patience import wait_until
 from longlive.rollout.rollout import Pass, PassKind
 from longlive.rollout.sampler import Sampler
 from longlive.session.block_store import Store
+from longlive.session.boundary import Boundary
 from longlive.session.session import Session
-from longlive.session.timeline import Boundary
 
 STORY = ((3, None), (2, Boundary.KEEP), (3, Boundary.RECACHE), (2, Boundary.RENEW), (2, Boundary.CUT))
 BLOCKS = sum(blocks for blocks, _ in STORY)

@@ -14,8 +14,9 @@ from longlive.errors import ConditioningError, PositionError, SessionError
 from longlive.rollout.rollout import Pass, PassKind, Rollout
 from longlive.rollout.sampler import Sampler, WarmCache, check_timeline, count_cache_bytes
 from longlive.session.block_store import Store
+from longlive.session.boundary import Boundary
 from longlive.session.session import Prompt, Session
-from longlive.session.timeline import Boundary, Segment
+from longlive.session.timeline import Segment
 
 MODEL = tiny.model()
 SHORT = RolloutConfig(window=6, sink=3)

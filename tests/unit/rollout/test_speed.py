@@ -17,7 +17,7 @@ from longlive.rollout.cache_passes import Recache, list_cache_passes
 from longlive.rollout.rollout import Rollout
 from longlive.rollout.sampler import Sampler, count_cache_bytes
 from longlive.rollout.window import Window
-from longlive.session.timeline import Boundary
+from longlive.session.boundary import Boundary
 from longlive.weights.load import build_model
 from longlive.weights.lora import Lora
 from longlive.weights.weights_file import normalise_names, read_weights_file

@@ -9,8 +9,8 @@ import torch
 
 from longlive.config import Positions, RolloutConfig
 from longlive.errors import ConditioningError, ConfigError, SessionError
+from longlive.session.boundary import Boundary
 from longlive.session.session import Prompt, Session, Switch
-from longlive.session.timeline import Boundary
 
 KERNEL = "cpu sdpa"
 

@@ -23,9 +23,9 @@ from longlive.errors import SessionError, StoreError
 from longlive.rollout.sampler import Sampler
 from longlive.session import session_file
 from longlive.session.block_store import Store
+from longlive.session.boundary import Boundary
 from longlive.session.session import Session
 from longlive.session.session_file import NotASession, load_session, save_session
-from longlive.session.timeline import Boundary
 
 MODEL = tiny.model()
 

@@ -8,7 +8,8 @@ from growth import growth
 from twins import NODE, differences, outcome, random_scripts
 
 from longlive.errors import TimelineError
-from longlive.session.timeline import MAX_CHARACTERS, Boundary, Segment, parse_timeline, report_timeline
+from longlive.session.boundary import Boundary
+from longlive.session.timeline import MAX_CHARACTERS, Segment, parse_timeline, report_timeline
 from longlive.units import count_pixel_frames
 
 VECTORS = json.loads((Path(__file__).parents[1].parent / "timeline_vectors.json").read_text(encoding="utf-8"))

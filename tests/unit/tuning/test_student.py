@@ -9,7 +9,7 @@ import torch
 
 from longlive.config import Positions, RolloutConfig
 from longlive.rollout.rollout import Rollout
-from longlive.session.timeline import Boundary
+from longlive.session.boundary import Boundary
 from longlive.tuning.draws import ChunkDraws
 from longlive.tuning.graph_cache import GraphCache
 from longlive.tuning.student import Student
