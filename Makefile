@@ -7,7 +7,7 @@ CORE := $(VENV)/core.stamp
 TEST := $(VENV)/test.stamp
 PORT ?= 8188
 
-# Both lines name the same torch, so that no other package brings one of its own.
+# Both `pip install` lines name this torch, so that no other package replaces it.
 TORCH := torch==2.13.0
 
 .PHONY: demo test lint fuzz soak comfyui miniature smoke clean
@@ -27,20 +27,20 @@ lint: $(TEST)
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 
 comfyui: $(TEST)
-	$(BIN)/python tests/host/comfy.py $(PORT)
+	$(BIN)/python tests/host/host_process.py $(PORT)
 
-# Both write their tables into docs/reliability.md.
+# `fuzz` and `soak` write their tables into docs/reliability.md.
 fuzz: $(TEST)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzz.py
 
 soak: $(TEST)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/soak/soak.py
 
-# The miniature's weights from nothing, in .cache/miniature: stopped at any moment, it goes on.
+# Trains the miniature from random weights in .cache/miniature. After a stop, the next call resumes.
 miniature: $(CORE)
 	$(BIN)/python -m longlive.miniature.training --folder .cache/miniature
 
-# Five minutes of that, and whether they came as far as the model card says.
+# Five minutes of that training, then a check against the numbers of the model card.
 smoke: $(TEST)
 	$(BIN)/python -m pytest -m slow
 

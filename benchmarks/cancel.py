@@ -11,8 +11,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "host")]
 
-from comfy import ComfyUI  # noqa: E402
-from films import film, folder, frames, interrupted, kept, made, made_again  # noqa: E402
+from host_process import ComfyUI  # noqa: E402
+from videos import count_frames, count_stored, find_folder, interrupt_node, make_video, make_video_graph, remake_video  # noqa: E402
 
 from longlive.config import RolloutConfig  # noqa: E402
 
@@ -22,20 +22,20 @@ BLOCKS = 3 * SEGMENT
 
 def main(count: int) -> int:
     rng, wrong = random.Random(0), 0  # noqa: S311 (instants, the same each time)
-    graph = film("a green ring stays still by day", blocks=SEGMENT)
+    graph = make_video_graph("a green ring stays still by day", blocks=SEGMENT)
     steps = len(RolloutConfig().steps)
     with ComfyUI() as host:
-        whole = made_again(host, graph)
+        whole = remake_video(host, graph)
         for where, store, first, last, step in (
             ("decode", "fragments", 1, BLOCKS - 1, 0.3),  # a step of its progress takes so many seconds
             ("timeline", "blocks", steps, steps * (BLOCKS - 1), 0.05),
         ):
             for _ in range(count):
-                shutil.rmtree(folder(host) if where == "timeline" else folder(host) / "fragments")
+                shutil.rmtree(find_folder(host) if where == "timeline" else find_folder(host) / "fragments")
                 host.free()
                 value, delay = rng.randrange(first, last), rng.uniform(0, step)
-                shown = frames(interrupted(host, graph, where, value, delay))
-                found, same = kept(host, store), made(host, graph) == whole
+                shown = count_frames(interrupt_node(host, graph, where, value, delay))
+                found, same = count_stored(host, store), make_video(host, graph) == whole
                 wrong += not (shown and found and same)
                 outcome = "the same file" if same else "another file"
                 sys.stdout.write(

@@ -16,8 +16,9 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "host")]
 
-from comfy import ComfyUI, Event  # noqa: E402
 from graphs import node  # noqa: E402
+from host_messages import Event  # noqa: E402
+from host_process import ComfyUI  # noqa: E402
 
 from longlive.config import RolloutConfig  # noqa: E402
 from longlive.units import seconds_to_blocks  # noqa: E402

@@ -1,4 +1,4 @@
-"""Tiny tensors only: more threads would spend their time meeting each other. Two processes share the tests instead."""
+"""Settings for all tests: one thread per process, because tensors are tiny, and the order and division of the tests."""
 
 import os
 import re
@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start, ComfyUI's above all
 torch.set_num_threads(1)
 
-# First what looks at a ComfyUI in which nothing has run, then what takes long.
+# test_boot comes first because it checks a ComfyUI that has run nothing. The others take longest, so they start early
+# and the two processes end at about the same time.
 FIRST = "test_boot test_editor test_workflows test_miniature test_soak test_trainer test_training".split()
-SHARED = {  # by folder: what tests share, as their parameters name it, and what they share if none does
+# By folder: how a test's parameters name the host or front end that it uses, and the one it uses if they name none.
+SHARED = {
     "tests/host/": (re.compile(r"\[.*?(\d+\.\d+\.\d+)"), NEWEST.version),
     "tests/browser/": (re.compile(r"\[.*?(pinned|newest)"), ""),
 }
@@ -28,7 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> "LoadScopeScheduling":
-    """Keep a file in one process, and so all that shares a ComfyUI or a front end: each is started once."""
+    """Keep each file in one process, and all tests of one ComfyUI or front end too, so that each is started once."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByWhatIsShared(LoadScopeScheduling):

@@ -1,4 +1,4 @@
-"""Waits bound to progress: a process that works is waited for, however slow a busy machine makes it.
+"""Waits bound to progress: they last as long as a process works, however slow the machine is.
 
 A process stands still when neither it nor its children use processor time.
 """
@@ -11,14 +11,14 @@ from tempfile import TemporaryFile
 
 import psutil
 
-QUIET_SECONDS = 120.0  # without work, and a process counts as stuck
-LIMIT_SECONDS = 20 * 60.0  # of one wait, whatever the process does
+QUIET_SECONDS = 120.0  # a process that does no work for so long is stuck
+LIMIT_SECONDS = 20 * 60.0  # limit of one wait, even for a process that works
 WORK_SECONDS = 0.05  # processor time that counts as work; an idle ComfyUI uses less in QUIET_SECONDS
-LOOK_SECONDS = 0.02  # between two looks
+LOOK_SECONDS = 0.02  # between two checks of a condition
 
 
 class Patience:
-    """One wait for a process: call `check` again and again; it raises TimeoutError when waiting is in vain."""
+    """One wait for a process. Call `check` repeatedly; it raises TimeoutError if the process is stuck or too slow."""
 
     def __init__(self, pid: int, what: str) -> None:
         self.pid, self.what = pid, what
@@ -30,10 +30,10 @@ class Patience:
         waited = f"waited {now - self._begin:.0f} s for {self.what}"
         if now - self._begin > LIMIT_SECONDS:
             raise TimeoutError(f"{waited}, the limit of one wait")
-        if now - self._looked < QUIET_SECONDS / 8:  # a look at all the processes costs milliseconds
+        if now - self._looked < QUIET_SECONDS / 8:  # reading the times of all processes costs milliseconds
             return
         self._looked, worked = now, worked_seconds(self.pid)
-        if abs(worked - self._worked) >= WORK_SECONDS:  # less than before: a child of it has ended
+        if abs(worked - self._worked) >= WORK_SECONDS:  # fewer than before when a child has ended
             self._moved, self._worked = now, worked
         elif now - self._moved > QUIET_SECONDS:
             raise TimeoutError(f"{waited}; process {self.pid} has stood still for {now - self._moved:.0f} s")

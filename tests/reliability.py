@@ -1,4 +1,4 @@
-"""The tables of docs/reliability.md, which the commands that count replace themselves."""
+"""The tables of docs/reliability.md; `make fuzz` and `make soak` replace them."""
 
 import re
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A table in Markdown; numbers are set with thousands."""
+    """Make a table in Markdown; numbers get separators of thousands."""
     cells = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
     lines = [heads, ["---"] * len(heads), *cells]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

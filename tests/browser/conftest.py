@@ -11,9 +11,9 @@ from playwright.sync_api import Browser, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "host"))
 
-from comfy import ComfyUI
 from desk import Desk
 from frontends import NEWEST_ROOT
+from host_process import ComfyUI
 from hosts import NEWEST
 
 HERE = Path(__file__).parent
@@ -65,7 +65,7 @@ def shared_desk(request: pytest.FixtureRequest, browser: Browser, server: ComfyU
 
 @pytest.fixture
 def desk(shared_desk: Desk) -> Iterator[Desk]:
-    """The page with workflow 3 on it, cut to one block a segment; in the end nothing of ours has complained."""
+    """The page with workflow 3, one block per segment. A test fails if the pack wrote an error or a warning."""
     shared_desk.complaints.clear()
     shared_desk.load_timeline()
     yield shared_desk

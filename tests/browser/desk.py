@@ -1,12 +1,12 @@
-"""A page of ComfyUI's front end, driven as a user drives it, with the graph behind it for what cannot be seen."""
+"""A page of ComfyUI's front end, used by mouse and keyboard; what they cannot reach is read from the page's graph."""
 
 import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from comfy import PACK, ComfyUI
 from graphs import WORKFLOWS
+from host_process import PACK, ComfyUI
 from playwright.sync_api import ConsoleMessage, Locator, Page
 
 TIMELINE = WORKFLOWS[2]
@@ -15,7 +15,7 @@ READY = "window.app?.graph && window.app.extensionManager?.workflow?.activeWorkf
 
 
 class Desk:
-    """One page. Nodes are named by the type, as there is one of each in workflow 3."""
+    """One page. A node is named by its type, because workflow 3 has one of each."""
 
     def __init__(self, page: Page, host: ComfyUI, *, is_vue: bool) -> None:
         self.page, self.host, self.is_vue = page, host, is_vue
@@ -73,7 +73,7 @@ class Desk:
         return [self.prompt(row).input_value() for row in range(self.editor.locator(".longlive-prompt").count())]
 
     def script(self) -> str:
-        """What would be sent for the script, were the graph queued now."""
+        """The script that the page would send if the graph were queued now."""
         prompt = self.page.evaluate("async () => (await app.graphToPrompt()).output")
         [script] = [node["inputs"]["script"] for node in prompt.values() if node["class_type"] == "LongLiveTimeline"]
         return script
@@ -107,7 +107,7 @@ class Desk:
         [*_, last] = self.host.get("/history").values()
         assert last["status"]["status_str"] == "success", last["status"]
 
-    def saved(self, name: str) -> Path:
+    def save_latents(self, name: str) -> Path:
         return self.host.base / "user" / "default" / "workflows" / f"{name}.json"
 
     def _hear(self, message: ConsoleMessage) -> None:

@@ -1,8 +1,8 @@
-"""The front ends the browser tests run against: the one ComfyUI pins, and the newest on the package index. Run it as
+"""The newest front end on the package index; the browser tests use it beside the one that ComfyUI pins.
 
     python tests/browser/frontends.py setup
 
-to fetch the newest one. Without a connection it says so and leaves what was fetched before.
+fetches it. If the index does not answer, it logs a warning and keeps the one fetched before.
 """
 
 import logging

@@ -1,6 +1,6 @@
-"""One input after the other to what reads it: the right result, or one clear error of ours, and nothing else.
+"""Give inputs to a reader, one by one. Each must end in the right result or in one clear error of ours.
 
-An input follows from the seed, the target's name and its number alone, so that any of them can be made again.
+The seed, the name of the target and a number determine an input, so that each of them can be made again.
 """
 
 import math
@@ -24,9 +24,9 @@ KEPT = Path(tempfile.gettempdir()) / "longlive-fuzz"  # inputs whose outcome was
 LARGEST_KEPT = 16 << 20  # bytes
 LONGEST_MESSAGE = 1000  # characters
 JOINERS = "\u200c\u200d"  # not printable for Python, and harmless
-WORK_SECONDS = 10  # of processor time for one input: hundreds of times what the slowest needs
-STILL_SECONDS = 180  # of a clock: only a reader that waits for ever needs so many
-GROWTH_BYTES = 700 << 20  # of one input; the largest has a megabyte
+WORK_SECONDS = 10  # of processor time for one input; the slowest reader needs hundreds of times less
+STILL_SECONDS = 180  # of real time for one input; only a reader that waits without end takes longer
+GROWTH_BYTES = 700 << 20  # memory that reading one input may take; the largest input has a megabyte
 
 Attack = Callable[[random.Random, Path], None]
 

@@ -134,7 +134,7 @@ def command(*arguments: str) -> Callable[[Path], None]:
         except SystemExit as error:  # of argparse, which knows better
             status = error.code
         if status:
-            raise SessionError(f"the command ended with status {status}; that is all there is to say")
+            raise SessionError(f"the command ended with status {status}; its output is not checked here")
 
     return run
 
@@ -155,7 +155,7 @@ def attack_path(draw: random.Random, folder: Path) -> None:
     use = draw.choice(USES)
     if draw.random() < 0.3:
         path = Path(draw.choice(DEVICES))
-        if use in (store, film, session) or use in USES[-9:-6]:  # what writes is not let loose on this machine
+        if use in (store, film, session) or use in USES[-9:-6]:  # what writes stays inside the folder
             path = folder / "".join(char for char in path.name if char not in "\0\ud800")
     else:
         parent = folder / "place"

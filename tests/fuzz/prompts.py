@@ -10,9 +10,10 @@ from pathlib import Path
 
 import mutators
 import psutil
-from comfy import PACK, ComfyUI, HostError, Interrupted
 from graphs import chain, node
 from harness import Target, Unclear, expect
+from host_messages import HostError, Interrupted
+from host_process import PACK, ComfyUI
 from hosts import NEWEST
 
 from longlive.errors import LongLiveError

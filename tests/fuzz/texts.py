@@ -196,12 +196,12 @@ def attack_curve(draw: random.Random, folder: Path) -> None:
 
 
 def attack_digests(draw: random.Random, folder: Path) -> None:
-    """A damaged memory of digests is none: the digest is that of the bytes, unless the memory says another for them."""
-    path, memory = folder / "weights.bin", folder / DIGESTS_FILE
+    """A damaged file of remembered digests is ignored: the digest found is that of the bytes."""
+    path, remembered = folder / "weights.bin", folder / DIGESTS_FILE
     path.write_bytes(draw.randbytes(64))
     right = digest_file(path)
     text = json.dumps({str(path): [64, 0, 1, 2, 3, "0" * 64], str(folder / "x"): [1, 2, "f" * 64], "y": []})
-    memory.write_bytes(damage_lines(draw, text))
+    remembered.write_bytes(damage_lines(draw, text))
     for _ in range(2):
         expect(digest_file(path, cache_dir=folder) == right, "another digest was given")
 

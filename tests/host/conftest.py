@@ -1,6 +1,7 @@
 """One process of each ComfyUI for the whole session, started when a test first asks for it.
 
-Tests share a host and what it remembers: whoever counts executed nodes brings a seed or a text of his own.
+Tests share a host and its cache of outputs, so a test that counts executed nodes needs a seed or a text that no other
+test uses.
 """
 
 import functools
@@ -9,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from comfy import ComfyUI
+from host_process import ComfyUI
 from hosts import HOSTS, NEWEST, Host
 
 HERE = Path(__file__).parent
@@ -23,7 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def boot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., ComfyUI]]:
-    """Give the running host of a version and its extra flags, such as `boot(NEWEST, "--cache-none")`."""
+    """Return the running host of a version with extra flags, such as `boot(NEWEST, "--cache-none")`."""
     with ExitStack() as hosts:
 
         @functools.cache

@@ -1,4 +1,4 @@
-"""Graphs for a host: the example workflows, short ones of our own on tiny files, what `longlive` makes of either.
+"""Graphs for a host: the example workflows, short ones on tiny model files, and the sessions `longlive` makes of them.
 
 A graph is a prompt in API format: node id -> `class_type` and `inputs`, a link being [node id, output slot].
 """
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import model_files
-from comfy import Graph
+from host_messages import Graph
 from hosts import REPOSITORY
 
 from longlive.config import Positions, RolloutConfig
@@ -27,17 +27,17 @@ WORKFLOWS = sorted((REPOSITORY / "workflows").glob("*.json"))
 NOTES = {"MarkdownNote", "Note"}  # drawn by the interface, unknown to the host
 ACTIVE = 0  # the mode of a node that is neither muted nor bypassed
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
-SEEDS = {"seed", "noise_seed"}  # to which the interface adds a widget of its own, unless told not to
+SEEDS = {"seed", "noise_seed"}  # the interface adds a widget to these inputs, unless their options say otherwise
 NO_LORA = "none"
 
 
-def example(path: Path) -> dict:
-    """An example workflow in API format."""
+def read_example(path: Path) -> dict:
+    """Read an example workflow in API format."""
     return json.loads((path.parent / "api" / path.name).read_text())
 
 
-def shortened(graph: Graph) -> dict:
-    """The same graph with one block in every chunk and segment of five seconds."""
+def shorten(graph: Graph) -> dict:
+    """Copy a graph with one block in the place of every chunk or segment of five seconds."""
     return json.loads(json.dumps(graph).replace('"length": 5.0', '"length": 0.75').replace("5s |", "1b |"))
 
 
@@ -53,9 +53,9 @@ def chain(
     options: Mapping[str, object] | None = None,
     name: str = "",
 ) -> dict:
-    """A short video by a chain of nodes: (prompt, blocks) a segment, its end at `chunk0`, `chunk1` …
+    """Make the graph of a short video as a chain: for each segment (prompt, blocks) a switch and a sampler `chunk<n>`.
 
-    With a `name`, its latents are saved under it.
+    With a `name`, the latents are saved under it.
     """
     graph = {
         "model": node("UNETLoader", unet_name=model_files.DIT.name, weight_dtype="default"),
@@ -65,7 +65,7 @@ def chain(
         ),
     }
     if options is not None:
-        graph["options"] = node("LongLiveOptions", **released_options() | dict(options))
+        graph["options"] = node("LongLiveOptions", **list_released_options() | dict(options))
         graph["session"]["inputs"]["options"] = ["options", 0]
     before = "session"
     for i, (text, blocks) in enumerate(segments):
@@ -75,7 +75,7 @@ def chain(
             before = f"switch{i}"
         graph[f"chunk{i}"] = chunk(before, blocks)
         before = f"chunk{i}"
-    return saved(graph, before, name) if name else graph
+    return save_latents(graph, before, name) if name else graph
 
 
 def chunk(session: str, blocks: float, unit: str = "blocks") -> dict:
@@ -86,14 +86,14 @@ def switch(session: str, text: str) -> dict:
     return node("LongLiveSwitchPrompt", session=[session, 0], conditioning=[text, 0], boundary="recache", sink="keep")
 
 
-def released_options() -> dict[str, object]:
-    """The inputs of LongLive Options at their defaults."""
+def list_released_options() -> dict[str, object]:
+    """List the inputs of LongLive Options with their defaults."""
     values = RolloutConfig().as_dict()
     return values | {"steps": ", ".join(map(str, values["steps"]))}
 
 
-def saved(graph: Graph, session: str, name: str) -> dict:
-    """The graph with the latents of the session that node `session` gives written to the output folder as `name`."""
+def save_latents(graph: Graph, session: str, name: str) -> dict:
+    """Copy a graph and add nodes that save the latents of the session from node `session` as `name`."""
     return {
         **graph,
         f"latent_{session}": node("LongLiveSessionToLatent", session=[session, 0]),
@@ -101,8 +101,8 @@ def saved(graph: Graph, session: str, name: str) -> dict:
     }
 
 
-def decoded(graph: Graph) -> dict[str, str]:
-    """The Decode nodes of a graph, each with the node whose session it decodes."""
+def list_decodes(graph: Graph) -> dict[str, str]:
+    """List the Decode nodes of a graph, each with the node whose session it decodes."""
     decodes = {id: item for id, item in graph.items() if item["class_type"] == "LongLiveDecode"}
     return {id: str(item["inputs"]["session"][0]) for id, item in decodes.items()}
 
@@ -113,15 +113,15 @@ def to_api(workflow: Mapping, object_info: Mapping[str, dict]) -> dict:
     return {
         str(item["id"]): {
             "class_type": item["type"],
-            "inputs": widget_values(item, object_info[item["type"]]) | linked_values(item, sources),
+            "inputs": read_widget_values(item, object_info[item["type"]]) | read_links(item, sources),
         }
         for item in workflow["nodes"]
         if item["type"] not in NOTES and item["mode"] == ACTIVE
     }
 
 
-def widget_values(item: Mapping, info: Mapping) -> dict[str, object]:
-    """The values of a node's widgets by name; a seed is followed by what becomes of it after the run."""
+def read_widget_values(item: Mapping, info: Mapping) -> dict[str, object]:
+    """Read the values of a node's widgets by name. After a seed comes what the interface does to it after a run."""
     values = iter(item.get("widgets_values", ()))
     found = {}
     for kind in ("required", "optional"):
@@ -135,49 +135,49 @@ def widget_values(item: Mapping, info: Mapping) -> dict[str, object]:
     return found
 
 
-def linked_values(item: Mapping, sources: Mapping[int, list]) -> dict[str, list]:
+def read_links(item: Mapping, sources: Mapping[int, list]) -> dict[str, list]:
     inputs = item.get("inputs", ())
     return {entry["name"]: sources[entry["link"]] for entry in inputs if entry.get("link") is not None}
 
 
-def expected(graph: Graph, node_id: str, models: Path | None = None) -> Session:
-    """The session that node `node_id` gives, made by `longlive` alone from the same files: `models` or the pack's."""
-    return Direct(graph, models).session(node_id)
+def compute_expected(graph: Graph, node_id: str, models: Path | None = None) -> Session:
+    """Make the session of node `node_id` with `longlive` alone, from the files in `models` or the pack's own."""
+    return Direct(graph, models).make_session(node_id)
 
 
 class Direct:
-    """A graph read as calls of `longlive`, without a host. Every node of the pack is its few lines here."""
+    """Runs a graph without a host: each node of the pack becomes a few calls of `longlive`."""
 
     def __init__(self, graph: Graph, models: Path | None) -> None:
         self.graph, self.models, self.words = graph, models, HashedWords()
 
-    def session(self, node_id: str) -> Session:
+    def make_session(self, node_id: str) -> Session:
         type, inputs = self.graph[node_id]["class_type"], self.graph[node_id]["inputs"]
         match type:
             case "LongLiveSession":
-                return self._begun(inputs)
+                return self._start(inputs)
             case "LongLiveLoadSession":
-                return self.session(inputs["name"][0])
-        before = self.session(inputs["session"][0])
+                return self.make_session(inputs["name"][0])
+        before = self.make_session(inputs["session"][0])
         match type:
             case "LongLiveSwitchPrompt":
-                return before.switched_to(self._prompt(inputs), boundary(inputs))
+                return before.switched_to(self._make_prompt(inputs), read_boundary(inputs))
             case "LongLiveChunkSampler":
-                return self._sampler(node_id).sample(before, blocks(inputs, before))
+                return self._make_sampler(node_id).sample(before, count_blocks(inputs, before))
             case "LongLiveTimeline":
-                return self._along(inputs["script"], before, self._sampler(node_id))
+                return self._follow(inputs["script"], before, self._make_sampler(node_id))
             case "LongLiveRewind":
-                return before.rewound_to(blocks(inputs, before) * before.config.block)
+                return before.rewound_to(count_blocks(inputs, before) * before.config.block)
             case "LongLiveSaveSession" | "TestFail":
                 return before
-        raise ValueError(f"no session comes out of {type}")
+        raise ValueError(f"{type} has no session as an output")
 
-    def _begun(self, inputs: Mapping) -> Session:
-        model = self._model(inputs)
+    def _start(self, inputs: Mapping) -> Session:
+        model = self._load_model(inputs)
         return Session.start(
-            self._prompt(inputs) if "conditioning" in inputs else None,
+            self._make_prompt(inputs) if "conditioning" in inputs else None,
             model="direct",
-            config=self._options(inputs),
+            config=self._read_options(inputs),
             height=inputs["height"],
             width=inputs["width"],
             seed=inputs["seed"],
@@ -185,36 +185,36 @@ class Direct:
             channels=model.geometry.in_dim,
         )
 
-    def _along(self, script: str, session: Session, sampler: Sampler) -> Session:
+    def _follow(self, script: str, session: Session, sampler: Sampler) -> Session:
         for segment in parse_timeline(script, session.config.block):
             session = session.switched_to(Prompt.of(self.words(segment.prompt), segment.prompt), segment.boundary)
             session = sampler.sample(session, segment.blocks)
         return session
 
-    def _prompt(self, inputs: Mapping) -> Prompt:
+    def _make_prompt(self, inputs: Mapping) -> Prompt:
         return Prompt.of(self.words(self.graph[inputs["conditioning"][0]]["inputs"]["text"]))
 
-    def _options(self, inputs: Mapping) -> RolloutConfig:
+    def _read_options(self, inputs: Mapping) -> RolloutConfig:
         if "options" not in inputs:
             return RolloutConfig()
         values = self.graph[inputs["options"][0]]["inputs"]
         steps = tuple(int(step) for step in values["steps"].split(","))
         return RolloutConfig(**values | {"steps": steps, "positions": Positions(values["positions"])})
 
-    def _sampler(self, node_id: str) -> Sampler:
+    def _make_sampler(self, node_id: str) -> Sampler:
         inputs = self.graph[node_id]["inputs"]
         while "model" not in inputs:
             inputs = self.graph[inputs["session"][0]]["inputs"]
-        return Sampler(self._model(inputs))
+        return Sampler(self._load_model(inputs))
 
-    def _model(self, inputs: Mapping) -> CausalWan:
+    def _load_model(self, inputs: Mapping) -> CausalWan:
         item = self.graph[inputs["model"][0]]
         if item["class_type"] == "LongLiveMiniature":
             return load_miniature().model
         assert self.models is not None
         loader = item["inputs"]
         lora = loader.get("lora_name", NO_LORA)
-        return causal_model(
+        return load_causal_model(
             self.models / "diffusion_models" / loader.get("unet_name", loader.get("model_name")),
             None if lora == NO_LORA else self.models / "loras" / lora,
             loader.get("lora_strength", 1.0),
@@ -222,16 +222,16 @@ class Direct:
 
 
 @functools.cache
-def causal_model(path: Path, lora: Path | None, strength: float) -> CausalWan:
+def load_causal_model(path: Path, lora: Path | None, strength: float) -> CausalWan:
     return CausalWan.of_tree(load_model(path, lora=lora, strength=strength)[0])
 
 
-def boundary(inputs: Mapping) -> Boundary:
+def read_boundary(inputs: Mapping) -> Boundary:
     recache = Boundary.RENEW if inputs["sink"] == "renew" else Boundary.RECACHE
     return {"recache": recache, "keep cache": Boundary.KEEP, "discard cache": Boundary.CUT}[inputs["boundary"]]
 
 
-def blocks(inputs: Mapping, session: Session) -> int:
+def count_blocks(inputs: Mapping, session: Session) -> int:
     length, block = inputs["length"], session.config.block
     match inputs["unit"]:
         case "seconds":
@@ -241,6 +241,6 @@ def blocks(inputs: Mapping, session: Session) -> int:
     return int(length)
 
 
-def scripted(segments: Sequence[tuple[str, int]]) -> str:
-    """The timeline of a `chain`."""
+def write_script(segments: Sequence[tuple[str, int]]) -> str:
+    """Write the timeline script of the segments of a `chain`."""
     return "".join(f"{blocks}b | {text}\n" for text, blocks in segments)

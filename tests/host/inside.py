@@ -1,4 +1,4 @@
-"""Calls into a process of ComfyUI that is no server: its modules, with ours beside them."""
+"""Calls of functions inside a process that has imported ComfyUI's modules and ours, without its server."""
 
 import functools
 import json
@@ -9,36 +9,37 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from hosts import Host
-from inhost.run import RETURNED, SAID, STATUS
+from inhost.run import OUTPUT, RETURNED, STATUS
 from patience import wait_until
 
 RUN = Path(__file__).parent / "inhost" / "run.py"
 
 
-def inside(host: Host, module: str, *functions: str) -> list:
-    """What functions of a module in `inhost/` return, called in turn; a failure of one is ours, with all it said.
+def call_inside(host: Host, module: str, *functions: str) -> list:
+    """Call functions of a module in `inhost/` in turn and return what they return.
 
-    Each call has a process of its own, forked from one that has imported ComfyUI.
+    Raises AssertionError with all their output if one fails. Each call runs in a new process, forked from one that has
+    imported ComfyUI.
     """
-    comfyui = imported(host)
+    comfyui = start_comfyui(host)
     assert comfyui.stdin is not None
     with TemporaryDirectory() as folder:
         comfyui.stdin.write(json.dumps([module, functions, folder]) + "\n")
         comfyui.stdin.flush()
-        status, said = Path(folder, STATUS), Path(folder, SAID)
+        status, output = Path(folder, STATUS), Path(folder, OUTPUT)
         try:
             wait_until(status.exists, comfyui.pid, f"{', '.join(functions)} in ComfyUI {host.version}")
         except BaseException:
             comfyui.kill()
-            imported.cache_clear()
+            start_comfyui.cache_clear()
             raise
-        assert status.read_text() == "0", said.read_text()
+        assert status.read_text() == "0", output.read_text()
         return json.loads(Path(folder, RETURNED).read_text())
 
 
 @functools.cache
-def imported(host: Host) -> subprocess.Popen[str]:
-    """The process of a host from which the others are forked; it ends with this one, whose end closes its input."""
+def start_comfyui(host: Host) -> subprocess.Popen[str]:
+    """Start the process from which the calls are forked. It ends with this process, which holds its input open."""
     return subprocess.Popen(
         [sys.executable, str(RUN), str(host.main.parent)],
         cwd=host.main.parent,

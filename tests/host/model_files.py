@@ -14,10 +14,10 @@ from torch import Tensor
 
 from longlive.model.wan import Geometry, WanModel
 
-# The head keeps its released width, so that ComfyUI, which divides by it, finds two heads.
+# A head is 128 wide as in the released weights: ComfyUI divides the width by 128 to count the heads, and finds two.
 GEOMETRY = Geometry(dim=256, ffn_dim=512, num_heads=2, num_layers=2, freq_dim=256, text_dim=4096)
 LORA_RANK = 4
-TEXT_GAIN = 4  # so that a few words are heard among the 512 rows attended
+TEXT_GAIN = 4  # makes a few words count among the 512 text rows that are attended
 RECORDED_VAE = Path(__file__).parents[1] / "reference" / "vae.safetensors"
 
 DIT = Path("diffusion_models") / "longlive_tiny.safetensors"
@@ -28,26 +28,26 @@ ORIGINAL_LORA = Path("loras") / "longlive_tiny_lora.pt"
 
 
 def write_models(models: Path) -> None:
-    """Write every file into a ComfyUI models folder, weights and adapter also in the layout of their release."""
+    """Write every file into a ComfyUI models folder; network and LoRA also in the layout of their release."""
     for path in (DIT, VAE, LORA):
         (models / path).parent.mkdir(parents=True, exist_ok=True)
-    dit, adapter = dit_weights(), lora_weights()
+    dit, adapter = make_dit_weights(), make_lora_weights()
     save_file(dit, models / DIT)
     torch.save({"generator": {f"model.{key}": tensor for key, tensor in dit.items()}}, models / ORIGINAL_DIT)
-    save_file(vae_weights(), models / VAE)
+    save_file(read_vae_weights(), models / VAE)
     save_file(adapter, models / LORA)
     torch.save({"generator_lora": adapter, "step": 1}, models / ORIGINAL_LORA)
 
 
-def dit_weights(geometry: Geometry = GEOMETRY, *, seed: int = 0) -> dict[str, Tensor]:
-    """A random Wan network whose activations keep about the size of its input."""
+def make_dit_weights(geometry: Geometry = GEOMETRY, *, seed: int = 0) -> dict[str, Tensor]:
+    """Make a random Wan network whose activations are about as large as its input."""
     generator = torch.Generator().manual_seed(seed)
     with torch.device("meta"):
         shapes = {key: tensor.shape for key, tensor in WanModel(geometry).state_dict().items()}
-    return {key: weight(key, shape, generator) for key, shape in shapes.items()}
+    return {key: make_weight(key, shape, generator) for key, shape in shapes.items()}
 
 
-def weight(key: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
+def make_weight(key: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
     noise = torch.randn(shape, generator=generator)
     if "norm" in key:
         return 1 + 0.02 * noise if key.endswith("weight") else 0.02 * noise
@@ -59,11 +59,11 @@ def weight(key: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
     return gain * noise / shape[1:].numel() ** 0.5  # variance in = variance out
 
 
-def lora_weights(geometry: Geometry = GEOMETRY, *, seed: int = 1, strength: float = 0.05) -> dict[str, Tensor]:
-    """A random adapter in PEFT's names, for every Linear inside the blocks."""
+def make_lora_weights(geometry: Geometry = GEOMETRY, *, seed: int = 1, strength: float = 0.05) -> dict[str, Tensor]:
+    """Make a random adapter in PEFT's names, for every Linear in the layers."""
     generator = torch.Generator().manual_seed(seed)
     weights = {}
-    for key, tensor in dit_weights(geometry).items():
+    for key, tensor in make_dit_weights(geometry).items():
         if key.startswith("blocks.") and key.endswith(".weight") and tensor.ndim == 2:
             module = "base_model.model." + key.removesuffix(".weight")
             rows, columns = tensor.shape
@@ -72,8 +72,8 @@ def lora_weights(geometry: Geometry = GEOMETRY, *, seed: int = 1, strength: floa
     return weights
 
 
-def vae_weights() -> dict[str, Tensor]:
-    """The Wan VAE of width 2 whose outputs `tests/reference` has on record."""
+def read_vae_weights() -> dict[str, Tensor]:
+    """Read the Wan VAE of width 2 whose outputs are recorded in `tests/reference`."""
     recorded = load_file(RECORDED_VAE)
     return {key.removeprefix("sd."): tensor for key, tensor in recorded.items() if key.startswith("sd.")}
 

@@ -4,9 +4,10 @@ import json
 
 import model_files
 import pytest
-from comfy import PACK, ComfyUI, HostError, Interrupted
-from golden import GOLDEN, promises
+from host_messages import HostError, Interrupted
+from host_process import PACK, ComfyUI
 from hosts import REPOSITORY
+from node_table import TABLE, list_promises
 
 WEB = REPOSITORY / "web"
 
@@ -17,7 +18,7 @@ def test_pack_is_imported_without_error(host):
 
 
 def test_node_ids_and_inputs_are_kept(host):
-    assert promises(host.object_info()) == json.loads(GOLDEN.read_text())
+    assert list_promises(host.object_info()) == json.loads(TABLE.read_text())
 
 
 def test_web_files_are_served(host):
@@ -25,7 +26,7 @@ def test_web_files_are_served(host):
         assert host.get(f"/extensions/{PACK}/{file.relative_to(WEB).as_posix()}") == file.read_bytes(), file
 
 
-def stock_graph(host: ComfyUI, text: str) -> dict:
+def make_stock_graph(host: ComfyUI, text: str) -> dict:
     """What a user would wire from ComfyUI's own nodes alone."""
     latent = {"width": 32, "height": 32, "length": 9, "batch_size": 1}
     sampler = {"seed": 1, "steps": 2, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
@@ -48,7 +49,7 @@ def node(class_type: str, **inputs) -> dict:
 
 
 def test_tiny_models_run_in_stock_nodes(host):
-    history = host.run(stock_graph(host, "a lake at dawn"))
+    history = host.run(make_stock_graph(host, "a lake at dawn"))
 
     assert len(history.outputs["image"]["images"]) == 9
     assert history.text("latent") == "(1, 16, 3, 4, 4) torch.float32"
@@ -57,8 +58,8 @@ def test_tiny_models_run_in_stock_nodes(host):
 
 
 def test_history_tells_what_ran_and_what_was_cached(host):
-    host.run(stock_graph(host, "a lake at noon"))
-    again = host.run(stock_graph(host, "a lake at night"))
+    host.run(make_stock_graph(host, "a lake at noon"))
+    again = host.run(make_stock_graph(host, "a lake at night"))
 
     assert again.executed == ("text", "sample", "latent", "decode", "image")
     assert set(again.cached) == {"model", "vae", "clip", "empty"}
@@ -78,7 +79,7 @@ def test_refused_prompt_carries_the_text_of_the_host(host):
 
 
 def test_interrupt_ends_a_prompt(newest):
-    graph = stock_graph(newest, "a lake for ever")
+    graph = make_stock_graph(newest, "a lake for ever")
     graph["sample"]["inputs"]["steps"] = 10_000
     prompt_id = newest.queue(graph)
     newest.wait_for(lambda event: event.data.get("prompt_id") == prompt_id and event.type == "preview")
@@ -100,7 +101,7 @@ def test_every_node_explains_itself(newest):
         if not node_id.startswith("LongLive"):
             continue
         inputs = {name: spec for kind in info["input"].values() if kind for name, spec in kind.items()}
-        silent = [name for name, spec in inputs.items() if name in promised(info) and not spec[1].get("tooltip")]
+        silent = [name for name, spec in inputs.items() if name in list_inputs(info) and not spec[1].get("tooltip")]
         assert silent == [], node_id
         assert all(info["output_tooltips"]), node_id
         assert info["description"], node_id
@@ -108,6 +109,6 @@ def test_every_node_explains_itself(newest):
         assert (WEB / "docs" / f"{node_id}.md").is_file(), node_id
 
 
-def promised(info: dict) -> list[str]:
+def list_inputs(info: dict) -> list[str]:
     """The inputs of a node, without what ComfyUI hides from people."""
     return [*info["input"].get("required", {}), *info["input"].get("optional", {})]

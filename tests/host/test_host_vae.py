@@ -1,8 +1,8 @@
-"""The streams over ComfyUI's VAE, in every ComfyUI we claim; the checks run inside its process."""
+"""The streams over ComfyUI's VAE, in every ComfyUI that the pack supports."""
 
 import pytest
 from hosts import HOSTS
-from inside import inside
+from inside import call_inside
 
 
 @pytest.mark.parametrize("version", HOSTS, ids=lambda host: host.version)
@@ -14,7 +14,7 @@ def test_a_video_in_pieces_is_decoded_and_encoded_as_the_whole_or_refused(versio
         "check_catching_up",
         "check_out_of_memory",
     )
-    decoded, encoded, *_ = inside(version, "check_vae", "check_host_vae", "check_host_vae_encodes", *checks)
+    decoded, encoded, *_ = call_inside(version, "vae", "check_host_vae", "check_host_vae_encodes", *checks)
 
     assert decoded
     assert encoded

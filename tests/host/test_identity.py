@@ -2,9 +2,9 @@
 
 import model_files
 import pytest
-from graphs import chain, node, saved
+from graphs import chain, node, save_latents
 from hosts import HOSTS
-from inside import inside
+from inside import call_inside
 from safetensors.torch import load_file, save_file
 
 from longlive.weights.lora import Lora
@@ -29,7 +29,7 @@ CHECKS = (
 
 @pytest.mark.parametrize("release", HOSTS, ids=lambda host: host.version)
 def test_models_are_told_apart_and_known_again(release):
-    inside(release, "identity", *CHECKS)
+    call_inside(release, "identity", *CHECKS)
 
 
 def test_a_bypassed_lora_at_another_strength_makes_another_video(newest):
@@ -43,7 +43,7 @@ def test_a_bypassed_lora_at_another_strength_makes_another_video(newest):
         lora = {"lora_name": name, "strength_model": strength}
         graph["lora"] = node("LoraLoaderBypassModelOnly", model=["model", 0], **lora)
         graph["session"]["inputs"]["model"] = ["lora", 0]
-        newest.run(saved(graph, "chunk0", f"bypass_{strength}"))
+        newest.run(save_latents(graph, "chunk0", f"bypass_{strength}"))
         return load_file(newest.output / f"bypass_{strength}.safetensors")["samples"]
 
     weak, strong = latents(0.5), latents(1.0)

@@ -2,14 +2,14 @@
 
 import pytest
 from hosts import NEWEST
-from inside import inside
+from inside import call_inside
 
 TOLERANCE = 1e-4
 
 
 @pytest.fixture(scope="module")
 def differences() -> dict[str, float]:
-    return inside(NEWEST, "law5", "check_law5")[0]
+    return call_inside(NEWEST, "law5", "check_law5")[0]
 
 
 def test_law_5_rollout_equals_the_sampler_of_the_host(differences):

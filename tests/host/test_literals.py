@@ -5,8 +5,9 @@ import re
 import graphs
 import model_files
 import pytest
-from comfy import ComfyUI, HostError
 from graphs import node
+from host_messages import HostError
+from host_process import ComfyUI
 from test_refusals import BEGUN
 
 SOCKETS = {
@@ -20,21 +21,21 @@ SOCKETS = {
 }
 SOURCES = BEGUN | {
     "vae": node("VAELoader", vae_name=model_files.VAE.name),
-    "options": node("LongLiveOptions", **graphs.released_options()),
+    "options": node("LongLiveOptions", **graphs.list_released_options()),
     "pairs": node("LongLivePromptPairs", clip=["clip", 0], pairs="a -> b", file="", negative=""),
 }
 LITERALS = (5, {}, None, "x", [], [[1, 2, 3]], True)
 
 
-def inputs_of(info: dict) -> dict[str, tuple]:
+def read_inputs(info: dict) -> dict[str, tuple]:
     """Name -> type, and options where there are some."""
     return {name: spec for kind in ("required", "optional") for name, spec in info["input"].get(kind, {}).items()}
 
 
-def graph_with(type: str, info: dict, bad: str, literal: object) -> dict:
+def make_graph(type: str, info: dict, bad: str, literal: object) -> dict:
     """A node whose inputs are right but for one."""
     inputs = {}
-    for name, (kind, *options) in inputs_of(info).items():
+    for name, (kind, *options) in read_inputs(info).items():
         inputs[name] = SOCKETS[kind] if kind in SOCKETS else options[0].get("default", "") if options else ""
     return SOURCES | {"node": node(type, **inputs | {bad: literal}), "end": node("TestProbe", value=["node", 0])}
 
@@ -43,12 +44,12 @@ def graph_with(type: str, info: dict, bad: str, literal: object) -> dict:
 def test_a_value_that_is_no_link_is_refused_in_a_sentence(host: ComfyUI, literal):
     tried = 0
     for type, info in host.object_info().items():
-        sockets = [name for name, spec in inputs_of(info).items() if spec[0] in SOCKETS] if "LongLive" in type else []
+        sockets = [name for name, spec in read_inputs(info).items() if spec[0] in SOCKETS] if "LongLive" in type else []
         for name in sockets:
             if literal is None and name in info["input"].get("optional", {}):
                 continue  # it is left out
             with pytest.raises(HostError) as refusal:
-                host.run(graph_with(type, info, name, literal))
+                host.run(make_graph(type, info, name, literal))
             told = str(refusal.value)
             of_host = "required_input_missing" in told or "bad_linked_input" in told
             assert of_host or re.search(rf"longlive\.ConfigError: {name} is .*; connect the output of a node", told), (

@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from comfy import HostError
-from graphs import WORKFLOWS, example, node
+from graphs import WORKFLOWS, node, read_example
+from host_messages import HostError
 from hosts import NEWEST, OLDEST
-from inside import inside
+from inside import call_inside
 
 from longlive.miniature.grammar import find_problems
 from longlive.session.timeline import parse_timeline
@@ -23,12 +23,12 @@ each_workflow = pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: 
 
 @pytest.mark.parametrize("version", [OLDEST, NEWEST], ids=lambda host: host.version)
 def test_its_files_are_those_of_any_model(version):
-    differences, *_ = inside(version, "miniature", "check_stock_loaders", *CHECKS)
+    differences, *_ = call_inside(version, "miniature", "check_stock_loaders", *CHECKS)
 
     assert max(differences.values()) <= TOLERANCE
 
 
-def encoding(text: str) -> dict:
+def make_stock_graph(text: str) -> dict:
     """A graph of stock nodes behind ours."""
     wires = {"model": ["miniature", 0], "positive": ["text", 0], "negative": ["text", 0], "latent_image": ["empty", 0]}
     settings = {"steps": 2, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
@@ -43,15 +43,15 @@ def encoding(text: str) -> dict:
 
 
 def test_it_serves_the_nodes_of_the_host(host):
-    history = host.run(encoding(RING))
+    history = host.run(make_stock_graph(RING))
 
     assert len(history.outputs["image"]["images"]) == 9
     assert host.notes["text"] == f"understood: {RING}"
 
 
 def test_it_is_loaded_once(host):
-    host.run(encoding(RING))
-    again = host.run(encoding(RING.replace("red", "blue")))
+    host.run(make_stock_graph(RING))
+    again = host.run(make_stock_graph(RING.replace("red", "blue")))
 
     assert "miniature" in again.cached
     assert "text" in again.executed
@@ -69,7 +69,7 @@ def test_another_size_is_refused(host):
 
 def test_a_word_outside_the_grammar_is_told(host):
     told = "'fox' left out of the prompt 'a red fox moves left at night': the miniature knows red"
-    host.run(encoding("a red fox moves left at night"))
+    host.run(make_stock_graph("a red fox moves left at night"))
 
     assert told in host.log
     assert host.notes["text"].startswith(told)
@@ -93,7 +93,7 @@ def test_a_timeline_tells_of_every_segment(newest):
 
 @each_workflow
 def test_workflows_speak_its_language(workflow):
-    graph = example(workflow)
+    graph = read_example(workflow)
     texts = [item["inputs"]["text"] for item in graph.values() if item["class_type"] == "CLIPTextEncode"]
     scripts = [item["inputs"]["script"] for item in graph.values() if item["class_type"] == "LongLiveTimeline"]
     texts += [segment.prompt for script in scripts for segment in parse_timeline(script, block=3)]

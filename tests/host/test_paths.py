@@ -7,9 +7,10 @@ from pathlib import Path
 
 import model_files
 import pytest
-from comfy import ComfyUI, HostError
 from graphs import node
-from test_refusals import BEGUN, SHORT, ended, sentence
+from host_messages import HostError
+from host_process import ComfyUI
+from test_refusals import BEGUN, SHORT, end_graph, read_refusal
 
 CONTENT = "what the server keeps to itself"
 HOSTILE = (
@@ -56,17 +57,17 @@ def outside(newest: ComfyUI) -> Path:
     return outside
 
 
-def files_of(folder: Path) -> dict[str, bytes]:
+def read_files(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def pairs(file: str) -> dict:
+def make_pairs(file: str) -> dict:
     graph = {"mini": node("LongLiveMiniature")}
     graph["pairs"] = node("LongLivePromptPairs", clip=["mini", 1], pairs="", file=file, negative="")
-    return ended(graph, "pairs")
+    return end_graph(graph, "pairs")
 
 
-def refusal(host: ComfyUI, graph: dict) -> str:
+def run_and_catch(host: ComfyUI, graph: dict) -> str:
     """What a graph is refused with; nothing where it runs."""
     try:
         host.run(graph)
@@ -77,7 +78,7 @@ def refusal(host: ComfyUI, graph: dict) -> str:
 
 @pytest.mark.parametrize("name", HOSTILE, ids=lambda name: ascii(name)[:30])
 def test_prompt_pairs_reads_its_input_folder_only(newest, outside, name):
-    told = sentence(newest, pairs(name.format(outside=outside)))
+    told = read_refusal(newest, make_pairs(name.format(outside=outside)))
     assert "is not a name in" in told or "cannot be read" in told
     assert CONTENT not in told
     assert len(told) < 400 + len(str(newest.base))
@@ -87,17 +88,17 @@ def test_prompt_pairs_of_a_folder_within_input(host):
     path = host.base / "input" / "sets" / "pairs.txt"
     path.parent.mkdir(exist_ok=True)
     path.write_text("a red ring moves left at night\n")
-    assert "a red ring moves left at night" in host.run(pairs("sets/pairs.txt")).text("pairs")
+    assert "a red ring moves left at night" in host.run(make_pairs("sets/pairs.txt")).text("pairs")
 
 
 def test_a_file_too_large_to_be_prompts_is_refused(newest):
     with (newest.base / "input" / "large.txt").open("wb") as file:
         file.truncate(17 << 20)
-    assert "cannot be read (it is larger than 16,777,216 bytes)" in sentence(newest, pairs("large.txt"))
+    assert "cannot be read (it is larger than 16,777,216 bytes)" in read_refusal(newest, make_pairs("large.txt"))
 
 
 def test_text_too_long_to_be_pairs_is_refused_before_it_is_queued(newest):
-    graph = pairs("")
+    graph = make_pairs("")
     graph["pairs"]["inputs"]["pairs"] = "a -> b\n" * 30_000
     with pytest.raises(HostError, match=r"the text has 210,000 characters, at most 200,000 are read; use a file"):
         newest.run(graph)
@@ -105,30 +106,30 @@ def test_text_too_long_to_be_pairs_is_refused_before_it_is_queued(newest):
 
 @pytest.mark.parametrize("name", HOSTILE, ids=lambda name: ascii(name)[:30])
 def test_a_session_is_kept_in_its_folder_only(newest, outside, name):
-    before = files_of(outside)
+    before = read_files(outside)
     name = name.format(outside=outside)
     load = node("LongLiveLoadSession", model=["model", 0], name=name)
     if name not in ("folder", "pipe.txt", "loop", "secret.txt", "~/secret.txt"):  # with .safetensors, names like others
         save = node("LongLiveSaveSession", session=["session", 0], name=name)
-        assert "is not a name for a session" in sentence(newest, ended(BEGUN | {"save": save}, "save"))
-        assert "is not a name for a session" in sentence(newest, ended(BEGUN | {"load": load}, "load"))
-    assert files_of(outside) == before
+        assert "is not a name for a session" in read_refusal(newest, end_graph(BEGUN | {"save": save}, "save"))
+        assert "is not a name for a session" in read_refusal(newest, end_graph(BEGUN | {"load": load}, "load"))
+    assert read_files(outside) == before
 
 
 def test_a_pipe_is_no_session(newest, outside):
     load = node("LongLiveLoadSession", model=["model", 0], name="pipe.txt")
-    assert "it is a pipe, not a file" in sentence(newest, ended(BEGUN | {"load": load}, "load"))
+    assert "it is a pipe, not a file" in read_refusal(newest, end_graph(BEGUN | {"load": load}, "load"))
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=lambda name: ascii(name)[:30])
 def test_a_film_is_written_into_the_output_folder_only(newest, outside, name):
-    before = files_of(outside), {path for path in newest.base.iterdir()}
+    before = read_files(outside), {path for path in newest.base.iterdir()}
     prefix = name.format(outside=outside)
     graph = SHORT | {"vae": node("VAELoader", vae_name=model_files.VAE.name)}
     graph["out"] = node("LongLiveDecode", session=["chunk0", 0], vae=["vae", 0], filename_prefix=prefix)
-    told = refusal(newest, graph)
+    told = run_and_catch(newest, graph)
     assert not told or "longlive.VideoError: " in told
-    assert (files_of(outside), {path for path in newest.base.iterdir()}) == before
+    assert (read_files(outside), {path for path in newest.base.iterdir()}) == before
 
 
 def test_models_are_those_the_host_lists(newest):
@@ -136,5 +137,5 @@ def test_models_are_those_the_host_lists(newest):
         graph = {"model": node("LongLiveModelLoader", model_name=name, lora_name="none", lora_strength=1.0)}
         graph["model"]["inputs"]["weight_dtype"] = "default"
         with pytest.raises(HostError, match="value_not_in_list"):
-            newest.run(ended(graph, "model"))
+            newest.run(end_graph(graph, "model"))
         assert json.dumps(CONTENT) not in newest.log

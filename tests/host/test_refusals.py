@@ -11,33 +11,34 @@ import graphs
 import model_files
 import pytest
 import torch
-from comfy import ComfyUI, Graph, HostError
-from graphs import chain, node, saved
+from graphs import chain, node, save_latents
+from host_messages import Graph, HostError
+from host_process import ComfyUI
 from safetensors.torch import save_file
-from test_workflows import FOX, OWL, alive, forget, latents, store, stored
+from test_workflows import FOX, OWL, count_alive, count_stored, find_store, forget, read_latents
 
 
-def sentence(host: ComfyUI, graph: Graph) -> str:
+def read_refusal(host: ComfyUI, graph: Graph) -> str:
     """What a graph is refused with, one sentence; after it no memory is alive and no half file is left."""
     with pytest.raises(HostError) as refusal:
         host.run(graph)
     message, _, trace = str(refusal.value).partition("\n")
     assert re.search(r"longlive\.\w+: ", message), f"{message}\n{trace}"
-    assert alive(host)["caches"] == 0
+    assert count_alive(host)["caches"] == 0
     assert [path for path in host.base.rglob("*.part")] == []
     return message.partition(": ")[2].partition(": ")[2]
 
 
-def ended(graph: Graph, node_id: str) -> dict:
+def end_graph(graph: Graph, node_id: str) -> dict:
     """The graph with something behind node `node_id`, or the host would not run it."""
     return {**graph, "end": node("TestProbe", value=[node_id, 0])}
 
 
-def changed(graph: Graph, node_id: str, **inputs) -> dict:
+def change_inputs(graph: Graph, node_id: str, **inputs) -> dict:
     return {**graph, node_id: {**graph[node_id], "inputs": {**graph[node_id]["inputs"], **inputs}}}
 
 
-SHORT = ended(chain((FOX, 1), seed=1), "chunk0")
+SHORT = end_graph(chain((FOX, 1), seed=1), "chunk0")
 BEGUN = {id: SHORT[id] for id in ("model", "clip", "text0", "session")}
 
 
@@ -62,14 +63,14 @@ def test_a_session_that_cannot_begin(newest, inputs, told):
         "two": node("ConditioningCombine", conditioning_1=["text0", 0], conditioning_2=["text0", 0]),
     }
 
-    assert sentence(newest, changed(SHORT | prompts, "session", **inputs)).startswith(told)
+    assert read_refusal(newest, change_inputs(SHORT | prompts, "session", **inputs)).startswith(told)
 
 
 def test_a_video_without_a_prompt(newest):
     graph = dict(SHORT)
     graph["session"] = node("LongLiveSession", model=["model", 0], width=32, height=32, seed=1)
 
-    assert sentence(newest, graph) == "the session has no prompt yet; give it one before its first frame is sampled"
+    assert read_refusal(newest, graph) == "the session has no prompt yet; give it one before its first frame is sampled"
 
 
 @pytest.mark.parametrize("type", ["LongLiveDecode", "LongLiveSessionToLatent"])
@@ -79,7 +80,9 @@ def test_a_video_without_frames(newest, type):
     if type == "LongLiveDecode":
         graph["out"]["inputs"] |= {"vae": ["vae", 0], "filename_prefix": "none"}
 
-    assert sentence(newest, ended(graph, "out")).startswith("the session has no frames yet; connect a LongLive Chunk")
+    assert read_refusal(newest, end_graph(graph, "out")).startswith(
+        "the session has no frames yet; connect a LongLive Chunk"
+    )
 
 
 @pytest.mark.parametrize(
@@ -97,12 +100,12 @@ def test_a_video_without_frames(newest, type):
     ],
 )
 def test_a_senseless_length(newest, length, unit, told):
-    assert sentence(newest, changed(SHORT, "chunk0", length=length, unit=unit)).startswith(told)
+    assert read_refusal(newest, change_inputs(SHORT, "chunk0", length=length, unit=unit)).startswith(told)
 
 
 @pytest.mark.parametrize("value", [5, True, "chunk0", {}, ["chunk0"], None], ids=repr)
 def test_a_value_written_where_an_output_belongs(newest, value):
-    graph = changed(SHORT, "chunk0", session=value) | {"end": node("TestProbe", value=["chunk0", 0])}
+    graph = change_inputs(SHORT, "chunk0", session=value) | {"end": node("TestProbe", value=["chunk0", 0])}
     with pytest.raises(HostError) as refusal:
         newest.run(graph)
     assert "AttributeError" not in str(refusal.value)
@@ -114,7 +117,7 @@ def test_a_value_written_where_an_output_belongs(newest, value):
 @pytest.mark.parametrize("length", [-1, 0, 1e9])
 def test_a_length_the_host_itself_refuses(newest, length):
     with pytest.raises(HostError, match="length"):
-        newest.run(changed(SHORT, "chunk0", length=length))
+        newest.run(change_inputs(SHORT, "chunk0", length=length))
 
 
 @pytest.mark.parametrize(
@@ -140,7 +143,7 @@ def test_a_length_the_host_itself_refuses(newest, length):
 def test_a_timeline_that_does_not_parse_is_refused_before_anything_runs(newest, script, told):
     graph = BEGUN | {"timeline": node("LongLiveTimeline", session=["session", 0], clip=["clip", 0], script=script)}
     with pytest.raises(HostError) as refusal:
-        newest.run(ended(graph, "timeline"))
+        newest.run(end_graph(graph, "timeline"))
     assert told in str(refusal.value)
 
 
@@ -154,10 +157,10 @@ def test_a_timeline_that_does_not_parse_is_refused_before_anything_runs(newest, 
 )
 def test_a_timeline_that_cannot_be_made(newest, script, told):
     graph = BEGUN | {"timeline": node("LongLiveTimeline", session=["session", 0], clip=["clip", 0], script=script)}
-    before = stored(newest)
+    before = count_stored(newest)
 
-    assert sentence(newest, ended(graph, "timeline")).startswith(told)
-    assert stored(newest) == before
+    assert read_refusal(newest, end_graph(graph, "timeline")).startswith(told)
+    assert count_stored(newest) == before
 
 
 @pytest.mark.parametrize(
@@ -177,7 +180,7 @@ def test_a_timeline_that_cannot_be_made(newest, script, told):
     ids=str,
 )
 def test_senseless_options(newest, options, told):
-    assert sentence(newest, ended(chain((FOX, 1), seed=1, options=options), "chunk0")) == told
+    assert read_refusal(newest, end_graph(chain((FOX, 1), seed=1, options=options), "chunk0")) == told
 
 
 NEEDS_WAN = "expected a Wan2.1 text-to-video network; load longlive_base with LongLive Model Loader"
@@ -186,7 +189,7 @@ NEEDS_WAN = "expected a Wan2.1 text-to-video network; load longlive_base with Lo
 @pytest.fixture(scope="module")
 def strangers(newest: ComfyUI) -> None:
     """Files that are not what they claim, in the folders of the host."""
-    wan = model_files.dit_weights()
+    wan = model_files.make_dit_weights()
     patch = "patch_embedding.weight"
     folder = newest.models / "diffusion_models"
     save_file(
@@ -207,7 +210,7 @@ def strangers(newest: ComfyUI) -> None:
         },
         folder / "5b.safetensors",
     )
-    save_file(flux_weights(), folder / "flux.safetensors")
+    save_file(make_flux_weights(), folder / "flux.safetensors")
     save_file(
         {
             "model.diffusion_model.input_blocks.0.0.weight": torch.ones(4, 4),
@@ -220,9 +223,9 @@ def strangers(newest: ComfyUI) -> None:
     (folder / "code.pt").write_bytes(pickle.dumps({"generator": Path("/")}, protocol=2))
     (folder / "page.pt").write_bytes(b"<!DOCTYPE html><html>")
 
-    adapter = model_files.lora_weights()
+    adapter = model_files.make_lora_weights()
     loras = newest.models / "loras"
-    save_file({f"lora_unet_{key}": tensor for key, tensor in flux_adapter().items()}, loras / "flux.safetensors")
+    save_file({f"lora_unet_{key}": tensor for key, tensor in make_flux_adapter().items()}, loras / "flux.safetensors")
     deeper = {key.replace("blocks.", "blocks.9"): tensor for key, tensor in adapter.items()}
     save_file(deeper, loras / "nothing.safetensors")
     save_file(adapter | {key: tensor.clone() for key, tensor in deeper.items()}, loras / "partly.safetensors")
@@ -234,7 +237,7 @@ def strangers(newest: ComfyUI) -> None:
         save_file({first: torch.zeros(64, 3 if part == "encoder" else 4, 3, 3)}, path)
 
 
-def flux_weights() -> dict[str, torch.Tensor]:
+def make_flux_weights() -> dict[str, torch.Tensor]:
     """As much of another network as ComfyUI needs to take it for one."""
     return {
         "double_blocks.0.img_attn.norm.key_norm.scale": torch.ones(128),
@@ -244,7 +247,7 @@ def flux_weights() -> dict[str, torch.Tensor]:
     }
 
 
-def flux_adapter() -> dict[str, torch.Tensor]:
+def make_flux_adapter() -> dict[str, torch.Tensor]:
     module = "double_blocks_0_img_attn_proj"
     return {f"{module}.lora_down.weight": torch.ones(2, 8), f"{module}.lora_up.weight": torch.ones(8, 2)}
 
@@ -260,7 +263,7 @@ def flux_adapter() -> dict[str, torch.Tensor]:
 )
 def test_a_model_of_another_kind_from_the_stock_loader(newest, file, told):
     other = node("UNETLoader", unet_name=f"{file}.safetensors", weight_dtype="default")
-    assert sentence(newest, SHORT | {"model": other}).startswith(told)
+    assert read_refusal(newest, SHORT | {"model": other}).startswith(told)
 
 
 @pytest.mark.usefixtures("strangers")
@@ -282,7 +285,7 @@ def test_a_model_of_another_kind_from_the_stock_loader(newest, file, told):
 def test_a_file_that_is_not_what_it_claims(newest, file, told):
     loader = node("LongLiveModelLoader", model_name=file, lora_name="none", lora_strength=1.0, weight_dtype="default")
 
-    assert sentence(newest, SHORT | {"model": loader}).startswith(told)
+    assert read_refusal(newest, SHORT | {"model": loader}).startswith(told)
 
 
 @pytest.mark.usefixtures("strangers")
@@ -295,19 +298,19 @@ def test_a_file_that_is_not_what_it_claims(newest, file, told):
     ],
 )
 def test_a_lora_for_another_model(newest, file, told):
-    assert sentence(newest, SHORT | {"model": adapted_by(f"{file}.safetensors")}).startswith(told)
+    assert read_refusal(newest, SHORT | {"model": load_with_lora(f"{file}.safetensors")}).startswith(told)
 
 
 @pytest.mark.usefixtures("strangers")
 def test_a_lora_that_matches_in_part_is_reported(newest):
-    graph = {"model": adapted_by("partly.safetensors"), "report": node("PreviewAny", source=["model", 1])}
+    graph = {"model": load_with_lora("partly.safetensors"), "report": node("PreviewAny", source=["model", 1])}
 
     assert "partly.safetensors is used in part: 20 modules, without 20 modules that the model lacks" in newest.run(
         graph
     ).text("report")
 
 
-def adapted_by(lora: str) -> dict:
+def load_with_lora(lora: str) -> dict:
     return node(
         "LongLiveModelLoader",
         model_name=model_files.DIT.name,
@@ -317,32 +320,34 @@ def adapted_by(lora: str) -> dict:
     )
 
 
-def decoding(vae: str, prefix: str = "refused") -> dict:
+def decode_with(vae: str, prefix: str = "refused") -> dict:
     graph = chain((FOX, 1), seed=1) | {"vae": node("VAELoader", vae_name=vae)}
     return graph | {"out": node("LongLiveDecode", session=["chunk0", 0], vae=["vae", 0], filename_prefix=prefix)}
 
 
 @pytest.mark.usefixtures("strangers")
 def test_a_vae_of_images(newest):
-    told = sentence(newest, decoding("taesd"))
+    told = read_refusal(newest, decode_with("taesd"))
 
     assert told.startswith(
         "this VAE is not Wan2.1's: found a TAESD of 4 latent channels, expected 16 of a video; connect"
     )
 
 
-def saving(name: str) -> dict:
+def save_as(name: str) -> dict:
     return chain((FOX, 1), seed=1) | {"save": node("LongLiveSaveSession", session=["chunk0", 0], name=name)}
 
 
-def loading(name: str) -> dict:
-    return ended({"model": SHORT["model"], "load": node("LongLiveLoadSession", model=["model", 0], name=name)}, "load")
+def load_from(name: str) -> dict:
+    return end_graph(
+        {"model": SHORT["model"], "load": node("LongLiveLoadSession", model=["model", 0], name=name)}, "load"
+    )
 
 
-@pytest.mark.parametrize("graph", [saving, loading], ids=["save", "load"])
+@pytest.mark.parametrize("graph", [save_as, load_from], ids=["save", "load"])
 @pytest.mark.parametrize("name", ["../x", "/tmp/x", "", "  ", ".hidden", "a/../../x", "nul\0"])
 def test_a_name_that_leaves_its_folder(newest, graph, name):
-    told = sentence(newest, graph(name))
+    told = read_refusal(newest, graph(name))
 
     assert told.startswith(f"{name!r} is not a name for a session")
     assert told.endswith("use a plain name such as my_film")
@@ -350,11 +355,11 @@ def test_a_name_that_leaves_its_folder(newest, graph, name):
 
 
 def test_a_session_that_is_not_there(newest):
-    assert sentence(newest, loading("absent")).endswith("absent.safetensors; save one first, or check the name")
+    assert read_refusal(newest, load_from("absent")).endswith("absent.safetensors; save one first, or check the name")
 
 
 def test_a_damaged_session(newest):
-    newest.run(saving("whole"))
+    newest.run(save_as("whole"))
     folder = newest.output / "longlive"
     content = (folder / "whole.safetensors").read_bytes()
     (folder / "half.safetensors").write_bytes(content[: len(content) // 2])
@@ -362,26 +367,26 @@ def test_a_damaged_session(newest):
     save_file({"latents": torch.zeros(1)}, folder / "other.safetensors")
 
     for name in ("half", "noise"):
-        assert "is not a whole session file" in sentence(newest, loading(name))
-    assert sentence(newest, loading("other")).endswith("but not a LongLive session; choose a saved session")
+        assert "is not a whole session file" in read_refusal(newest, load_from(name))
+    assert read_refusal(newest, load_from("other")).endswith("but not a LongLive session; choose a saved session")
 
 
 def test_a_prefix_that_leaves_the_output_folder(newest):
     with pytest.raises(HostError, match="is not a name for a video"):
-        newest.run(decoding(model_files.VAE.name, "../x"))
+        newest.run(decode_with(model_files.VAE.name, "../x"))
 
 
 def test_a_folder_that_is_a_file(newest):
     (newest.output / "longlive").mkdir(exist_ok=True)
     (newest.output / "longlive" / "blocked").touch()
 
-    told = sentence(newest, saving("blocked/film"))
+    told = read_refusal(newest, save_as("blocked/film"))
     assert told.startswith("the session cannot be written to")
     assert told.endswith("free some space or choose another folder")
 
 
 @contextlib.contextmanager
-def disk(folder: Path, options: str) -> Iterator[None]:
+def mount_disk(folder: Path, options: str) -> Iterator[None]:
     """A small disk of its own at `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True)
@@ -395,8 +400,8 @@ def disk(folder: Path, options: str) -> Iterator[None]:
 
 @pytest.mark.parametrize("options", ["size=8k", "ro"])
 def test_a_disk_that_refuses_a_session(newest, options):
-    with disk(newest.output / "longlive" / "disk", options):
-        told = sentence(newest, saving("disk/film"))
+    with mount_disk(newest.output / "longlive" / "disk", options):
+        told = read_refusal(newest, save_as("disk/film"))
 
     assert told.startswith("the session cannot be written to")
     assert told.endswith("free some space or choose another folder")
@@ -404,8 +409,8 @@ def test_a_disk_that_refuses_a_session(newest, options):
 
 @pytest.mark.parametrize("options", ["size=4k", "ro"])
 def test_a_disk_that_refuses_a_video(newest, options):
-    with disk(newest.output / "disk", options):
-        told = sentence(newest, decoding(model_files.VAE.name, f"disk/{options}"))
+    with mount_disk(newest.output / "disk", options):
+        told = read_refusal(newest, decode_with(model_files.VAE.name, f"disk/{options}"))
 
     assert "cannot be written after" in told
     assert told.endswith("free some space or choose a folder you may write to")
@@ -414,17 +419,17 @@ def test_a_disk_that_refuses_a_video(newest, options):
 @pytest.mark.parametrize("options", ["size=4k", "ro"])
 def test_a_disk_that_refuses_blocks_costs_no_video(newest, options):
     forget(newest)
-    with disk(store(newest), options):
+    with mount_disk(find_store(newest), options):
         newest.run(chain((FOX, 2), seed=2, name="kept"))
-        assert alive(newest)["caches"] == 0
+        assert count_alive(newest)["caches"] == 0
 
     assert "finished work cannot be stored in" in newest.log
-    assert latents(newest, "kept").shape[2] == 6
+    assert read_latents(newest, "kept").shape[2] == 6
 
 
 def test_after_all_that_the_host_makes_videos(newest):
-    newest.run(saved(chain((FOX, 1), (OWL, 1), seed=4), "chunk1", "after_all"))
+    newest.run(save_latents(chain((FOX, 1), (OWL, 1), seed=4), "chunk1", "after_all"))
 
-    direct = graphs.expected(chain((FOX, 1), (OWL, 1), seed=4), "chunk1", newest.models)
-    assert latents(newest, "after_all").shape[2] == direct.num_frames
-    assert alive(newest)["caches"] == 0
+    direct = graphs.compute_expected(chain((FOX, 1), (OWL, 1), seed=4), "chunk1", newest.models)
+    assert read_latents(newest, "after_all").shape[2] == direct.num_frames
+    assert count_alive(newest)["caches"] == 0

@@ -6,12 +6,13 @@ import graphs
 import model_files
 import pytest
 import torch
-from comfy import ComfyUI, HostError, Interrupted
-from graphs import WORKFLOWS, example, node, saved
+from graphs import WORKFLOWS, node, read_example, save_latents
+from host_messages import HostError, Interrupted
+from host_process import ComfyUI
 from hosts import NEWEST
-from inside import inside
+from inside import call_inside
 from safetensors.torch import load_file, save_file
-from test_refusals import sentence
+from test_refusals import read_refusal
 
 STEPS = 3
 WORKFLOW = WORKFLOWS[-1]
@@ -19,14 +20,14 @@ SHORTER = {"steps": STEPS, "batch": 1, "length": 39}
 TUNER, PAIRS, MINIATURE = "4", "3", "2"
 
 
-def tuning(name: str, **inputs) -> dict:
+def make_tuning(name: str, **inputs) -> dict:
     """The tuner of the example workflow and what it needs, for a few steps."""
-    graph = {id: item for id, item in example(WORKFLOW).items() if id in {MINIATURE, PAIRS, TUNER}}
+    graph = {id: item for id, item in read_example(WORKFLOW).items() if id in {MINIATURE, PAIRS, TUNER}}
     values = graph[TUNER]["inputs"] | SHORTER | inputs | {"name": name}
     return graph | {TUNER: graph[TUNER] | {"inputs": values}}
 
 
-def stopped_at(host: ComfyUI, graph: dict, step: int) -> None:
+def stop_at(host: ComfyUI, graph: dict, step: int) -> None:
     """Interrupt a tuning as soon as it tells of a step."""
     prompt_id = host.queue(graph)
 
@@ -40,16 +41,16 @@ def stopped_at(host: ComfyUI, graph: dict, step: int) -> None:
         host.wait(prompt_id)
 
 
-def steps_of(host: ComfyUI, name: str) -> list[int]:
+def list_steps(host: ComfyUI, name: str) -> list[int]:
     folder = host.output / "longlive" / "tuning" / name / "checkpoints"
     return sorted(int(path.name) for path in folder.iterdir())
 
 
-def of_tunings(host: ComfyUI) -> int:
+def count_tuning_parts(host: ComfyUI) -> int:
     return json.loads(host.run({"probe": node("TestProbe")}).text("probe"))["of_tunings"]
 
 
-def video(model: list, name: str) -> dict:
+def make_video(model: list, name: str) -> dict:
     """Two blocks by a model."""
     session = {"model": model, "width": 64, "height": 64, "seed": 1, "conditioning": ["text", 0]}
     graph = {
@@ -58,25 +59,27 @@ def video(model: list, name: str) -> dict:
         "session": node("LongLiveSession", **session),
         "chunk": graphs.chunk("session", 2),
     }
-    return saved(graph, "chunk", name)
+    return save_latents(graph, "chunk", name)
 
 
-def adapted(loader: str, name: str, **inputs) -> dict:
+def make_adapted_video(loader: str, name: str, **inputs) -> dict:
     """The same by a model with an adapter on it."""
     lora = node(loader, model=[MINIATURE, 0], strength_model=1.0, **inputs)
-    return video(["lora", 0], name) | {"lora": lora}
+    return make_video(["lora", 0], name) | {"lora": lora}
 
 
 @pytest.fixture(scope="module")
 def resumed(newest: ComfyUI) -> dict[str, int]:
     """A tuning that was interrupted and then came to its end, and a video with it; what was alive after either."""
-    stopped_at(newest, tuning("resumed"), 1)
-    assert max(steps_of(newest, "resumed")) < STEPS
-    interrupted = of_tunings(newest)
-    history = newest.run(tuning("resumed") | adapted("LoraModelLoader", "by_wire", lora=[TUNER, 1], bypass=False))
+    stop_at(newest, make_tuning("resumed"), 1)
+    assert max(list_steps(newest, "resumed")) < STEPS
+    interrupted = count_tuning_parts(newest)
+    history = newest.run(
+        make_tuning("resumed") | make_adapted_video("LoraModelLoader", "by_wire", lora=[TUNER, 1], bypass=False)
+    )
     assert [file["filename"] for file in history.outputs[TUNER]["images"]] == [f"sample-{STEPS:06d}.mp4"]
     assert any(event.type == "preview" and event.data["node_id"] == TUNER for event in history.events)
-    return {"interrupted": interrupted, "ended": of_tunings(newest)}
+    return {"interrupted": interrupted, "ended": count_tuning_parts(newest)}
 
 
 def test_nothing_of_a_tuning_stays_in_memory(resumed):
@@ -84,19 +87,19 @@ def test_nothing_of_a_tuning_stays_in_memory(resumed):
 
 
 def test_a_tuning_that_was_interrupted_gives_the_same_adapter(newest, resumed):
-    stopped_at(newest, tuning("whole"), STEPS)  # in its sample, which comes after the last step
+    stop_at(newest, make_tuning("whole"), STEPS)  # in its sample, which comes after the last step
     whole = load_file(newest.output / "longlive" / "tuning" / "whole" / "adapter.safetensors")
     stopped = load_file(newest.models / "loras" / "resumed.safetensors")
 
-    assert steps_of(newest, "whole") == [STEPS]
+    assert list_steps(newest, "whole") == [STEPS]
     assert whole.keys() == stopped.keys()
     assert all(torch.equal(whole[name], stopped[name]) for name in whole)  # the order in a header is left to chance
     assert not list(newest.base.rglob("*.part"))
 
 
 def test_the_loaders_of_the_host_take_the_adapter(newest, resumed):
-    newest.run(video([MINIATURE, 0], "plain"))
-    newest.run(adapted("LoraLoaderModelOnly", "by_name", lora_name="resumed.safetensors"))
+    newest.run(make_video([MINIATURE, 0], "plain"))
+    newest.run(make_adapted_video("LoraLoaderModelOnly", "by_name", lora_name="resumed.safetensors"))
     plain, by_name, by_wire = (
         load_file(newest.output / f"{name}.safetensors")["samples"] for name in ("plain", "by_name", "by_wire")
     )
@@ -107,13 +110,13 @@ def test_the_loaders_of_the_host_take_the_adapter(newest, resumed):
 
 
 def test_what_is_tuned_is_what_the_host_loaded():
-    told = inside(NEWEST, "tuner", "check_copies", "check_accelerator", "check_codec")
+    told = call_inside(NEWEST, "tuner", "check_copies", "check_accelerator", "check_codec")
 
     assert told == [None, None, None]
 
 
 def test_a_tuning_is_not_continued_with_other_settings(newest, resumed):
-    told = sentence(newest, tuning("resumed", rate=2e-4))
+    told = read_refusal(newest, make_tuning("resumed", rate=2e-4))
 
     assert (
         "was made with another configuration: learn.rate was 0.0001 and is 0.0002; restore the old values, or" in told
@@ -139,19 +142,19 @@ def test_a_tuning_is_not_continued_with_other_settings(newest, resumed):
     ids=str,
 )
 def test_a_tuning_that_cannot_begin(newest, inputs, told):
-    wide = model_files.dit_weights() | {
+    wide = model_files.make_dit_weights() | {
         "patch_embedding.weight": torch.zeros(256, 48, 1, 2, 2),
         "head.head.weight": torch.zeros(192, 256),
         "head.head.bias": torch.zeros(192),
     }
     save_file(wide, newest.models / "diffusion_models" / "wide.safetensors")
-    graph = tuning(**{"name": "refused"} | inputs) | {
+    graph = make_tuning(**{"name": "refused"} | inputs) | {
         "quantised": node("UNETLoader", unet_name=model_files.DIT.name, weight_dtype="fp8_e4m3fn"),
         "wide": node("UNETLoader", unet_name="wide.safetensors", weight_dtype="default"),
     }
 
-    assert told in sentence(newest, graph)
-    assert of_tunings(newest) == 0
+    assert told in read_refusal(newest, graph)
+    assert count_tuning_parts(newest) == 0
 
 
 @pytest.mark.parametrize(
@@ -162,7 +165,7 @@ def test_a_tuning_that_cannot_begin(newest, inputs, told):
     ],
 )
 def test_pairs_that_are_none(newest, pairs, told):
-    graph = tuning("none")
+    graph = make_tuning("none")
     graph[PAIRS] = graph[PAIRS] | {"inputs": graph[PAIRS]["inputs"] | {"pairs": pairs}}
 
     with pytest.raises(HostError) as refusal:
@@ -172,7 +175,7 @@ def test_pairs_that_are_none(newest, pairs, told):
 
 def test_pairs_of_a_file_are_read_again_when_it_changes(newest):
     path = newest.base / "input" / "pairs.txt"
-    graph = {MINIATURE: tuning("x")[MINIATURE]}
+    graph = {MINIATURE: make_tuning("x")[MINIATURE]}
     inputs = {"clip": [MINIATURE, 1], "pairs": "", "file": path.name, "negative": ""}
     graph |= {PAIRS: node("LongLivePromptPairs", **inputs), "end": node("TestProbe", value=[PAIRS, 0])}
     seen = []

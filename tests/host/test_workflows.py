@@ -17,8 +17,9 @@ import graphs
 import model_files
 import pytest
 import torch
-from comfy import PACK, ComfyUI, Graph, History, HostError, Interrupted
-from graphs import WORKFLOWS, chain, chunk, example, node, saved
+from graphs import WORKFLOWS, chain, chunk, node, read_example, save_latents
+from host_messages import Graph, History, HostError, Interrupted
+from host_process import PACK, ComfyUI
 from hosts import HOSTS, NEWEST
 from patience import wait_until
 from safetensors.torch import load_file, save_file
@@ -45,51 +46,51 @@ each_short_workflow = pytest.mark.parametrize(  # the tuning takes minutes; test
 )
 
 
-def store(host: ComfyUI) -> Path:
+def find_store(host: ComfyUI) -> Path:
     return host.base / "user" / "longlive" / "blocks"
 
 
-def stored(host: ComfyUI) -> int:
+def count_stored(host: ComfyUI) -> int:
     """How many blocks the store holds."""
-    return sum(1 for _ in store(host).glob("??/*.safetensors"))
+    return sum(1 for _ in find_store(host).glob("??/*.safetensors"))
 
 
 def forget(host: ComfyUI) -> None:
     """Leave no finished work to be found again, neither in the stores nor in the host's cache."""
-    shutil.rmtree(store(host).parent, ignore_errors=True)
+    shutil.rmtree(find_store(host).parent, ignore_errors=True)
     host.free()
 
 
-def latents(host: ComfyUI, name: str) -> torch.Tensor:
+def read_latents(host: ComfyUI, name: str) -> torch.Tensor:
     return load_file(host.output / f"{name}.safetensors")["samples"]
 
 
-def made_anew(host: ComfyUI, graph: Graph, name: str) -> torch.Tensor:
+def remake(host: ComfyUI, graph: Graph, name: str) -> torch.Tensor:
     """The latents a graph saves as `name`, made with nothing to fall back on."""
     forget(host)
     (host.output / f"{name}.safetensors").unlink(missing_ok=True)
     assert host.run(graph).previews
-    return latents(host, name)
+    return read_latents(host, name)
 
 
-def alive(host: ComfyUI) -> dict[str, int]:
+def count_alive(host: ComfyUI) -> dict[str, int]:
     return json.loads(host.run({"probe": node("TestProbe")}).text("probe"))
 
 
-def nothing_is_alive(host: ComfyUI) -> bool:
+def is_nothing_alive(host: ComfyUI) -> bool:
     """Whether no keys or values are alive, warm ones included."""
-    counts = alive(host)
+    counts = count_alive(host)
     return (counts["caches"], counts["warm"]) == (0, 0)
 
 
-def in_vae_space(session: Session) -> torch.Tensor:
+def to_vae_space(session: Session) -> torch.Tensor:
     return denormalise(session.latents()).transpose(1, 2)
 
 
 @functools.cache
-def directly(workflow: Path, node_id: str) -> torch.Tensor:
+def compute_directly(workflow: Path, node_id: str) -> torch.Tensor:
     """The latents of a session of a workflow by `longlive` alone."""
-    return in_vae_space(graphs.expected(example(workflow), node_id))
+    return to_vae_space(graphs.compute_expected(read_example(workflow), node_id))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +109,10 @@ def made(host: ComfyUI) -> Callable[[Path], Made]:
 
     @functools.cache
     def made(workflow: Path) -> Made:
-        graph = example(workflow)
-        sources = graphs.decoded(graph)
+        graph = read_example(workflow)
+        sources = graphs.list_decodes(graph)
         for session in sources.values():
-            graph = saved(graph, session, f"{workflow.stem}_{session}")
+            graph = save_latents(graph, session, f"{workflow.stem}_{session}")
         forget(host)
         extra = {"extra_pnginfo": {"workflow": json.loads(workflow.read_text())}}
         answer = host.post("/prompt", {"prompt": graph, "client_id": host.client_id, "extra_data": extra})
@@ -119,14 +120,14 @@ def made(host: ComfyUI) -> Callable[[Path], Made]:
         return Made(
             graph,
             history,
-            {id: shown_file(host, history, id) for id in sources},
-            {id: latents(host, f"{workflow.stem}_{session}") for id, session in sources.items()},
+            {id: find_shown_file(host, history, id) for id in sources},
+            {id: read_latents(host, f"{workflow.stem}_{session}") for id, session in sources.items()},
         )
 
     return made
 
 
-def shown_file(host: ComfyUI, history: History, node_id: str) -> Path:
+def find_shown_file(host: ComfyUI, history: History, node_id: str) -> Path:
     [file] = history.outputs[node_id]["images"]
     assert file["type"] == "output"
     return host.output / file["subfolder"] / file["filename"]
@@ -136,10 +137,10 @@ def shown_file(host: ComfyUI, history: History, node_id: str) -> Path:
 def test_interface_format_is_the_api_file(host, workflow):
     converted = graphs.to_api(json.loads(workflow.read_text()), host.object_info())
 
-    assert converted == without(example(workflow), "_meta")
+    assert converted == drop_key(read_example(workflow), "_meta")
 
 
-def without(graph: Graph, key: str) -> dict:
+def drop_key(graph: Graph, key: str) -> dict:
     return {id: {name: part for name, part in item.items() if name != key} for id, item in graph.items()}
 
 
@@ -167,7 +168,7 @@ def test_workflow_ends_in_a_playable_video(made, workflow):
             assert (stream.codec_context.name, stream.average_rate) == ("h264", FPS)
             assert (stream.width, stream.height) == (SIZE, SIZE)
             prompt = json.loads(file.metadata["prompt"])  # where the host has noted the fingerprints
-            assert without(prompt, "is_changed") == result.graph
+            assert drop_key(prompt, "is_changed") == result.graph
             assert json.loads(file.metadata["workflow"]) == json.loads(workflow.read_text())
             assert sum(1 for _ in file.decode(stream)) == count_pixel_frames(result.latents[id].shape[2])
 
@@ -176,19 +177,19 @@ def test_workflow_ends_in_a_playable_video(made, workflow):
 def test_workflow_makes_what_longlive_makes_alone(made, workflow):
     result = made(workflow)
 
-    for id, session in graphs.decoded(result.graph).items():
-        torch.testing.assert_close(result.latents[id], directly(workflow, session), rtol=0, atol=TOLERANCE)
+    for id, session in graphs.list_decodes(result.graph).items():
+        torch.testing.assert_close(result.latents[id], compute_directly(workflow, session), rtol=0, atol=TOLERANCE)
 
 
 @each_short_workflow
 def test_every_denoising_step_shows_a_preview(made, workflow):
     history = made(workflow).history
 
-    assert len(history.previews) == STEPS * num_blocks_made(workflow)
+    assert len(history.previews) == STEPS * count_blocks_made(workflow)
     assert all(image.startswith(b"\xff\xd8") for image in history.previews)
 
 
-def num_blocks_made(workflow: Path) -> int:
+def count_blocks_made(workflow: Path) -> int:
     chunks = {ONE: 1, CHAIN: 3, TIMELINE: 3, ENDINGS: 3}
     return 6 + 6 if workflow == CONTINUED else CHUNK_BLOCKS * chunks[workflow]
 
@@ -204,16 +205,18 @@ def test_law_3_one_long_chunk_is_three_short_ones(host):
     together["chunk0"] = chunk("session", 5.25, "seconds")
     apart = chain((FOX, 2), seed=5) | {"more": chunk("chunk0", 2), "rest": chunk("more", 9, "frames")}
 
-    assert torch.equal(made_anew(host, together, "chunks"), made_anew(host, saved(apart, "rest", "chunks"), "chunks"))
+    assert torch.equal(remake(host, together, "chunks"), remake(host, save_latents(apart, "rest", "chunks"), "chunks"))
 
 
 def test_law_4_each_of_two_endings_is_as_if_made_alone(host, made):
     graph, both = made(ENDINGS).graph, made(ENDINGS).latents
     assert not torch.equal(*both.values())
 
-    for decode, session in reversed(graphs.decoded(graph).items()):
+    for decode, session in reversed(graphs.list_decodes(graph).items()):
         alone = {id: item for id, item in graph.items() if item["class_type"] != "LongLiveDecode" and "ed_" not in id}
-        assert torch.equal(made_anew(host, saved(alone, session, f"alone_{session}"), f"alone_{session}"), both[decode])
+        assert torch.equal(
+            remake(host, save_latents(alone, session, f"alone_{session}"), f"alone_{session}"), both[decode]
+        )
 
 
 @pytest.mark.parametrize(
@@ -221,7 +224,7 @@ def test_law_4_each_of_two_endings_is_as_if_made_alone(host, made):
 )
 def test_law_4_a_new_last_prompt_runs_only_the_last_nodes(boot, start):
     host = boot(*start)
-    chained, written = (graphs.shortened(example(workflow)) for workflow in (CHAIN, TIMELINE))
+    chained, written = (graphs.shorten(read_example(workflow)) for workflow in (CHAIN, TIMELINE))
     host.run(chained)
     chained["7"]["inputs"]["text"] = "a green ring stays still by day"
     again = host.run(chained)
@@ -239,11 +242,11 @@ def test_a_host_without_a_cache_denoises_no_block_twice(boot):
     host = boot(NEWEST, "--cache-none")
     host.run(chain((FOX, 2), (OWL, 2), (SLEEP, 1), seed=6, name="last"))
     again = host.run(chain((FOX, 2), (OWL, 2), (FOX, 1), seed=6, name="last"))
-    cacheless = latents(host, "last")
+    cacheless = read_latents(host, "last")
 
     assert {"model", "session", "chunk0", "chunk1", "chunk2"} <= set(again.executed)
     assert len(again.previews) == STEPS
-    assert torch.equal(made_anew(host, chain((FOX, 2), (OWL, 2), (FOX, 1), seed=6, name="last"), "last"), cacheless)
+    assert torch.equal(remake(host, chain((FOX, 2), (OWL, 2), (FOX, 1), seed=6, name="last"), "last"), cacheless)
 
 
 def test_without_a_previewer_the_video_is_made_all_the_same(boot):
@@ -256,11 +259,11 @@ def test_without_a_previewer_the_video_is_made_all_the_same(boot):
 LONG = 12  # blocks: long enough to be met in the middle
 
 
-def long_video(name: str) -> dict:
+def make_long_video(name: str) -> dict:
     return chain((FOX, LONG), seed=8, width=SIZE, height=SIZE, name=name)
 
 
-def nth_preview(host: ComfyUI, prompt_id: str, count: int) -> None:
+def wait_for_previews(host: ComfyUI, prompt_id: str, count: int) -> None:
     """Wait for so many previews of a prompt."""
     seen = itertools.count(1)
     host.wait_for(
@@ -270,39 +273,39 @@ def nth_preview(host: ComfyUI, prompt_id: str, count: int) -> None:
 
 def test_law_3_an_interrupted_video_resumes_where_it_was(host):
     forget(host)
-    prompt_id = host.queue(long_video("interrupted"))
-    nth_preview(host, prompt_id, STEPS + 2)
+    prompt_id = host.queue(make_long_video("interrupted"))
+    wait_for_previews(host, prompt_id, STEPS + 2)
     host.interrupt()
     with pytest.raises(Interrupted, match="LongLiveChunkSampler"):
         host.wait(prompt_id)
-    finished = stored(host)
+    finished = count_stored(host)
 
-    assert nothing_is_alive(host)
+    assert is_nothing_alive(host)
     assert 0 < finished < LONG
-    resumed = host.run(long_video("interrupted"))
+    resumed = host.run(make_long_video("interrupted"))
     assert len(resumed.previews) == STEPS * (LONG - finished)
-    assert torch.equal(latents(host, "interrupted"), made_anew(host, long_video("whole"), "whole"))
+    assert torch.equal(read_latents(host, "interrupted"), remake(host, make_long_video("whole"), "whole"))
 
 
 def test_law_3_a_killed_host_resumes_where_it_was(host):
     forget(host)
-    host.queue(long_video("killed"))
-    wait_until(lambda: stored(host), host.pid, "the first block in the store")
+    host.queue(make_long_video("killed"))
+    wait_until(lambda: count_stored(host), host.pid, "the first block in the store")
     host.kill()
-    finished = stored(host)
+    finished = count_stored(host)
     host.start()
 
     assert 0 < finished < LONG
-    resumed = host.run(long_video("killed"))
+    resumed = host.run(make_long_video("killed"))
     assert len(resumed.previews) == STEPS * (LONG - finished)
-    assert torch.equal(latents(host, "killed"), made_anew(host, long_video("whole"), "whole"))
+    assert torch.equal(read_latents(host, "killed"), remake(host, make_long_video("whole"), "whole"))
 
 
 def test_law_7_free_leaves_nothing(host):
-    graph = example(ONE) | {"probe": node("TestProbe", value=["8", 0])}
+    graph = read_example(ONE) | {"probe": node("TestProbe", value=["8", 0])}
     before = json.loads(host.run(graph).text("probe"))
     host.free()
-    after = alive(host)
+    after = count_alive(host)
 
     assert (before["caches"], after["caches"], after["warm"]) == (0, 0, 0)
     assert before["warm"] == load_miniature().model.geometry.num_layers
@@ -318,13 +321,13 @@ def test_law_7_a_failing_node_leaves_the_host_usable(host):
     within["session"]["inputs"]["model"] = ["attention", 0]
 
     with pytest.raises(HostError, match="TestFail was told"):
-        host.run(saved(after, "more", "after"))
-    assert alive(host)["caches"] == 0
+        host.run(save_latents(after, "more", "after"))
+    assert count_alive(host)["caches"] == 0
     with pytest.raises(HostError, match="TestAttention was told"):
         host.run(within)
-    assert nothing_is_alive(host)
+    assert is_nothing_alive(host)
     host.run(chain((FOX, 2), seed=10, name="usable"))
-    assert torch.equal(latents(host, "usable"), made_anew(host, chain((FOX, 2), seed=10, name="anew"), "anew"))
+    assert torch.equal(read_latents(host, "usable"), remake(host, chain((FOX, 2), seed=10, name="anew"), "anew"))
 
 
 def test_the_end_of_the_position_table_is_told_with_its_cure(host):
@@ -332,8 +335,8 @@ def test_the_end_of_the_position_table_is_told_with_its_cure(host):
     graph = chain((FOX, 16), seed=11, width=16, height=16, options=options) | {"more": chunk("chunk0", 1)}
 
     with pytest.raises(HostError, match=r"reach frame 1088 .* end at frame 1024 .*unbounded"):
-        host.run(saved(graph, "more", "past_the_end"))
-    assert alive(host)["caches"] == 0
+        host.run(save_latents(graph, "more", "past_the_end"))
+    assert count_alive(host)["caches"] == 0
 
 
 def test_attention_of_the_model_is_used(host):
@@ -343,10 +346,10 @@ def test_attention_of_the_model_is_used(host):
     forget(host)
     host.run(graph)
 
-    assert alive(host)["attention_calls"] == 2 * model_files.GEOMETRY.num_layers * STEPS
+    assert count_alive(host)["attention_calls"] == 2 * model_files.GEOMETRY.num_layers * STEPS
 
 
-def with_loader(graph: Graph, **inputs) -> dict:
+def use_our_loader(graph: Graph, **inputs) -> dict:
     loader = {
         "model_name": model_files.ORIGINAL_DIT.name,
         "lora_name": "none",
@@ -356,7 +359,7 @@ def with_loader(graph: Graph, **inputs) -> dict:
     return {**graph, "model": node("LongLiveModelLoader", **loader | inputs)}
 
 
-def with_stock_lora(host: ComfyUI, graph: Graph) -> dict:
+def add_stock_lora(host: ComfyUI, graph: Graph) -> dict:
     name = "comfy_named_lora.safetensors"
     save_file(Lora.read(host.models / model_files.LORA).as_comfy_state(), host.models / "loras" / name)
     loader = node("LoraLoaderModelOnly", model=["base", 0], lora_name=name, strength_model=0.75)
@@ -366,46 +369,46 @@ def with_stock_lora(host: ComfyUI, graph: Graph) -> dict:
 def test_our_loader_gives_the_model_of_the_stock_loader(host):
     graph = chain((FOX, 2), (OWL, 1), seed=13, name="loaded")
 
-    assert torch.equal(made_anew(host, graph, "loaded"), made_anew(host, with_loader(graph), "loaded"))
+    assert torch.equal(remake(host, graph, "loaded"), remake(host, use_our_loader(graph), "loaded"))
 
 
 def test_lora_is_merged_as_longlive_merges_it(host):
     plain = chain((FOX, 2), (OWL, 1), seed=13, name="adapted")
-    ours = with_loader(plain, lora_name=model_files.ORIGINAL_LORA.name, lora_strength=0.75)
-    merged, patched = (made_anew(host, graph, "adapted") for graph in (ours, with_stock_lora(host, plain)))
+    ours = use_our_loader(plain, lora_name=model_files.ORIGINAL_LORA.name, lora_strength=0.75)
+    merged, patched = (remake(host, graph, "adapted") for graph in (ours, add_stock_lora(host, plain)))
 
-    assert (merged - made_anew(host, plain, "adapted")).abs().max() > 1000 * TOLERANCE
-    direct = in_vae_space(graphs.expected(ours, "chunk1", host.models))
+    assert (merged - remake(host, plain, "adapted")).abs().max() > 1000 * TOLERANCE
+    direct = to_vae_space(graphs.compute_expected(ours, "chunk1", host.models))
     torch.testing.assert_close(merged, direct, rtol=0, atol=TOLERANCE)
     torch.testing.assert_close(merged, patched, rtol=0, atol=TOLERANCE)
 
 
-def loaded(name: str, graph: Graph) -> dict:
+def load_saved(name: str, graph: Graph) -> dict:
     return {"model": graph["model"], "load": node("LongLiveLoadSession", model=["model", 0], name=name)}
 
 
 def test_law_3_a_session_is_continued_as_if_never_saved(host):
     video = chain((FOX, 5), seed=14) | {"save": node("LongLiveSaveSession", session=["chunk0", 0], name="five")}
-    more = saved(with_loader(loaded("five", video)) | {"more": chunk("load", 2)}, "more", "continued")
+    more = save_latents(use_our_loader(load_saved("five", video)) | {"more": chunk("load", 2)}, "more", "continued")
     forget(host)
     host.run(video)
-    continued = made_anew(host, more, "continued")
+    continued = remake(host, more, "continued")
 
-    assert torch.equal(continued, made_anew(host, chain((FOX, 7), seed=14, name="seven"), "seven"))
+    assert torch.equal(continued, remake(host, chain((FOX, 7), seed=14, name="seven"), "seven"))
 
 
 def test_a_model_is_known_again_while_a_lora_lies_on_its_weights(host):
     video = chain((FOX, 1), seed=17) | {"save": node("LongLiveSaveSession", session=["chunk0", 0], name="known")}
     forget(host)
-    host.run(with_stock_lora(host, sampled_by_the_host()))  # the network stays in memory, its weights patched
+    host.run(add_stock_lora(host, sample_in_host()))  # the network stays in memory, its weights patched
     host.run(video)
     host.free()
 
-    host.run(saved(loaded("known", video), "load", "known"))
-    assert latents(host, "known").shape[2] == 3
+    host.run(save_latents(load_saved("known", video), "load", "known"))
+    assert read_latents(host, "known").shape[2] == 3
 
 
-def sampled_by_the_host() -> dict:
+def sample_in_host() -> dict:
     graph = chain((FOX, 1), seed=17)
     wires = {"model": ["model", 0], "positive": ["text0", 0], "negative": ["text0", 0], "latent_image": ["empty", 0]}
     settings = {"steps": 1, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
@@ -423,19 +426,19 @@ def test_a_session_saved_anew_is_read_anew(host):
             "save": node("LongLiveSaveSession", session=["chunk0", 0], name="anew")
         }
         host.run(video)
-        host.run(saved(loaded("anew", video), "load", "read"))
-        assert latents(host, "read").shape[2] == 3 * blocks
+        host.run(save_latents(load_saved("anew", video), "load", "read"))
+        assert read_latents(host, "read").shape[2] == 3 * blocks
 
 
 def test_a_session_is_not_continued_with_another_model(host):
     graph = chain((FOX, 1), seed=15) | {"save": node("LongLiveSaveSession", session=["chunk0", 0], name="plain")}
-    adapted = with_stock_lora(host, graph)
+    adapted = add_stock_lora(host, graph)
     adapted["save"] = node("LongLiveSaveSession", session=["chunk0", 0], name="adapted")
     host.run(graph)
     host.run(adapted)
 
     for name, model in (("plain", adapted), ("adapted", graph)):
-        other = {**model, **loaded(name, model)}
+        other = {**model, **load_saved(name, model)}
         other = {id: other[id] for id in ("base", "model", "load") if id in other}
         with pytest.raises(HostError, match=f"session {name} was made with other weights"):
-            host.run(saved(other, "load", "refused"))
+            host.run(save_latents(other, "load", "refused"))

@@ -6,7 +6,7 @@ import sys
 import pytest
 from patience import run_patiently
 
-PSNR, LOSS = 19.0, 1.35  # dB, at least; of the flow, at most: 2 is what an untrained network has
+PSNR, LOSS = 19.0, 1.35  # dB of the VAE, at least; loss of the flow, at most (an untrained network has 2)
 
 
 @pytest.mark.slow

@@ -41,8 +41,8 @@ log = logging.getLogger("soak")
 
 SEED = 8
 KILLS, INTERRUPTS = 200, 60
-STOPS_A_RENDER = 5  # before it may end
-INTERRUPTED = (130, 143, -signal.SIGTERM)  # the last before the command line listens
+STOPS_PER_RENDER = 5  # then it may run to its end
+INTERRUPTED = (130, 143, -signal.SIGTERM)  # exit status; the last if it comes before the command line handles it
 HOUR_BLOCKS = 4800  # of 3 frames, 12 pixel frames: an hour at 16 a second
 GROWTH_BYTES = 64 << 20  # of an hour-long video after its first eighth; its latents are 7 MB
 STORY = ((3, None), (2, Boundary.KEEP), (3, Boundary.RECACHE), (2, Boundary.RENEW), (2, Boundary.CUT))
@@ -63,7 +63,7 @@ def stop_often(folder: Path, count: int, seed: int, numbers: tuple[int, ...], wh
         made += 1
         render = Render(folder / f"{numbers[0]}-{made}")
         shutil.copytree(whole.cache, render.folder / "cache")
-        for _ in range(min(STOPS_A_RENDER, count - hits)):
+        for _ in range(min(STOPS_PER_RENDER, count - hits)):
             run, begin = render.start(), time.monotonic()
             stored = render.num_stored()
             run.join(draw.uniform(0, longest * max(1, BLOCKS - stored) / BLOCKS))
@@ -174,7 +174,10 @@ def harm(folder: Path, seed: int, stop) -> None:
 
 
 def soak_store(folder: Path, count: int, seed: int) -> list[object]:
-    """Share a store between processes, with room and without, perhaps with one that harms it: every video is right."""
+    """Share a store between processes, with much room or little, some with a process that damages entries.
+
+    Every video is right.
+    """
     started = 0
     while started < count:
         several, limit, harmed = SHARED[started % len(SHARED)]

@@ -1,4 +1,4 @@
-"""What several unit tests share: a diffusers-format Wan2.1 folder, tiny and random."""
+"""Fixtures that several unit tests share: a tiny random Wan2.1 folder in diffusers format, and a tiny miniature."""
 
 import json
 import sys
@@ -19,7 +19,7 @@ RECORDED_VAE = Path(__file__).parents[1] / "reference" / "vae.safetensors"
 
 @pytest.fixture(scope="session", autouse=True)
 def _text_without_pictures():
-    """Keep torchvision out: umT5 needs none, and one built for another torch would end every import here."""
+    """Hide torchvision: umT5 does not need it, and one that was built for another torch fails on import."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setitem(sys.modules, "torchvision", None)
@@ -28,7 +28,7 @@ def _text_without_pictures():
 
 @pytest.fixture(scope="session")
 def pipeline(tmp_path_factory) -> Path:
-    """A random umT5 of two layers, a tokenizer of a dozen words, the VAE of width 2 that is on record."""
+    """A random umT5 of two layers, a tokenizer of a dozen words, and the recorded VAE of width 2."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
@@ -53,7 +53,7 @@ def pipeline(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def miniature() -> Miniature:
-    """A random network and a random VAE, as small as they come."""
+    """A random network and a random VAE, as small as possible."""
     geometry = Geometry(dim=24, ffn_dim=32, num_heads=2, num_layers=2, freq_dim=8, text_dim=4096)
     torch.manual_seed(0)
     tree, vae = WanModel(geometry), WanVAE(2)

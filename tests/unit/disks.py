@@ -1,4 +1,4 @@
-"""Folders that nobody may write to, for tests of what a refusing disk costs."""
+"""Folders that nobody may write to, for tests of a disk that refuses."""
 
 import os
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ NOBODY = 65534
 
 @contextmanager
 def read_only(folder: Path) -> Iterator[None]:
-    """Make a folder and all in it read-only, also for root, who becomes another user until the block ends."""
+    """Make a folder and all in it read-only. Root, who could still write, becomes another user until the block ends."""
     everything = [folder, *folder.rglob("*")]
     for path in everything:
         path.chmod(0o555 if path.is_dir() else 0o444)

@@ -4,17 +4,17 @@ import time
 from collections.abc import Callable
 
 TRIES = 5
-SHORTEST = 5e-4  # seconds: below, what a call costs by itself counts more than what it does
+SHORTEST = 5e-4  # seconds; in less, the cost of the call itself dominates
 
 
-def growth(function: Callable[[str], object], small: str, large: str) -> float:
-    """The shortest time for a large input over that for a small one; 0 where both are too short to matter."""
-    before, after = (min(seconds_for(function, text) for _ in range(TRIES)) for text in (small, large))
+def measure_growth(function: Callable[[str], object], small: str, large: str) -> float:
+    """Divide the shortest time for a large input by that for a small one; 0 if both are too short to compare."""
+    before, after = (min(measure_seconds(function, text) for _ in range(TRIES)) for text in (small, large))
     return after / max(before, SHORTEST) if after > SHORTEST else 0.0
 
 
-def seconds_for(function: Callable[[str], object], text: str) -> float:
-    """Processor time of this thread, which no other process adds to."""
-    begun = time.thread_time()
+def measure_seconds(function: Callable[[str], object], text: str) -> float:
+    """Measure the processor time of this thread, which other processes do not add to."""
+    begin = time.thread_time()
     function(text)
-    return time.thread_time() - begun
+    return time.thread_time() - begin

@@ -13,7 +13,7 @@ GEOMETRY = Geometry(dim=24, ffn_dim=32, num_heads=2, num_layers=3, freq_dim=8, t
 
 
 def model(geometry: Geometry = GEOMETRY, seed: int = 0) -> CausalWan:
-    """A random network whose layers all matter: large weights, so that any wrong key shows."""
+    """Build a random network with large weights, so that a wrong key in any layer changes the result."""
     tree = WanModel(geometry)
     generator = torch.Generator().manual_seed(seed)
     for name, weight in tree.named_parameters():

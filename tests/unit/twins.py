@@ -1,4 +1,4 @@
-"""Timeline scripts for the two parsers, Python's and the editor's, and what each makes of them."""
+"""Random timeline scripts, and what the two parsers, Python's and the editor's, read from them."""
 
 import json
 import random
@@ -25,7 +25,7 @@ Outcome = list[list[object]] | list[object]  # segments; or line, column and pro
 
 
 def random_scripts(seed: int, count: int) -> Iterator[tuple[str, int]]:
-    """Scripts of `PIECES` with the frames of a block, the same ones for the same seed."""
+    """Make scripts of `PIECES` with the frames of a block; the same seed gives the same scripts."""
     draw = random.Random(seed)
     for _ in range(count):
         lines = [_random_line(draw) for _ in range(draw.randint(1, 4))]
@@ -33,7 +33,7 @@ def random_scripts(seed: int, count: int) -> Iterator[tuple[str, int]]:
 
 
 def outcome(script: str, block: int) -> Outcome:
-    """What Python's parser makes of a script."""
+    """Read a script with Python's parser."""
     try:
         segments = parse_timeline(script, block)
     except TimelineError as error:
@@ -42,7 +42,7 @@ def outcome(script: str, block: int) -> Outcome:
 
 
 def editor_outcomes(scripts: Sequence[tuple[str, int]]) -> list[Outcome]:
-    """What the editor's parser makes of scripts; one process reads them all."""
+    """Read scripts with the editor's parser, all in one process."""
     assert NODE
     lines = "".join(json.dumps(script) + "\n" for script in scripts)
     done = subprocess.run([NODE, OUTCOMES], input=lines, capture_output=True, text=True, encoding="utf-8", check=True)
@@ -50,13 +50,13 @@ def editor_outcomes(scripts: Sequence[tuple[str, int]]) -> list[Outcome]:
 
 
 def differences(scripts: Sequence[tuple[str, int]]) -> list[tuple[str, Outcome, Outcome]]:
-    """The scripts that the parsers disagree about, each with what Python and the editor make of it."""
+    """List the scripts that the parsers read differently, each with both outcomes."""
     twins = zip(scripts, editor_outcomes(scripts), strict=True)
     return [(text, mine, theirs) for (text, block), theirs in twins if (mine := outcome(text, block)) != theirs]
 
 
 def _random_line(draw: random.Random) -> str:
-    """One in five of anything; the others right, or right but for a piece."""
+    """Make a line: one in five of random pieces; the others are right, some with one piece changed."""
     if draw.random() < 0.2:
         return "".join(draw.choices(PIECES, k=draw.randint(0, 12)))
     number = draw.choice(("8s", "7.5 s", "30 frames", "42f", "10b", "2.0BLOCKS", "1b", f"{draw.uniform(0, 1e5)}s"))

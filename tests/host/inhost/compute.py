@@ -1,4 +1,4 @@
-"""How a MODEL computes: the precision that rules, patches of a run, the memory it asks for; runs inside a host."""
+"""Checks of the dtype a MODEL computes in, patches that last for one run and announced memory; run inside a host."""
 
 from types import SimpleNamespace
 
@@ -16,27 +16,27 @@ from comfyui_longlive.longlive.session.session import Session
 from comfyui_longlive.nodes.host import sampling
 from comfyui_longlive.nodes.host.model import as_causal_model
 from comfyui_longlive.nodes.session import NewSession
-from model_files import GEOMETRY, dit_weights
+from model_files import GEOMETRY, make_dit_weights
 
 GIB = 1 << 30
 
 
-def loaded() -> ModelPatcher:
-    return comfy.sd.load_diffusion_model_state_dict(dit_weights())
+def load() -> ModelPatcher:
+    return comfy.sd.load_diffusion_model_state_dict(make_dit_weights())
 
 
-def computing_in(patcher: ModelPatcher, dtype: str) -> ModelPatcher:
+def set_dtype(patcher: ModelPatcher, dtype: str) -> ModelPatcher:
     """What core's ModelComputeDtype makes of a MODEL; its schema differs between releases, its method does not."""
     [patched] = ModelComputeDtype().patch(patcher, dtype)
     return patched
 
 
-def begun(patcher: ModelPatcher) -> Session:
+def begin_session(patcher: ModelPatcher) -> Session:
     embedding = torch.randn(1, 8, GEOMETRY.text_dim, generator=torch.Generator().manual_seed(0))
     return NewSession.execute(patcher, 32, 32, 7, [[embedding, {}]]).result[0].session
 
 
-def longer(patcher: ModelPatcher, session: Session) -> Session:
+def extend_session(patcher: ModelPatcher, session: Session) -> Session:
     """The session after one more block, computed and not found in a store."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampling, "open_block_store", lambda: None)
@@ -46,20 +46,20 @@ def longer(patcher: ModelPatcher, session: Session) -> Session:
 
 def check_compute_dtype() -> None:
     """The dtype that a node set rules from the first block on, in every later node, and in no clone without it."""
-    plain = loaded()
-    patched = computing_in(plain, "bf16")
-    session = begun(patched)
+    plain = load()
+    patched = set_dtype(plain, "bf16")
+    session = begin_session(patched)
     assert session.dtype is torch.bfloat16
-    first = longer(patched, session)
-    second = longer(patched, first)
+    first = extend_session(patched, session)
+    second = extend_session(patched, first)
     assert second.dtype is torch.bfloat16
 
-    again = longer(patched, begun(patched))  # the same graph, queued again
+    again = extend_session(patched, begin_session(patched))  # the same graph, queued again
     assert torch.equal(again.blocks[0], first.blocks[0])
 
-    unpatched = longer(plain, begun(plain))  # a clone of the same loader, while the patched one is loaded
+    unpatched = extend_session(plain, begin_session(plain))  # the patched clone is loaded
     assert unpatched.dtype is torch.float32
-    assert longer(patched, again).dtype is torch.bfloat16
+    assert extend_session(patched, again).dtype is torch.bfloat16
     difference = (unpatched.blocks[0] - first.blocks[0].float()).abs().max()
     assert 0 < difference < 0.5, difference
 
@@ -68,14 +68,14 @@ def check_patches_of_a_run_rule_the_key() -> None:
     """Nodes such as KJNodes' Model Patch Torch Settings switch arithmetic on when a run begins, and off at its end."""
     matmul = torch.backends.cuda.matmul
     switched = SimpleNamespace(flag=False)
-    plain, patched = loaded(), loaded()
+    plain, patched = load(), load()
     patched.add_callback(CallbacksMP.ON_PRE_RUN, lambda _: setattr(switched, "flag", True))
     patched.add_callback(CallbacksMP.ON_CLEANUP, lambda _: setattr(switched, "flag", False))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(matmul), "allow_fp16_accumulation", property(lambda _: switched.flag), raising=False)
         kernels = []
         for patcher in (plain, patched):
-            with sampling.open_sampler(patcher, begun(patcher), 1) as sampler:
+            with sampling.open_sampler(patcher, begin_session(patcher), 1) as sampler:
                 kernels.append(sampler.model.kernel)
                 assert sampler.model.kernel == as_causal_model(patcher).kernel  # as it is while blocks are made
         assert kernels[0] != kernels[1]
@@ -85,7 +85,7 @@ def check_patches_of_a_run_rule_the_key() -> None:
 def check_a_failed_start_is_cleaned_up() -> None:
     """What a run switched on is off again where a later callback fails."""
     events: list[str] = []
-    patcher = loaded()
+    patcher = load()
 
     def failing(_) -> None:
         events.append("on")
@@ -93,7 +93,7 @@ def check_a_failed_start_is_cleaned_up() -> None:
 
     patcher.add_callback(CallbacksMP.ON_PRE_RUN, failing)
     patcher.add_callback(CallbacksMP.ON_CLEANUP, lambda _: events.append("off"))
-    session = begun(patcher)
+    session = begin_session(patcher)
     with pytest.raises(RuntimeError, match="no such kernel"), sampling.open_sampler(patcher, session, 1):
         pass
     assert events == ["on", "off"]
@@ -101,8 +101,8 @@ def check_a_failed_start_is_cleaned_up() -> None:
 
 def check_a_preview_that_takes_the_room_of_the_model() -> None:
     """Previews by a small VAE load it, and a full card unloads the network for that in the middle of a block."""
-    patched = computing_in(loaded(), "bf16")
-    expected = longer(patched, begun(patched)).blocks[0]
+    patched = set_dtype(load(), "bf16")
+    expected = extend_session(patched, begin_session(patched)).blocks[0]
     evicted: list[bool] = []
 
     def decode_latent_to_preview_image(*_) -> None:
@@ -112,14 +112,14 @@ def check_a_preview_that_takes_the_room_of_the_model() -> None:
     previewer = SimpleNamespace(decode_latent_to_preview_image=decode_latent_to_preview_image)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampling.latent_preview, "get_previewer", lambda *_: previewer)
-        assert torch.equal(longer(patched, begun(patched)).blocks[0], expected)
+        assert torch.equal(extend_session(patched, begin_session(patched)).blocks[0], expected)
     assert evicted == [True] * 4
 
 
 def check_announced_memory() -> list[float]:
     """The GiB announced beside keys and values at 832 x 480 and 1280 x 720, by a host without flash attention."""
     true_size = Geometry(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30, freq_dim=256, text_dim=4096)
-    patcher = on_meta(true_size)
+    patcher = build_on_meta(true_size)
     announced: list[float] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
@@ -144,7 +144,7 @@ def check_announced_memory() -> list[float]:
     return [num_bytes / GIB for num_bytes in announced]
 
 
-def on_meta(geometry: Geometry) -> ModelPatcher:
+def build_on_meta(geometry: Geometry) -> ModelPatcher:
     """A MODEL of true size without weights, in bf16."""
     config = comfy.supported_models.WAN21_T2V(
         {

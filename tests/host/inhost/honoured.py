@@ -1,4 +1,4 @@
-"""What a MODEL carries beside its weights: what a session honours, names as ignored or refuses; runs inside a host."""
+"""Checks of what a MODEL carries beside weights: honoured, ignored with a warning, or refused; run inside a host."""
 
 from types import SimpleNamespace
 
@@ -15,7 +15,7 @@ from comfy_extras.nodes_rope import ScaleROPE
 from comfyui_longlive.longlive.errors import WeightsError
 from comfyui_longlive.nodes.host.identity import hash_model, is_called, list_opaque
 from comfyui_longlive.nodes.host.model import get_wan_tree, list_ignored
-from compute import begun, computing_in, loaded, longer
+from compute import begin_session, extend_session, load, set_dtype
 from model_files import GEOMETRY
 
 SIZES = {
@@ -39,7 +39,7 @@ def with_nag(patcher):
 
 
 def check_what_is_ignored_is_named() -> None:
-    plain = loaded()
+    plain = load()
     compiled, prepared, empty = (plain.clone() for _ in range(3))
     set_torch_compile_wrapper(model=compiled, backend="eager")
     prepared.add_callback(CallbacksMP.ON_PREPARE_STATE, lambda *_: None)
@@ -56,7 +56,7 @@ def check_what_is_ignored_is_named() -> None:
     for patcher, words in (
         (plain, []),
         (empty, []),
-        (computing_in(plain, "bf16"), []),
+        (set_dtype(plain, "bf16"), []),
         (with_nag(plain), ["patched objects (diffusion_model.blocks.*.cross_attn.forward)"]),
         (rotated, ["options of the forward (rope_options)"]),
         (replaced, ["options of the forward (patches_replace)"]),
@@ -72,18 +72,18 @@ def check_what_is_ignored_is_named() -> None:
 
 def check_what_is_ignored_changes_nothing() -> None:
     """So it is the same model, and its blocks are stored."""
-    plain = loaded()
+    plain = load()
     nag = with_nag(plain)
     assert list_opaque(nag) == []
     assert hash_model(nag) == hash_model(plain)
-    expected = longer(plain, begun(plain)).blocks[0]
-    assert torch.equal(longer(nag, begun(nag)).blocks[0], expected)
+    expected = extend_session(plain, begin_session(plain)).blocks[0]
+    assert torch.equal(extend_session(nag, begin_session(nag)).blocks[0], expected)
 
 
 def check_what_is_called_is_honoured() -> None:
     """And nobody can tell what it computes."""
-    plain = loaded()
-    expected = longer(plain, begun(plain)).blocks[0]
+    plain = load()
+    expected = extend_session(plain, begin_session(plain)).blocks[0]
     for name in (
         "blocks.0.ffn",
         "blocks.0.ffn.forward",
@@ -91,14 +91,14 @@ def check_what_is_called_is_honoured() -> None:
         "blocks.0.norm1.forward",
         "head.head.forward",
     ):
-        patched, name = loaded(), f"diffusion_model.{name}"
+        patched, name = load(), f"diffusion_model.{name}"
         original = patched.get_model_object(name)
         stronger = torch.nn.Identity()
         stronger.forward = lambda *args, original=original: 2 * original(*args)
         patched.add_object_patch(name, stronger.forward if name.endswith("forward") else stronger)
         assert list_opaque(patched) == ["patched objects"], name
         assert list_ignored(patched) == [], name
-        assert not torch.equal(longer(patched, begun(patched)).blocks[0], expected), name
+        assert not torch.equal(extend_session(patched, begin_session(patched)).blocks[0], expected), name
     for name in ("diffusion_model", "diffusion_model.blocks.3", "diffusion_model.blocks.3.self_attn"):
         assert is_called(name)
     for name in ("diffusion_model.forward", "diffusion_model.head.forward", "latent_format", "diffusion_model_2"):

@@ -1,4 +1,4 @@
-"""Whether MODELs are told apart that make other videos, and known again where they are the same; runs inside a host."""
+"""Checks that MODELs of different results have different hashes, and equal MODELs the same; run inside a host."""
 
 import contextlib
 import functools
@@ -29,19 +29,19 @@ from comfyui_longlive.nodes.host.identity import (
     list_opaque,
     list_unrecognisable,
 )
-from model_files import dit_weights, lora_weights
+from model_files import make_dit_weights, make_lora_weights
 from torch import Tensor, nn
 
 FLAG = "off"
 
 
-def loaded(**changes: Tensor):
-    return comfy.sd.load_diffusion_model_state_dict(dit_weights() | changes)
+def load(**changes: Tensor):
+    return comfy.sd.load_diffusion_model_state_dict(make_dit_weights() | changes)
 
 
 @contextlib.contextmanager
-def dynamic_vram() -> Iterator[None]:
-    """What a host does to a network on an NVIDIA card: its parameters stay those of the file until they are used."""
+def simulate_dynamic_vram() -> Iterator[None]:
+    """Load networks as a host does on an NVIDIA card: parameters keep the dtype of the file until they are used."""
     load = BaseModel.load_model_weights
 
     def assigned(model: BaseModel, weights: dict, prefix: str = "", assign: bool = False) -> BaseModel:
@@ -53,12 +53,12 @@ def dynamic_vram() -> Iterator[None]:
         yield
 
 
-def overridden(override) -> SimpleNamespace:
+def carry_override(override) -> SimpleNamespace:
     return SimpleNamespace(model_options={"transformer_options": {"optimized_attention_override": override}})
 
 
-def patcher_of(network: nn.Module, **backup: object) -> SimpleNamespace:
-    """As much of a ModelPatcher as an identity asks for."""
+def make_patcher(network: nn.Module, **backup: object) -> SimpleNamespace:
+    """Make an object with the attributes of a ModelPatcher that a hash reads."""
     return SimpleNamespace(
         model=SimpleNamespace(diffusion_model=network, get_dtype=lambda: torch.float32),
         backup={f"diffusion_model.{key}": SimpleNamespace(weight=weight) for key, weight in backup.items()},
@@ -72,15 +72,15 @@ def patcher_of(network: nn.Module, **backup: object) -> SimpleNamespace:
 
 
 def check_weights() -> None:
-    bias = dit_weights()["head.head.bias"].clone()
+    bias = make_dit_weights()["head.head.bias"].clone()
     bias[0] += 1e-4
-    assert hash_model(loaded()) == hash_model(loaded())
-    assert hash_model(loaded()) != hash_model(loaded(**{"head.head.bias": bias}))
+    assert hash_model(load()) == hash_model(load())
+    assert hash_model(load()) != hash_model(load(**{"head.head.bias": bias}))
 
 
 def check_precision_of_weights() -> list[str]:
     """Each choice of `weight_dtype` is a model of its own, the same with dynamic VRAM and without."""
-    file = {name: weight.bfloat16() for name, weight in dit_weights().items()}
+    file = {name: weight.bfloat16() for name, weight in make_dit_weights().items()}
     choices = (
         {},
         *({"dtype": dtype} for dtype in (torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)),
@@ -89,7 +89,7 @@ def check_precision_of_weights() -> list[str]:
     digests = []
     for options in choices:
         static = comfy.sd.load_diffusion_model_state_dict({**file}, model_options=options)
-        with dynamic_vram():
+        with simulate_dynamic_vram():
             dynamic = comfy.sd.load_diffusion_model_state_dict({**file}, model_options=options)
         assert dynamic.model.diffusion_model.head.head.weight.dtype is torch.bfloat16
         assert hash_model(static) == hash_model(dynamic), options
@@ -106,7 +106,7 @@ def check_fast_fp8_has_kernels_of_its_own() -> None:
         patch.setattr(comfy.model_management, "supports_fp8_compute", lambda *_: True)
         options = {"dtype": torch.float8_e4m3fn}
         plain, fast = (
-            comfy.sd.load_diffusion_model_state_dict(dit_weights(), model_options=options | chosen)
+            comfy.sd.load_diffusion_model_state_dict(make_dit_weights(), model_options=options | chosen)
             for chosen in ({}, {"fp8_optimizations": True})
         )
     assert describe_kernels(plain) != describe_kernels(fast)
@@ -114,9 +114,11 @@ def check_fast_fp8_has_kernels_of_its_own() -> None:
 
 def check_weights_that_were_in_use() -> None:
     """Loading casts some parameters in place (`modulation`) and lays a LoRA on others; the model stays the same."""
-    file = {name: weight.bfloat16() for name, weight in dit_weights().items()}
-    lora = {f"diffusion_model.{name.removeprefix('base_model.model.')}": pair for name, pair in lora_weights().items()}
-    with dynamic_vram():
+    file = {name: weight.bfloat16() for name, weight in make_dit_weights().items()}
+    lora = {
+        f"diffusion_model.{name.removeprefix('base_model.model.')}": pair for name, pair in make_lora_weights().items()
+    }
+    with simulate_dynamic_vram():
         fresh, used = (comfy.sd.load_diffusion_model_state_dict({**file}) for _ in range(2))
     patched, _ = comfy.sd.load_lora_for_models(used, None, lora, 1.0, 0)
     comfy.model_management.load_models_gpu([patched])
@@ -132,7 +134,7 @@ def check_weights_are_hashed_once_and_said_so() -> None:
     lines: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(identity.log, "info", lambda text, *values: lines.append(text % values))
-        model = loaded()
+        model = load()
         assert hash_model(model) == hash_model(model.clone()) == hash_model(model)
     assert len(lines) == 1
     assert re.fullmatch(r"hashed the weights of WAN21 in \d+\.\d s", lines[0])
@@ -141,17 +143,17 @@ def check_weights_are_hashed_once_and_said_so() -> None:
 def check_opaque_models() -> None:
     """Nothing tells what they compute, so no two are the same."""
     for carried in ("injections", "weight_wrapper_patches", "object_patches"):
-        first, second = loaded(), loaded()
+        first, second = load(), load()
         for patcher in (first, second):
             setattr(patcher, carried, {"diffusion_model.blocks.0.ffn": [object()]})
             assert len(list_opaque(patcher)) == len(list_unrecognisable(patcher)) == 1
-        assert len({hash_model(patcher) for patcher in (first, second, first.clone(), loaded())}) == 4
+        assert len({hash_model(patcher) for patcher in (first, second, first.clone(), load())}) == 4
         assert hash_model(first) == hash_model(first)
-    assert list_opaque(loaded()) == []
-    stateful = loaded()
+    assert list_opaque(load()) == []
+    stateful = load()
     stateful.model_options["transformer_options"]["optimized_attention_override"] = functools.partial(next, object())
     assert len(list_opaque(stateful)) == 1
-    assert hash_model(stateful) == hash_model(loaded())  # its weights are those of any other
+    assert hash_model(stateful) == hash_model(load())  # its weights are those of any other
 
 
 def check_attention_overrides() -> None:
@@ -173,7 +175,7 @@ def check_attention_overrides() -> None:
         return override
 
     def name(override) -> str | None:
-        return hash_value(get_attention_override(overridden(override)))
+        return hash_value(get_attention_override(carry_override(override)))
 
     def constant(*_):
         return FLAG, 1
@@ -217,7 +219,7 @@ def check_installed_kernels() -> None:
             return lambda original, *args, **kwargs: attention.__wrapped__(*args, **kwargs)
 
         def name(function, **settings) -> str | None:
-            return hash_value(get_attention_override(overridden(override(function, **settings))))
+            return hash_value(get_attention_override(carry_override(override(function, **settings))))
 
         found = name(fastattn.quantised)
         assert found is not None
@@ -225,7 +227,7 @@ def check_installed_kernels() -> None:
         others = (fastattn.exact, fastattn.made("a"), fastattn.made("b"))
         assert len({found, *map(name, others), name(fastattn.quantised, mode="int8")}) == 5
         assert name(fastattn.kernel) is None  # an object, which may hold a state
-        model = loaded()
+        model = load()
         model.model_options["transformer_options"]["optimized_attention_override"] = override(fastattn.quantised)
         assert list_opaque(model) == []
 
@@ -292,7 +294,7 @@ def check_kernels_of_triton_are_their_source() -> None:
 
 def check_calls_of_a_run() -> None:
     """What a callback does cannot be seen before a run; what it is, is part of the key, or nothing is stored."""
-    plain, first, second, same, stateful = (loaded() for _ in range(5))
+    plain, first, second, same, stateful = (load() for _ in range(5))
     for patcher, call in (
         (first, lambda _: 1),
         (second, lambda _: 2),
@@ -310,11 +312,11 @@ def check_settings_of_gguf_layers() -> None:
     """City96's loader keeps on the class of its layers in which precision they unpack."""
     settings = []
     for dequant_dtype in (None, torch.float16):
-        patcher = loaded()
+        patcher = load()
         layer = patcher.model.diffusion_model.head.head
         layer.dequant_dtype, layer.patch_dtype = dequant_dtype, None
         settings.append(describe_kernels(patcher))
-    assert len({*settings, describe_kernels(loaded())}) == 3
+    assert len({*settings, describe_kernels(load())}) == 3
 
 
 def check_methods_of_objects_are_not_functions() -> None:
@@ -337,9 +339,9 @@ def check_patched_quantised_weights_are_known_by_their_originals() -> None:
             self.register_buffer("weight", torch.full((3,), value))
             self.register_buffer("weight_scale", torch.tensor(value))
 
-    patched = patcher_of(Network(2.0), weight=Quantised())
-    assert hash_model(patched) == hash_model(patcher_of(Network(1.0)))
-    assert hash_model(patched) != hash_model(patcher_of(Network(2.0)))
+    patched = make_patcher(Network(2.0), weight=Quantised())
+    assert hash_model(patched) == hash_model(make_patcher(Network(1.0)))
+    assert hash_model(patched) != hash_model(make_patcher(Network(2.0)))
 
 
 def check_weights_a_loader_hides_are_found() -> None:
@@ -353,5 +355,5 @@ def check_weights_a_loader_hides_are_found() -> None:
         def state_dict(self, **_) -> dict[str, Tensor]:
             return {"weight": torch.empty(3, device="meta"), "temp.weight": torch.empty(3, device="meta")}
 
-    one, same, other = (patcher_of(Hidden(value)) for value in (1.0, 1.0, 2.0))
+    one, same, other = (make_patcher(Hidden(value)) for value in (1.0, 1.0, 2.0))
     assert hash_model(one) == hash_model(same) != hash_model(other)

@@ -1,7 +1,7 @@
 """Law 5: the rollout equals ComfyUI's own `ar_video` sampler, whose noise it is given; runs inside a ComfyUI process.
 
-Window = the whole video, no sink, one prompt. The two compute the timestep sinusoid and x_0 in different precision;
-with those swapped for the host's they must agree to the last bit.
+The window is the whole video, there is no sink and one prompt. Ours and the host's compute the timestep sinusoid and
+x_0 in different precision; with the host's two functions in ours, both must agree to the last bit.
 """
 
 import json
@@ -19,7 +19,7 @@ from comfyui_longlive.longlive.rollout import rollout
 from comfyui_longlive.longlive.rollout.noise import Noise
 from comfyui_longlive.longlive.rollout.schedule import Schedule
 from comfyui_longlive.nodes.host.model import as_causal_model, to_latent
-from model_files import GEOMETRY, dit_weights
+from model_files import GEOMETRY, make_dit_weights
 from torch import Tensor
 
 SEED, BLOCK, NUM_BLOCKS = 11, 3, 4
@@ -29,15 +29,15 @@ RENOISINGS = len(CONFIG.steps) - 1  # draws of a block
 
 
 def check_law5() -> dict[str, float]:
-    """The largest difference as things are, and with the host's precision in the two places."""
-    patcher = causal_patcher()
+    """Return the largest difference, once with our functions and once with the two of the host."""
+    patcher = load_causal_patcher()
     prompt = torch.randn(1, GEOMETRY.text_len, GEOMETRY.text_dim, generator=torch.Generator().manual_seed(1)) / 4
-    theirs, noise = by_the_host(patcher, prompt)
-    ours = by_the_rollout(patcher, prompt, noise)
+    theirs, noise = sample_in_host(patcher, prompt)
+    ours = sample_by_rollout(patcher, prompt, noise)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(causal, "make_sinusoid", lambda t, width: comfy.ldm.wan.model.sinusoidal_embedding_1d(width, t))
         patch.setattr(rollout, "clean_from_flow", lambda noisy, flow, sigma: noisy - flow * sigma)
-        swapped = by_the_rollout(patcher, prompt, noise)
+        swapped = sample_by_rollout(patcher, prompt, noise)
     return {
         "size": theirs.abs().max().item(),
         "as they are": (theirs - ours).abs().max().item(),
@@ -45,17 +45,17 @@ def check_law5() -> dict[str, float]:
     }
 
 
-def causal_patcher():
-    """The tiny network as the host's own causal model: its metadata says so."""
+def load_causal_patcher():
+    """Load the tiny network as the host's own causal model, which its metadata asks for."""
     config = {"transformer": {"causal_ar": True}}
-    patcher = comfy.sd.load_diffusion_model_state_dict(dit_weights(), metadata={"config": json.dumps(config)})
+    patcher = comfy.sd.load_diffusion_model_state_dict(make_dit_weights(), metadata={"config": json.dumps(config)})
     assert type(patcher.model.diffusion_model).__name__ == "CausalWanModel"
     assert patcher.model.get_dtype_inference() == torch.float32
     return patcher
 
 
-def by_the_host(patcher, prompt: Tensor) -> tuple[Tensor, Noise]:
-    """What SamplerCustomAdvanced makes with SamplerARVideo, and the noise it drew on the way."""
+def sample_in_host(patcher, prompt: Tensor) -> tuple[Tensor, Noise]:
+    """Sample as SamplerCustomAdvanced does with SamplerARVideo; return the latents and the noise that was drawn."""
     initial_BCFHW = comfy.sample.prepare_noise(torch.zeros(SHAPE), SEED)
     drawn: list[Tensor] = []
     randn_like = torch.randn_like
@@ -66,7 +66,7 @@ def by_the_host(patcher, prompt: Tensor) -> tuple[Tensor, Noise]:
             initial_BCFHW,
             1.0,
             comfy.samplers.ksampler("ar_video", {"num_frame_per_block": BLOCK}),
-            torch.cat([released_sigmas(), torch.zeros(1)]),
+            torch.cat([list_sigmas(), torch.zeros(1)]),
             [[prompt, {}]],
             [[prompt, {}]],
             torch.zeros(SHAPE),
@@ -82,14 +82,14 @@ def by_the_host(patcher, prompt: Tensor) -> tuple[Tensor, Noise]:
     return latents_BCFHW, recorded
 
 
-def released_sigmas() -> Tensor:
-    """1, .9375, .8333, .625."""
+def list_sigmas() -> Tensor:
+    """List the released noise levels: 1, .9375, .8333, .625."""
     schedule = Schedule(CONFIG.shift)
     return schedule.sigma(schedule.warp(CONFIG.steps))
 
 
-def by_the_rollout(patcher, prompt: Tensor, noise: Noise) -> Tensor:
-    """Our video from the same noise, in the host's space and order of axes."""
+def sample_by_rollout(patcher, prompt: Tensor, noise: Noise) -> Tensor:
+    """Sample with our rollout from the same noise; the result is in the host's space and order of axes."""
     comfy.model_management.load_models_gpu([patcher])
     model = as_causal_model(patcher)
     video = rollout.Rollout(model, CONFIG, (SHAPE[0], SHAPE[1], *SHAPE[-2:]))

@@ -1,6 +1,6 @@
-"""Whether a host's own loaders take the miniature's files as they take any, and what our node refuses; runs inside it.
+"""Checks that stock loaders read the miniature's files, and that our node refuses damaged ones; run inside a host.
 
-The stock nodes are called as a graph calls them, on a models folder that holds the files.
+The stock nodes are called as a graph calls them, on a models folder with the files.
 """
 
 import tempfile
@@ -28,9 +28,9 @@ TIMESTEPS = (1000.0, 625.0, 0.0)
 
 
 def check_stock_loaders() -> dict[str, float]:
-    """Raise unless they fill every tensor from the files and leave none; return how far what they compute is from ours.
+    """Raise unless stock loaders load every tensor of the files; return the largest differences from our results.
 
-    The flow is of a video of one block, where a causal model sees what ComfyUI's forward sees.
+    The flow is that of a video's first block, for which a causal model attends the same frames as ComfyUI's forward.
     """
     for folder in ("diffusion_models", "vae"):
         folder_paths.add_model_folder_path(folder, str(files.WEIGHTS_FOLDER))
@@ -51,15 +51,17 @@ def check_stock_loaders() -> dict[str, float]:
     with torch.no_grad():
         for timestep in TIMESTEPS:
             theirs_BCFHW = network(x_BFCHW.transpose(1, 2), torch.tensor([timestep]), embedding)
-            flow_BFCHW = flow(ours.model, x_BFCHW, timestep, embedding)
-            difference[f"flow at {timestep}"] = distance(theirs_BCFHW.transpose(1, 2), flow_BFCHW)
+            flow_BFCHW = compute_flow(ours.model, x_BFCHW, timestep, embedding)
+            difference[f"flow at {timestep}"] = measure_distance(theirs_BCFHW.transpose(1, 2), flow_BFCHW)
     pixels_FHWC = vae.decode(denormalise(x_BFCHW).transpose(1, 2))[0]
-    difference["pixels"] = distance(2 * pixels_FHWC - 1, decode(ours.vae, x_BFCHW)[0].movedim(1, -1).clamp(-1, 1))
+    difference["pixels"] = measure_distance(
+        2 * pixels_FHWC - 1, decode(ours.vae, x_BFCHW)[0].movedim(1, -1).clamp(-1, 1)
+    )
     return difference
 
 
-def flow(model, x_BFCHW: torch.Tensor, timestep: float, embedding: torch.Tensor) -> torch.Tensor:
-    """The flow of a video's first block, as the rollout asks for it."""
+def compute_flow(model, x_BFCHW: torch.Tensor, timestep: float, embedding: torch.Tensor) -> torch.Tensor:
+    """Compute the flow of a video's first block as the rollout does."""
     video = Rollout(model, RolloutConfig(), (1, 16, CELLS, CELLS))
     timesteps_BF = torch.full(x_BFCHW.shape[:2], timestep)
     return model.forward(
@@ -67,14 +69,14 @@ def flow(model, x_BFCHW: torch.Tensor, timestep: float, embedding: torch.Tensor)
     )
 
 
-def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+def measure_distance(a: torch.Tensor, b: torch.Tensor) -> float:
     assert a.shape == b.shape, (a.shape, b.shape)
     assert b.abs().max() > 0
     return (a - b).abs().max().item()
 
 
 def check_clip() -> None:
-    """Raise unless it, and a clone of it, is what the stock node asks for."""
+    """Raise unless the stock node can encode with our CLIP and with a clone of it."""
     clip = MiniatureCLIP()
     for encoder in (clip, clip.clone()):
         [[[embedding, settings]]] = CLIPTextEncode().encode(encoder, PROMPT)
@@ -84,7 +86,7 @@ def check_clip() -> None:
 
 
 def check_damaged_files_are_refused() -> None:
-    """Raise unless files that are missing, cut short or of something else meet a sentence of ours."""
+    """Raise unless missing, truncated and other files are refused with our message."""
     whole = files.DIT.read_bytes()
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         path = Path(folder) / files.DIT.name

@@ -1,11 +1,10 @@
-"""Answer requests for checks, as the pack would run inside ComfyUI: each in a process forked from one that has it.
+"""Runs checks in a process that has imported ComfyUI: a new fork for each request.
 
-python run.py COMFYUI_FOLDER, then a request a line: the names of a module beside this one and of its functions, and a
-folder, in which the child leaves what it said and what the functions returned.
+python run.py COMFYUI_FOLDER reads one request per line: the name of a module in this folder, the names of its
+functions, and a folder for the output and the return values of the functions.
 """
 
 import importlib
-import importlib.util
 import json
 import os
 import sys
@@ -16,7 +15,7 @@ from typing import NoReturn
 
 HERE = Path(__file__).parent
 PACK = "comfyui_longlive"  # a package without its entry point, whose relative imports work
-RETURNED, SAID, STATUS = "returned.json", "said.txt", "status"
+RETURNED, OUTPUT, STATUS = "returned.json", "output.txt", "status"
 
 
 def main(comfyui: str) -> None:
@@ -24,9 +23,9 @@ def main(comfyui: str) -> None:
     sys.argv = ["main.py", "--cpu"]
     pack = sys.modules[PACK] = ModuleType(PACK)
     pack.__path__ = [str(HERE.parents[2])]
-    borrow(HERE.parent / "model_files.py")
+    sys.path.append(str(HERE.parent))  # for model_files; last, so that ComfyUI's modules come first
     importlib.import_module("comfy.options").enable_args_parsing()
-    importlib.import_module("comfy.sd")  # seconds that no child spends again
+    importlib.import_module("comfy.sd")  # takes seconds, which the forks save
     for line in sys.stdin:
         module, functions, folder = json.loads(line)
         child = os.fork()
@@ -40,29 +39,20 @@ def main(comfyui: str) -> None:
 
 def answer(module: str, functions: list[str], folder: Path) -> NoReturn:
     status = 1
-    said = os.open(folder / SAID, os.O_WRONLY | os.O_CREAT)
-    os.dup2(said, sys.stdout.fileno())
-    os.dup2(said, sys.stderr.fileno())
+    output = os.open(folder / OUTPUT, os.O_WRONLY | os.O_CREAT)
+    os.dup2(output, sys.stdout.fileno())
+    os.dup2(output, sys.stderr.fileno())
     try:
         checks = importlib.import_module(module)
         returned = [getattr(checks, function)() for function in functions]
         (folder / RETURNED).write_text(json.dumps(returned))
         status = 0
-    except BaseException:  # also of a check that leaves with an exit
+    except BaseException:  # also the SystemExit of a check
         traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
-
-
-def borrow(path: Path) -> None:
-    """Import one module of a folder that must not be on the path: it has a `comfy` of its own."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    sys.modules[path.stem] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
 
 
 if __name__ == "__main__":

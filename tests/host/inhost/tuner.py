@@ -1,4 +1,4 @@
-"""Whether a tuning in ComfyUI begins with what `longlive` alone begins with, and leaves what it found; inside it."""
+"""Checks that a tuning in ComfyUI starts from the right weights and leaves all else as it was; run inside a host."""
 
 import tempfile
 from pathlib import Path
@@ -22,8 +22,8 @@ from safetensors.torch import save_file
 TOLERANCE = 1e-4
 
 
-def adapter() -> dict[str, torch.Tensor]:
-    """One that changes each Linear of the layers, in the names of ComfyUI."""
+def make_adapter() -> dict[str, torch.Tensor]:
+    """Make an adapter for each Linear of the layers, under ComfyUI's names."""
     generator, halves = torch.Generator().manual_seed(0), {}
     for name, weight in load_model(files.DIT, dtype=torch.float32)[0].state_dict().items():
         if name.startswith("blocks.") and name.endswith(".weight") and weight.ndim == 2:
@@ -34,7 +34,7 @@ def adapter() -> dict[str, torch.Tensor]:
     return halves
 
 
-def lora_of(halves: dict[str, torch.Tensor]) -> Lora:
+def read_lora(halves: dict[str, torch.Tensor]) -> Lora:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "lora.safetensors"
         save_file(halves, path)
@@ -42,8 +42,8 @@ def lora_of(halves: dict[str, torch.Tensor]) -> Lora:
 
 
 def check_copies() -> None:
-    """Raise unless a copy holds the file's weights with the LoRA in them, can learn, and is nobody else's."""
-    halves = adapter()
+    """Raise unless a copy holds the file's weights with the LoRA merged, can be trained, and shares no memory."""
+    halves = make_adapter()
     with torch.inference_mode():
         plain = comfy.sd.load_diffusion_model(str(files.DIT))
         worn, _ = comfy.sd.load_lora_for_models(plain, None, halves, 0.5, 0)
@@ -51,38 +51,38 @@ def check_copies() -> None:
         with torch.inference_mode(False):
             copies = [copy_network(patcher, torch.float32, *STUDENT_WORDS) for patcher in (plain, worn)]
     expected, _ = load_model(files.DIT, dtype=torch.float32)
-    equal(copies[0].state_dict(), expected.state_dict(), tolerance=0)
+    assert_equal(copies[0].state_dict(), expected.state_dict(), tolerance=0)
     assert not any(weight.is_inference() for weight in copies[1].parameters())
-    merged, _ = load_model(files.DIT, lora=lora_of(halves), strength=0.5, dtype=torch.float32)
-    equal(copies[1].state_dict(), merged.state_dict(), tolerance=1e-6)
+    merged, _ = load_model(files.DIT, lora=read_lora(halves), strength=0.5, dtype=torch.float32)
+    assert_equal(copies[1].state_dict(), merged.state_dict(), tolerance=1e-6)
     assert not torch.equal(copies[0].blocks[0].ffn[0].weight, copies[1].blocks[0].ffn[0].weight)
 
     before = {name: weight.clone() for name, weight in plain.model.diffusion_model.state_dict().items()}
     with torch.no_grad():
         for weight in copies[1].parameters():
             weight.zero_()
-    equal(plain.model.diffusion_model.state_dict(), before, tolerance=0)
+    assert_equal(plain.model.diffusion_model.state_dict(), before, tolerance=0)
 
 
-def equal(found: dict, expected: dict, *, tolerance: float) -> None:
+def assert_equal(found: dict, expected: dict, *, tolerance: float) -> None:
     assert found.keys() == expected.keys()
     for name in found:
         torch.testing.assert_close(found[name], expected[name], rtol=0, atol=tolerance)
 
 
 def check_accelerator() -> None:
-    """Raise unless what another pack made of accelerate's one state is there again afterwards."""
+    """Raise unless accelerate's global state, which another pack may have set, is restored afterwards."""
     others = Accelerator(cpu=True, mixed_precision="bf16")
-    with open_accelerator(configured("fp32"), Path(), torch.device("cpu")) as ours:
+    with open_accelerator(make_config("fp32"), Path(), torch.device("cpu")) as ours:
         assert (ours.device.type, ours.mixed_precision) == ("cpu", "no")
     assert AcceleratorState().mixed_precision == others.mixed_precision == "bf16"
     AcceleratorState._reset_state(True)
-    with open_accelerator(configured("bf16"), Path(), torch.device("cpu")) as ours:
+    with open_accelerator(make_config("bf16"), Path(), torch.device("cpu")) as ours:
         assert ours.mixed_precision == "bf16"
     assert AcceleratorState._shared_state == {}
 
 
-def configured(precision: str) -> TuneConfig:
+def make_config(precision: str) -> TuneConfig:
     return TuneConfig(model=ModelConfig(miniature=True), learn=LearnConfig(precision=precision))
 
 

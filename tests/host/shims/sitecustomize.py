@@ -17,7 +17,7 @@ SCHEMAS = (
 
 
 class DefineSchemas(importlib.abc.MetaPathFinder):
-    """Stand in front of the first import of torchvision; find nothing, but prepare the ground."""
+    """Define the missing schemas just before torchvision is first imported; finds no module itself."""
 
     def find_spec(self, fullname, path=None, target=None):
         if fullname == "torchvision":

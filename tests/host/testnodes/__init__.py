@@ -1,4 +1,4 @@
-"""Nodes for the tests alone: text without a text encoder, a failure, latents as files, a count of live caches."""
+"""Nodes for tests: text without a text encoder, a failure, latents as files, a count of live caches."""
 
 import gc
 import itertools
@@ -20,7 +20,7 @@ OWN_TREE = "longlive.model.wan"  # the end of the module whose networks are not 
 
 
 class HashedCLIP:
-    """As much of a CLIP as `CLIPTextEncode` asks for, on top of hashed words."""
+    """The methods of a CLIP that `CLIPTextEncode` calls, with hashed words as the encoder."""
 
     def __init__(self) -> None:
         self.words = HashedWords()
@@ -93,7 +93,7 @@ class TestConditioning(io.ComfyNode):
 
 
 class TestAttention(io.ComfyNode):
-    """Put an attention of the user's over a model: the host's own, counted, which fails at call `fail_at`."""
+    """Override the attention of a model with the host's own, which counts its calls and fails at call `fail_at`."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -121,7 +121,10 @@ class TestAttention(io.ComfyNode):
         return io.NodeOutput(patched)
 
 
-counted = {"attention_calls": 0, "warm_after_unload": 0}  # of the newest TestAttention and TestUnload
+counted = {
+    "attention_calls": 0,
+    "warm_after_unload": 0,
+}  # by the TestAttention that was made last, and by the TestUnload that ran last
 
 
 class TestSaveLatent(io.ComfyNode):
@@ -141,13 +144,13 @@ class TestSaveLatent(io.ComfyNode):
     @classmethod
     def execute(cls, latent: dict, name: str = "latent") -> io.NodeOutput:
         samples = latent["samples"].detach().cpu().contiguous()
-        save_file({"samples": samples}, output_file(f"{name}.safetensors"))
+        save_file({"samples": samples}, find_output_file(f"{name}.safetensors"))
         text = f"{tuple(samples.shape)} {samples.dtype}"
         return io.NodeOutput(latent, ui=ui.PreviewText(text))
 
 
 class TestUnload(io.ComfyNode):
-    """Pass anything through, and have ComfyUI take all memory back meanwhile."""
+    """Pass anything through, and unload all models of ComfyUI."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -162,12 +165,12 @@ class TestUnload(io.ComfyNode):
     @classmethod
     def execute(cls, value: object) -> io.NodeOutput:
         comfy.model_management.unload_all_models()
-        counted["warm_after_unload"] = alive()["warm"]
+        counted["warm_after_unload"] = count_alive()["warm"]
         return io.NodeOutput(value)
 
 
 class TestProbe(io.ComfyNode):
-    """Count what is alive in the process, each time it is queued."""
+    """Count the live objects in the process, each time it is queued."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -189,15 +192,15 @@ class TestProbe(io.ComfyNode):
 
     @classmethod
     def execute(cls, value: object = None, name: str = "probe") -> io.NodeOutput:
-        text = json.dumps(alive())
-        output_file(f"{name}.json").write_text(text)
+        text = json.dumps(count_alive())
+        find_output_file(f"{name}.json").write_text(text)
         return io.NodeOutput(ui=ui.PreviewText(text))
 
 
-def alive() -> dict[str, int]:
-    """Count the K/V caches, parts of a tuning and tensors nobody has let go of.
+def count_alive() -> dict[str, int]:
+    """Count the KV caches, parts of a tuning and tensors that are still in memory.
 
-    Caches that ComfyUI may unload like a model are counted as warm.
+    Caches that ComfyUI can unload like a model count as warm.
     """
     gc.collect()
     objects = gc.get_objects()
@@ -218,7 +221,7 @@ def alive() -> dict[str, int]:
     }
 
 
-def output_file(name: str) -> Path:
+def find_output_file(name: str) -> Path:
     return Path(folder_paths.get_output_directory()) / name
 
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from growth import growth
+from growth import measure_growth
 from twins import NODE, differences, outcome, random_scripts
 
 from longlive.errors import TimelineError
@@ -116,4 +116,4 @@ LONG_SCRIPTS = [make(2000) for make in SHAPES.values()]
 @pytest.mark.parametrize("make", SHAPES.values(), ids=SHAPES)
 def test_time_to_read_a_script_grows_with_its_length(make):
     """Four times the text takes four times as long, sixteen times where every part is tried with every other."""
-    assert growth(lambda script: outcome(script, 3), make(4_000), make(16_000)) < 10
+    assert measure_growth(lambda script: outcome(script, 3), make(4_000), make(16_000)) < 10

@@ -5,7 +5,7 @@ import json
 import os
 
 import pytest
-from growth import growth
+from growth import measure_growth
 
 from longlive.errors import DataError
 from longlive.tuning.prompt_pairs import (
@@ -362,4 +362,4 @@ def test_time_to_read_typed_pairs_grows_with_their_length(piece):
         with contextlib.suppress(DataError):
             parse_pairs(f"a -> b\n{text}")
 
-    assert growth(read, piece * 8_000, piece * 32_000) < 10
+    assert measure_growth(read, piece * 8_000, piece * 32_000) < 10

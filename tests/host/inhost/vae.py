@@ -1,4 +1,4 @@
-"""Whether the streams over the host's VAE give its own pixels and latents; runs inside a ComfyUI process."""
+"""Checks that our streams over the host's VAE give the pixels and latents of the host itself; run inside a host."""
 
 import itertools
 
@@ -34,7 +34,7 @@ PIXEL_CUTS = (
 
 def check_host_vae(dtype: torch.dtype = torch.float32, tolerance: float = 1e-5) -> dict[str, float]:
     """Raise unless every cut of a video gives the pixels of `VAE.decode`; return what differed at most, per cut."""
-    vae = comfy.sd.VAE(sd=random_weights(), dtype=dtype)
+    vae = comfy.sd.VAE(sd=make_random_weights(), dtype=dtype)
     latents_BFCHW = torch.randn(1, FRAMES, 16, ROWS, COLUMNS, generator=torch.Generator().manual_seed(1))
     z_BCFHW = comfy.latent_formats.Wan21().process_out(latents_BFCHW.transpose(1, 2))
     whole_BFCHW = vae.decode(z_BCFHW).permute(0, 1, 4, 2, 3).float() * 2 - 1
@@ -57,7 +57,7 @@ def check_host_vae(dtype: torch.dtype = torch.float32, tolerance: float = 1e-5) 
 
 def check_host_vae_encodes(dtype: torch.dtype = torch.float32, tolerance: float = 1e-5) -> dict[str, float]:
     """Raise unless every cut of a video gives the latents of `VAE.encode`; return what differed at most, per cut."""
-    vae = comfy.sd.VAE(sd=random_weights(), dtype=dtype)
+    vae = comfy.sd.VAE(sd=make_random_weights(), dtype=dtype)
     state = torch.get_rng_state()
     encoder = host_vae.create_encoder(vae)
     assert torch.equal(torch.get_rng_state(), state), "the trial drew from the global random state"
@@ -85,7 +85,7 @@ def check_host_vae_encodes(dtype: torch.dtype = torch.float32, tolerance: float 
 
 def check_convolutions_are_fast() -> None:
     """Small float32 convolutions of the host's network go to oneDNN, too, in our passes."""
-    decoder = host_vae.create_decoder(comfy.sd.VAE(sd=random_weights(), dtype=torch.float32))
+    decoder = host_vae.create_decoder(comfy.sd.VAE(sd=make_random_weights(), dtype=torch.float32))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         decoder.push(torch.zeros(1, FRAMES, 16, ROWS, COLUMNS))
     kernels = {event.key for event in profile.key_averages()}
@@ -95,7 +95,7 @@ def check_convolutions_are_fast() -> None:
 
 def check_catching_up() -> None:
     """Raise unless a decoder that caught up gives the very bits of one that decoded all."""
-    vae = comfy.sd.VAE(sd=random_weights())
+    vae = comfy.sd.VAE(sd=make_random_weights())
     for block in (3, 1):
         shape = 1, 48, 16, ROWS, COLUMNS
         blocks = torch.randn(shape, generator=torch.Generator().manual_seed(1)).split(block, dim=1)
@@ -110,8 +110,8 @@ def check_catching_up() -> None:
 
 
 def check_out_of_memory() -> dict[str, float]:
-    """Raise unless decoding goes on from where memory ended, whenever it does; how far pixels are from the host's."""
-    vae = comfy.sd.VAE(sd=random_weights())
+    """Raise unless decoding continues after memory ran out at any pass; return differences from the host's pixels."""
+    vae = comfy.sd.VAE(sd=make_random_weights())
     blocks = torch.randn(1, 15, 16, 8, 8, generator=torch.Generator().manual_seed(1)).split(3, dim=1)
     decoder = host_vae.create_decoder(vae)
     whole = torch.cat([*map(decoder.push, blocks), decoder.flush()], dim=1)
@@ -147,7 +147,7 @@ def fail(*_, **__):
 
 
 def fail_at(patch: pytest.MonkeyPatch, decoder: object, name: str, number: int) -> None:
-    """Let call `number` of a method find no memory."""
+    """Make call `number` of a method run out of memory."""
     method, calls = getattr(decoder, name), itertools.count(1)
     patch.setattr(decoder, name, lambda *a: fail() if next(calls) == number else method(*a))
 
@@ -167,8 +167,8 @@ def assert_nothing_is_kept(stream) -> None:
 
 
 def check_host_vae_of_an_unknown_cut() -> None:
-    """Raise unless a host that cuts video in a way of its own is met by our code, and a strange VAE by a refusal."""
-    vae = comfy.sd.VAE(sd=random_weights())
+    """Raise unless our code replaces a host that cuts video in an unknown way, and an unknown VAE is refused."""
+    vae = comfy.sd.VAE(sd=make_random_weights())
     network = type(vae.first_stage_model)
     with pytest.MonkeyPatch.context() as patch:
         patch.delattr(host_vae.HostStream, "_run")
@@ -186,14 +186,14 @@ def check_host_vae_of_an_unknown_cut() -> None:
 
 def check_other_vaes_are_refused() -> None:
     """Raise unless VAEs of other models are refused by name."""
-    vae = comfy.sd.VAE(sd=random_weights())
+    vae = comfy.sd.VAE(sd=make_random_weights())
     vae.first_stage_model, vae.latent_channels = torch.nn.Linear(1, 1), 48
     for stream in (host_vae.create_decoder, host_vae.create_encoder):
         with pytest.raises(WeightsError, match=r"found a Linear of 48 latent channels.*wan_2\.1_vae"):
             stream(vae)
 
 
-def random_weights() -> dict[str, torch.Tensor]:
+def make_random_weights() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     shapes = WanVAE(WIDTH, device="meta").state_dict()
     weights = {key: torch.randn(tensor.shape, generator=generator) for key, tensor in shapes.items()}

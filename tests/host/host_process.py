@@ -3,7 +3,7 @@
     with ComfyUI(NEWEST) as host:
         history = host.run({"1": {"class_type": "LongLiveSession", "inputs": {...}}, ...})
 
-Run it as `python tests/host/comfy.py PORT` to open the newest host in a browser.
+`python tests/host/host_process.py PORT` starts the newest host for use in a browser.
 """
 
 import json
@@ -24,13 +24,13 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for_futures
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import model_files
 import websocket
+from host_messages import Event, Graph, History, HostError, Interrupted, parse_message
 from hosts import NEWEST, REPOSITORY, Host
 
 sys.path.append(str(REPOSITORY / "tests"))  # where pytest finds it by itself, and the script does not
@@ -41,49 +41,6 @@ log = logging.getLogger(__name__)
 PACK = "longlive-sessions"  # the folder's name in custom_nodes, and so in /extensions/
 TEST_NODES = Path(__file__).parent / "testnodes"
 FOLDERS = ("custom_nodes", "input", "models", "output", "temp", "user")
-BINARY_PREVIEW, BINARY_TEXT, BINARY_PREVIEW_WITH_METADATA = 1, 3, 4  # ComfyUI's protocol
-
-Graph = Mapping[str, Mapping[str, object]]  # a prompt in API format
-
-
-class HostError(RuntimeError):
-    """The host refused a prompt or failed in it; the text is the host's own."""
-
-
-class Interrupted(HostError):
-    """The prompt was interrupted."""
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One message of the web socket; a preview has type `preview`, its metadata and the image file's bytes.
-
-    A text that a node shows below itself has type `note`, with `node` and `text`.
-    """
-
-    type: str
-    data: dict
-    image: bytes = b""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class History:
-    """What one prompt did."""
-
-    prompt_id: str
-    outputs: dict[str, dict]  # node id -> what it showed in the interface
-    executed: tuple[str, ...]  # ids of the nodes that ran, in order
-    cached: tuple[str, ...]  # ids of the nodes answered from the host's cache
-    events: tuple[Event, ...]  # its messages
-    messages: tuple[tuple[str, dict], ...]  # the host's own record of them
-
-    @property
-    def previews(self) -> tuple[bytes, ...]:
-        return tuple(event.image for event in self.events if event.type == "preview")
-
-    def text(self, node_id: str) -> str:
-        """The text a node showed."""
-        return "\n".join(self.outputs[node_id]["text"])
 
 
 class ComfyUI:
@@ -98,7 +55,7 @@ class ComfyUI:
         port: int | None = None,
         test_nodes: bool = True,
     ) -> None:
-        self.host, self.flags, self.port = host, tuple(flags), port or free_port()
+        self.host, self.flags, self.port = host, tuple(flags), port or find_free_port()
         self.address = f"http://127.0.0.1:{self.port}"
         self.client_id = uuid.uuid4().hex
         self.events: list[Event] = []
@@ -127,12 +84,12 @@ class ComfyUI:
 
     @property
     def log(self) -> str:
-        """All the process has said since the base directory was made."""
+        """All output of the process since the base directory was made."""
         return self._log_file.read_text(errors="replace")
 
     @property
     def notes(self) -> dict[str, str]:
-        """What each node said last below itself, as a page goes on showing it."""
+        """The last text that each node showed below itself, which a page still shows."""
         return {event.data["node"]: event.data["text"] for event in self.events if event.type == "note"}
 
     @property
@@ -157,7 +114,7 @@ class ComfyUI:
                 stderr=subprocess.STDOUT,
             )
         try:
-            self._wait(self._answers, "its first answer")
+            self._wait(self._is_up, "its first answer")
             self._listen()
         except BaseException:
             self.kill()
@@ -224,7 +181,7 @@ class ComfyUI:
         )
 
     def wait_for(self, wanted: Callable[[Event], bool], what: str = "an event") -> Event:
-        """Wait for the first event that is wanted, those of the past included, as long as the host works."""
+        """Wait for the first wanted event, past or new; raises TimeoutError if the host is stuck."""
         seen, found = 0, None
 
         def is_there() -> bool:
@@ -244,8 +201,8 @@ class ComfyUI:
     def free(self) -> None:
         """Unload the models and empty the host's cache, as its button does."""
         self.post("/free", {"unload_models": True, "free_memory": True})
-        for number in range(2):  # the worker frees before it takes the first of them, or else between the two
-            self.run(nothing(number))
+        for number in range(2):  # it frees between two prompts, the first of these or these two
+            self.run(make_empty_graph(number))
 
     def object_info(self) -> dict[str, dict]:
         return self.get("/object_info")
@@ -276,7 +233,7 @@ class ComfyUI:
         self._wait(answer.done, f"an answer to {path}", pause=lambda: wait_for_futures([answer], 1))
         return answer.result()
 
-    def _answers(self) -> bool:
+    def _is_up(self) -> bool:
         try:
             return bool(self.get("/system_stats"))
         except OSError:
@@ -309,7 +266,7 @@ class ComfyUI:
         """Collect events until the host ends the connection."""
         try:
             while True:
-                event = parse(connection.recv())
+                event = parse_message(connection.recv())
                 if event is not None:
                     with self._changed:
                         self.events.append(event)
@@ -318,23 +275,8 @@ class ComfyUI:
             connection.close()
 
 
-def parse(message: str | bytes) -> Event | None:
-    """Read one message of the web socket; None for those that say nothing."""
-    if not message:
-        return None
-    if isinstance(message, str):
-        content = json.loads(message)
-        return Event(content["type"], content.get("data") or {})
-    kind, length = int.from_bytes(message[:4], "big"), int.from_bytes(message[4:8], "big")
-    if kind == BINARY_PREVIEW_WITH_METADATA:
-        return Event("preview", json.loads(message[8 : 8 + length]), message[8 + length :])
-    if kind == BINARY_TEXT:
-        return Event("note", {"node": message[8 : 8 + length].decode(), "text": message[8 + length :].decode()})
-    return Event("preview", {}, message[8:]) if kind == BINARY_PREVIEW else None
-
-
 def fetch(url: str, body: bytes | None, answer: Future) -> None:
-    """Give `answer` what a URL answers, or the error."""
+    """Request a URL and put its answer, or the error, into `answer`."""
     request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json"})
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
@@ -343,14 +285,14 @@ def fetch(url: str, body: bytes | None, answer: Future) -> None:
         answer.set_result(json.loads(content) if kind == "application/json" and content else content)
     except urllib.error.HTTPError as error:
         with error:
-            said = error.read().decode(errors="replace")
-        answer.set_exception(HostError(f"{urllib.parse.urlsplit(url).path}: {error.code}: {said}"))
+            reply = error.read().decode(errors="replace")
+        answer.set_exception(HostError(f"{urllib.parse.urlsplit(url).path}: {error.code}: {reply}"))
     except BaseException as error:
         answer.set_exception(error)
 
 
-def nothing(number: int) -> Graph:
-    """A prompt without any work."""
+def make_empty_graph(number: int) -> Graph:
+    """Make a prompt that does no work."""
     value = {"class_type": "PrimitiveInt", "inputs": {"value": number}}
     return {"value": value, "shown": {"class_type": "PreviewAny", "inputs": {"source": ["value", 0]}}}
 
@@ -361,21 +303,21 @@ def link(path: Path, target: Path) -> None:
         path.symlink_to(target, target_is_directory=True)
 
 
-def free_port() -> int:
+def find_free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 def main(port: int) -> None:
-    """Keep the newest host open until Ctrl-C, on a base directory that stays."""
+    """Run the newest host until Ctrl-C; its base directory is kept."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the host never outlives this process
     base = REPOSITORY / ".cache" / "comfyui"
     with ComfyUI(NEWEST, base, port=port) as host:
         log.info("ComfyUI %s is at %s", host.host.version, host.address)
         log.info("Open Templates > %s, choose a workflow and run it.", PACK)
-        log.info("Everything it writes lies in %s. Ctrl-C ends it.", host.base)
+        log.info("It writes into %s. Ctrl-C ends it.", host.base)
         try:
             host.join()
         except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Films that tests and benchmarks make in the real ComfyUI, cut short and make again."""
+"""Videos that tests and benchmarks make in a real ComfyUI, interrupt and make again."""
 
 import shutil
 import time
@@ -6,45 +6,46 @@ from pathlib import Path
 
 import av
 import pytest
-from comfy import ComfyUI, Event, Graph, Interrupted
 from graphs import node
+from host_messages import Event, Graph, Interrupted
+from host_process import ComfyUI
 
 PROMPTS = ("a red ring moves left at night", "a blue ring moves down at dusk")
 
 
-def film(last: str, seed: int = 1, blocks: int = 1) -> Graph:
-    """A graph that makes a film of three segments, each of so many blocks."""
+def make_video_graph(last: str, seed: int = 1, blocks: int = 1) -> Graph:
+    """Make the graph of a video of three segments, each of `blocks` blocks."""
     script = "\n".join(f"{blocks}b | {prompt}" for prompt in (*PROMPTS, last))
     return {
         "mini": node("LongLiveMiniature"),
         "session": node("LongLiveSession", model=["mini", 0], width=64, height=64, seed=seed),
         "timeline": node("LongLiveTimeline", session=["session", 0], clip=["mini", 1], script=script),
-        "decode": node("LongLiveDecode", session=["timeline", 0], vae=["mini", 2], filename_prefix="film"),
+        "decode": node("LongLiveDecode", session=["timeline", 0], vae=["mini", 2], filename_prefix="video"),
     }
 
 
-def folder(host: ComfyUI) -> Path:
+def find_folder(host: ComfyUI) -> Path:
     return host.base / "user" / "longlive"
 
 
-def kept(host: ComfyUI, what: str) -> int:
-    return sum(1 for _ in (folder(host) / what).glob("??/*.safetensors"))
+def count_stored(host: ComfyUI, what: str) -> int:
+    return sum(1 for _ in (find_folder(host) / what).glob("??/*.safetensors"))
 
 
-def made(host: ComfyUI, graph: Graph) -> bytes:
+def make_video(host: ComfyUI, graph: Graph) -> bytes:
     [file] = host.run(graph).outputs["decode"]["images"]
     return (host.output / file["subfolder"] / file["filename"]).read_bytes()
 
 
-def made_again(host: ComfyUI, graph: Graph) -> bytes:
-    """The film with nothing to fall back on."""
-    shutil.rmtree(folder(host), ignore_errors=True)
+def remake_video(host: ComfyUI, graph: Graph) -> bytes:
+    """Make the video again, with all stored work and the host's cache removed."""
+    shutil.rmtree(find_folder(host), ignore_errors=True)
     host.free()
-    return made(host, graph)
+    return make_video(host, graph)
 
 
-def interrupted(host: ComfyUI, graph: Graph, where: str, value: int, delay: float = 0) -> Path:
-    """Interrupt a node so many seconds after its progress has come to a value; the film that the node shows."""
+def interrupt_node(host: ComfyUI, graph: Graph, where: str, value: int, delay: float = 0) -> Path:
+    """Interrupt node `where` `delay` seconds after its progress reached `value`; return the video that it shows."""
     queued = host.queue(graph)
 
     def has_come(event: Event) -> bool:
@@ -64,6 +65,6 @@ def interrupted(host: ComfyUI, graph: Graph, where: str, value: int, delay: floa
     return host.base / "temp" / file["filename"]
 
 
-def frames(path: Path) -> int:
+def count_frames(path: Path) -> int:
     with av.open(path) as video:
         return sum(1 for _ in video.decode(video=0))
