@@ -1,4 +1,4 @@
-"""Measures how the tree is built and named; `python tests/house.py [FOLDER …]` prints a column for each repository."""
+"""Measures the imports, names and sizes of the library; `python tests/house.py [REPOSITORY …]` prints one column each."""
 
 import ast
 import itertools
@@ -11,9 +11,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
-# From the ground up, the library's own room below them all; a package may have had another name.
+# A package may import those before it, and the modules directly in longlive/, which are below all packages.
 PACKAGES: Sequence[str] = "model weights session rollout video evaluation tuning miniature reference cli".split()
-FORMER_NAMES = {"tune": "tuning"}
 MAX_LINES = 350
 
 IRREGULAR = """
@@ -68,7 +67,7 @@ EXCEPTIONS = (
 
 
 class House:
-    """A repository of ours, as its files tell it; nothing is imported."""
+    """A repository of this project; its files are parsed, not imported."""
 
     def __init__(self, root: Path = ROOT) -> None:
         self.root, self.library = root, root / "longlive"
@@ -80,7 +79,7 @@ class House:
         return {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(paths)}
 
     def own_room(self) -> list[str]:
-        """List the modules that lie in no package of the library."""
+        """List the modules of the library that are in no package."""
         return sorted(path.name for path in self.library.glob("*.py") if not path.stem.startswith("__"))
 
     def upward_imports(self) -> list[str]:
@@ -92,7 +91,7 @@ class House:
         ]
 
     def arrows(self) -> set[tuple[str, str]]:
-        """Collect the pairs (importing room, imported room): packages, and modules that lie in none."""
+        """Collect the pairs (importer, imported) of packages, and of modules that are in none."""
         pairs = {
             tuple(self._package(module) or module for module in (self._module(path), target))
             for path, target in self._imports()
@@ -100,7 +99,7 @@ class House:
         return {(start, end) for start, end in pairs if start != end}
 
     def package_cycles(self) -> list[str]:
-        """List the groups of packages that import each other, directly or by way of others; "own" is the own room."""
+        """List the groups of packages that import each other, also by way of others; "own" means modules in none."""
         rooms = {(self._package(start) or "own", self._package(end) or "own") for start, end in self.arrows()}
         arrows = {(start, end) for start, end in rooms if start != end}
         reached = {package: reach(package, arrows) for pair in arrows for package in pair}
@@ -156,21 +155,21 @@ class House:
     def _module(self, path: Path) -> str:
         """The dotted name of a module inside the library."""
         parts = path.relative_to(self.library).with_suffix("").parts
-        return ".".join(FORMER_NAMES.get(part, part) for part in parts if part != "__init__")
+        return ".".join(part for part in parts if part != "__init__")
 
     def _package(self, module: str) -> str:
-        """The package of a module; empty for the library's own room."""
+        """The package of a module; empty if it is in none."""
         package = module.partition(".")[0]
-        folders = {FORMER_NAMES.get(path.name, path.name) for path in self.library.iterdir() if path.is_dir()}
+        folders = {path.name for path in self.library.iterdir() if path.is_dir()}
         return package if package in folders else ""
 
     def _rank(self, module: str) -> int:
-        """How high the package of a module lies; 0 for the library's own room."""
+        """The place of a module's package in PACKAGES, from 1; 0 for a module in none."""
         package = self._package(module)
         return PACKAGES.index(package) + 1 if package else 0
 
     def _imports(self) -> Iterator[tuple[Path, str]]:
-        """Every import inside the library as (file, dotted name), but those of `longlive` itself and its `__main__`."""
+        """Yield the imports inside the library as (file, dotted name), but those of `longlive` itself and `__main__`."""
         for path, tree in self.trees.items():
             if not path.is_relative_to(self.library) or self._module(path) in {"", "__main__"}:
                 continue
@@ -188,7 +187,7 @@ def files_in(folder: Path) -> list[Path]:
 
 
 def reach(package: str, arrows: set[tuple[str, str]]) -> set[str]:
-    """Follow the arrows from a package; itself is among what is reached only if a way leads back."""
+    """Follow the arrows from a package; it reaches itself only if an arrow leads back."""
     seen: set[str] = set()
     waiting = [package]
     while waiting:

@@ -1,4 +1,4 @@
-"""What version 0.1.0 saved is read and continued as before; `tests/data/before_packages/README.md` has its origin."""
+"""Saved files are read and continued with the results of the time they were written (`tests/data/saved_files`)."""
 
 import json
 import shutil
@@ -24,12 +24,12 @@ from longlive.video.writer import VideoWriter
 from longlive.weights.lora import Lora
 
 TESTS = Path(__file__).parents[1]
-SAVED = TESTS / "data" / "before_packages"
+SAVED = TESTS / "data" / "saved_files"
 FACTS = json.loads((SAVED / "facts.json").read_text())
 CONTINUED = load_file(SAVED / "continued.safetensors")["latents"]
 NODES = json.loads((TESTS / "host" / "object_info.json").read_text())
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
-ENDINGS = {"fixed", "randomize", "increment", "decrement"}  # what becomes of a seed after a run
+ENDINGS = {"fixed", "randomize", "increment", "decrement"}  # what the interface does to a seed after a run
 
 
 @pytest.fixture
@@ -45,11 +45,11 @@ def passes() -> list:
 
 @pytest.fixture
 def store(tmp_path) -> Store:
-    """A copy of the store of blocks, that a test may write to."""
+    """A copy of the store of blocks, which a test may change."""
     return Store(shutil.copytree(SAVED / "blocks", tmp_path / "blocks"))
 
 
-def continued(session: Session, passes: list, store: Store | None = None) -> Session:
+def continue_session(session: Session, passes: list, store: Store | None = None) -> Session:
     blocks = len(FACTS["continued_keys"]) - len(FACTS["keys"])
     with Sampler(tiny.model(), store=store, watch=passes.append) as sampler:
         return sampler.sample(session, blocks)
@@ -66,15 +66,15 @@ def test_a_session_file_holds_what_was_saved(saved):
     assert list(saved.keys) == FACTS["continued_keys"][: len(saved.keys)]
 
 
-def test_a_session_file_is_continued_as_it_was_then(saved, passes):
-    longer = continued(saved, passes)
+def test_a_session_file_is_continued_to_the_recorded_latents(saved, passes):
+    longer = continue_session(saved, passes)
     assert passes
     assert list(longer.keys) == FACTS["continued_keys"]
     torch.testing.assert_close(longer.frames(saved.num_frames, CONTINUED.shape[1]), CONTINUED, atol=1e-5, rtol=1e-5)
 
 
 def test_the_store_answers_the_continuation_without_a_pass(saved, passes, store):
-    longer = continued(saved, passes, store)
+    longer = continue_session(saved, passes, store)
     assert not passes
     assert torch.equal(longer.frames(saved.num_frames, CONTINUED.shape[1]), CONTINUED)
 
@@ -103,7 +103,7 @@ def test_a_video_is_made_of_stored_fragments_and_nothing_is_decoded(saved, tmp_p
     assert writer.num_frames == 4 * 3 * len(blocks) - 3
 
 
-def test_a_tuning_is_resumed_and_gives_the_figures_of_then(tmp_path):
+def test_a_tuning_is_resumed_and_gives_the_recorded_figures(tmp_path):
     folder = shutil.copytree(SAVED / "tuning", tmp_path / "tuning")
     config, steps = tiny_tuning.with_learn(rank=1, alpha=1), []
     options = replace(config.run, steps=FACTS["curve"][-1]["step"], keep=1)
@@ -129,7 +129,7 @@ def test_the_adapters_of_a_tuning_are_read():
 
 @pytest.mark.parametrize("path", sorted((SAVED / "workflows").glob("*.json")), ids=lambda path: path.stem)
 def test_a_workflow_names_nodes_inputs_and_outputs_that_exist(path):
-    """Values of widgets are saved by their place, so their number and order count too."""
+    """Values of widgets are saved by position, so their number and order count too."""
     ours = [node for node in json.loads(path.read_text())["nodes"] if node["type"].startswith("LongLive")]
     assert ours
     for node in ours:
