@@ -164,10 +164,10 @@ def claim(path: Path) -> Iterator[None]:
 
 
 def is_claimed(path: Path) -> bool:
-    """Whether a process claims a file. Raises OSError for a file that cannot be opened."""
+    """Whether a process claims a file. Raises OSError as `open_regular`."""
     if fcntl is None:
         return False
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

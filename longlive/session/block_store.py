@@ -9,6 +9,7 @@ import contextlib
 import functools
 import logging
 import os
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ..digest import hash_tensors
-from ..files import atomic_write, read_bytes, sweep
+from ..files import PART, atomic_write, read_bytes, sweep
 from ..model.dtypes import is_finite
 
 log = logging.getLogger(__name__)
@@ -28,11 +29,15 @@ log = logging.getLogger(__name__)
 MEMORY_BYTES = 1 << 30  # a minute at 832 x 480 is 48 MB
 DISK_BYTES = 8 << 30
 ENTRY = ".safetensors"
+ENTRY_FILE = re.compile(rf"([0-9a-f]{{2}})/\1[0-9a-f]{{62}}{re.escape(ENTRY)}")
+PART_FILE = re.compile(rf"[0-9a-f]{{2}}/\.[0-9a-f]{{32}}{re.escape(PART)}")
 DIGEST_TENSOR = "digest"  # the name of the tensor that holds the digest of the others
 LATENTS = "latents"
 TRIM_TO = 0.9  # of the disk limit: this leaves room, so that not every new entry trims
 
 Entry = dict[str, Tensor]
+Expected = Mapping[str, tuple[tuple[int, ...] | None, torch.dtype]]
+"""The shape and dtype of each tensor by name; a shape of None stands for any length of one axis."""
 
 
 class Store:
@@ -56,23 +61,23 @@ class Store:
         """Store a block of latents."""
         self.write(key, {LATENTS: block})
 
-    def read(self, key: str, expected: Mapping[str, tuple[tuple[int, ...] | None, torch.dtype]]) -> Entry | None:
+    def read(self, key: str, expected: Expected) -> Entry | None:
         """Return the tensors under a key, or None. A damaged file is removed and counts as none.
 
-        `expected` gives the shape and dtype of each tensor by name; a shape of None stands for any length of one axis.
+        So does a file that the system does not let us read: `write` reports what matters of that.
         """
-        if key in self._entries:
+        if key in self._entries and find_mismatch(self._entries[key], expected) is None:
             self._entries.move_to_end(key)
             return self._entries[key]
         path = self._path(key)
-        if path is None or not path.exists():
+        if path is None:
             return None
         try:
-            content = read_bytes(
-                path, self.disk_bytes
-            )  # once: another process may replace the file between two openings
-            entry = check_entry(load(content), expected)
+            # in one go: another process may replace the file between two openings
+            entry = check_entry(load(read_bytes(path, self.disk_bytes)), expected)
         except (OSError, KeyError, ValueError, SafetensorError) as error:
+            if getattr(error, "errno", None):
+                return None
             log.warning("the stored entry %s is damaged (%s); it is computed again", path, error)
             remove_entry(path)
             return None
@@ -110,13 +115,17 @@ class Store:
         return self.folder / key[:2] / f"{key}{ENTRY}" if self.folder else None
 
     def _hold(self, key: str, entry: Entry) -> None:
-        if key not in self._entries:
-            self._held += count_bytes(entry)
+        self._held -= count_bytes(self._entries.pop(key, {}))
+        if count_bytes(entry) > self.memory_bytes:
+            return
+        self._held += count_bytes(entry)
         self._entries[key] = entry
-        while self._held > self.memory_bytes and self._entries:
+        while self._held > self.memory_bytes:
             self._held -= count_bytes(self._entries.popitem(last=False)[1])
 
     def _make_room(self, count: int) -> None:
+        if count > self.disk_bytes:
+            raise OSError(f"an entry of {count:,} bytes is larger than its limit of {self.disk_bytes:,}")
         if self._on_disk is None or self._on_disk + count > self.disk_bytes:
             self._on_disk = self._trim(count)
         self._on_disk += count
@@ -124,14 +133,17 @@ class Store:
     def _trim(self, count: int) -> int:
         """Remove the entries unused for longest if `count` more bytes are too many; return the bytes that stay.
 
+        What has another name than an entry or a part of ours is someone else's, and stays.
         An entry whose time is in the future was used before the clock was set back. It goes first; otherwise it would
         stay longer than every new one.
         """
         assert self.folder is not None
         entries, now = [], time.time_ns()
         for path in self.folder.glob("??/*"):
-            if path.suffix != ENTRY:
+            name = path.relative_to(self.folder).as_posix()
+            if PART_FILE.fullmatch(name):
                 sweep(path)
+            if not ENTRY_FILE.fullmatch(name):
                 continue
             with contextlib.suppress(OSError):  # another process may have removed it
                 stat = path.stat()
@@ -153,23 +165,30 @@ def open_store(folder: Path, *, memory_bytes: int = MEMORY_BYTES, disk_bytes: in
     return Store(folder, memory_bytes=memory_bytes, disk_bytes=disk_bytes)
 
 
-def check_entry(entry: Entry, expected: Mapping[str, tuple[tuple[int, ...] | None, torch.dtype]]) -> Entry:
+def check_entry(entry: Entry, expected: Expected) -> Entry:
     """Return the tensors of an entry without their digest. Raises KeyError or ValueError if they are not as stored."""
     digest = entry.pop(DIGEST_TENSOR)
-    if entry.keys() != expected.keys():
-        raise ValueError(f"it holds {sorted(entry)}, expected {sorted(expected)}")
-    for name, (shape, dtype) in expected.items():
-        tensor = entry[name]
-        if tensor.dtype != dtype:
-            raise ValueError(f"its {name} are {tensor.dtype}, expected {dtype}")
-        if tensor.ndim != 1 if shape is None else tuple(tensor.shape) != shape:
-            raise ValueError(f"the shape of its {name} is {tuple(tensor.shape)}, expected {shape or 'one axis'}")
+    if mismatch := find_mismatch(entry, expected):
+        raise ValueError(mismatch)
     if digest.dtype != torch.uint8 or not torch.equal(digest, hash_entry(entry)):  # `equal` may fail for other dtypes
         raise ValueError("it is not what was stored")
     for name, tensor in entry.items():
         if not is_finite(tensor):
             raise ValueError(f"its {name} hold NaN or infinity")
     return entry
+
+
+def find_mismatch(entry: Entry, expected: Expected) -> str | None:
+    """Say in what the names, shapes or dtypes of an entry are not those expected; None if they are."""
+    if entry.keys() != expected.keys():
+        return f"it holds {sorted(entry)}, expected {sorted(expected)}"
+    for name, (shape, dtype) in expected.items():
+        tensor = entry[name]
+        if tensor.dtype != dtype:
+            return f"its {name} are {tensor.dtype}, expected {dtype}"
+        if tensor.ndim != 1 if shape is None else tuple(tensor.shape) != shape:
+            return f"the shape of its {name} is {tuple(tensor.shape)}, expected {shape or 'one axis'}"
+    return None
 
 
 def remove_entry(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Folders that nobody may write to, for tests of a disk that refuses."""
+"""Folders that nobody may write to or enter, for tests of a disk that refuses."""
 
 import os
 from collections.abc import Iterator
@@ -14,14 +14,35 @@ def read_only(folder: Path) -> Iterator[None]:
     everything = [folder, *folder.rglob("*")]
     for path in everything:
         path.chmod(0o555 if path.is_dir() else 0o444)
-    root = os.geteuid() == 0
     try:
-        if root:
-            os.seteuid(NOBODY)
-        yield
+        with another_user():
+            yield
     finally:
-        if root:
-            os.seteuid(0)
         for path in everything:
             if path.exists():
                 path.chmod(0o755)
+
+
+@contextmanager
+def closed_to_us(folder: Path) -> Iterator[None]:
+    """Make a folder one that nobody may enter, also root, who becomes another user until the block ends."""
+    folder.parent.chmod(0o755)
+    folder.chmod(0)
+    try:
+        with another_user():
+            yield
+    finally:
+        folder.chmod(0o755)
+
+
+@contextmanager
+def another_user() -> Iterator[None]:
+    """Make root another user until the block ends; others stay who they are."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)

@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from longlive import files
-from longlive.files import atomic_write, check_regular, find_inside, is_plain_name, open_regular, read_bytes, read_text
+from longlive.files import (
+    atomic_write,
+    check_regular,
+    find_inside,
+    is_claimed,
+    is_plain_name,
+    open_regular,
+    read_bytes,
+    read_text,
+)
 
 UNIX = pytest.mark.skipif(os.name == "nt", reason="needs pipes and devices of Unix")
 
@@ -29,7 +38,7 @@ def irregular(tmp_path) -> dict[str, Path]:
 
 
 @UNIX
-@pytest.mark.parametrize("read", [check_regular, open_regular, read_bytes, read_text])
+@pytest.mark.parametrize("read", [check_regular, open_regular, read_bytes, read_text, is_claimed])
 @pytest.mark.parametrize("kind", ["a pipe", "a socket", "a device", "a folder"])
 def test_what_is_no_file_is_refused_and_not_waited_for(irregular, read, kind):
     with pytest.raises(OSError, match=f"it is {kind}, not a file"):

@@ -6,13 +6,14 @@ import os
 import random
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
-from disks import read_only
+from disks import closed_to_us, read_only
 from patience import wait_until
 from safetensors.torch import save_file
 
@@ -59,6 +60,10 @@ def age(folder: Path, number: int, seconds: float) -> None:
     path = folder / key(number)[:2] / f"{key(number)}.safetensors"
     then = time.time() - seconds
     os.utime(path, (then, then))
+
+
+def name_part(folder: Path) -> Path:
+    return folder / f".{uuid.uuid4().hex}.part"
 
 
 @pytest.fixture
@@ -163,11 +168,9 @@ def store_file(path: Path, latents: torch.Tensor, dtype: torch.dtype | None = No
     save_file({"latents": latents.to(dtype or latents.dtype), "digest": hash_entry({"latents": latents})}, path)
 
 
-@pytest.mark.parametrize("name", [".{}.part", ".tmp{}"])  # ours, and safetensors' own
-def test_parts_of_killed_processes_are_swept_once_they_are_old(tmp_path, name):
-    """Our partial files, and those of safetensors, which also writes under another name first."""
+def test_parts_of_killed_processes_are_swept_once_they_are_old(tmp_path):
     fill(Store(tmp_path), [1])
-    old, young = (files(tmp_path)[0].with_name(name.format(age)) for age in ("old", "young"))
+    old, young = (name_part(files(tmp_path)[0].parent) for _ in range(2))
     for part in (old, young):
         part.write_bytes(b"half")
     then = time.time() - ABANDONED_SECONDS - 10
@@ -175,6 +178,49 @@ def test_parts_of_killed_processes_are_swept_once_they_are_old(tmp_path, name):
     fill(Store(tmp_path), [2])
     assert not old.exists()
     assert young.exists()
+
+
+def test_a_store_removes_only_what_it_made(tmp_path):
+    """Someone may name a folder of their own as the store."""
+    long_ago = time.time() - 10 * ABANDONED_SECONDS
+    others = [
+        tmp_path / name
+        for name in ("ab/notes.txt", "hi/model.safetensors", "ab/model.safetensors", "ab/.cache.part", f"hi/{key(1)}")
+    ]
+    for path in others:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(bytes(10 * FILE_BYTES))
+        os.utime(path, (long_ago, long_ago))
+    store = fill(Store(tmp_path, memory_bytes=0, disk_bytes=3 * FILE_BYTES), range(8))
+    assert [path for path in others if not path.exists()] == []
+    assert len(list_held(store, range(8))) >= 3
+
+
+def test_an_entry_larger_than_the_limit_pushes_no_other_out(tmp_path, caplog):
+    store = fill(Store(tmp_path, memory_bytes=3 * BLOCK_BYTES, disk_bytes=6 * FILE_BYTES), range(3))
+    large = (1, 48, *SHAPE[2:])
+    store.put(key(9), block(9, large))
+    assert store.get(key(9), large) is None
+    assert len(warnings(caplog)) == 1
+    for place in (store, Store(tmp_path)):
+        assert list_held(place, range(3)) == [0, 1, 2]
+
+
+def test_an_entry_in_memory_of_another_shape_is_not_given():
+    store = fill(Store(), [1])
+    assert store.get(key(1), (1, 3, 16, 4, 4)) is None
+    assert store.get(key(1), SHAPE, torch.bfloat16) is None
+    assert list_held(store, [1]) == [1]
+
+
+def test_an_entry_that_cannot_be_reached_counts_as_none(shared, caplog):
+    """One in another user's folder, and one in a folder whose name is too long for the disk."""
+    fill(Store(shared), [1])
+    with closed_to_us(shared / key(1)[:2]):
+        assert list_held(Store(shared), [1]) == []
+    assert list_held(Store(shared / ("x" * 300)), [1]) == []
+    assert warnings(caplog) == []
+    assert list_held(Store(shared), [1]) == [1]
 
 
 def write_until_killed(folder: Path, shape: tuple[int, ...], started) -> None:
@@ -327,7 +373,7 @@ def test_an_entry_that_cannot_be_written_does_not_end_the_keeping_of_others(tmp_
 
 def test_a_part_that_is_being_written_is_not_swept_when_the_clock_jumps_ahead(tmp_path):
     fill(Store(tmp_path), [1])
-    part = files(tmp_path)[0].with_name(".live.part")
+    part = name_part(files(tmp_path)[0].parent)
     part.write_bytes(b"half")
     long_ago = time.time() - 10 * ABANDONED_SECONDS
     with claim(part):
