@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
 
-import av
 import numpy as np
 import torch
 import torch.nn.functional as nnf
@@ -24,6 +23,7 @@ from ..errors import EvaluationError, ScriptError
 from ..files import check_regular
 from ..session.timeline import Segment
 from ..units import count_pixel_frames
+from ..video.fragments import open_container
 from .clip_score import ClipScorer
 from .report import Cell, Curve, Figure, Plot, Report, Table
 
@@ -110,8 +110,8 @@ def open_video(path: Path) -> Iterator[tuple[float, Iterator[Tensor]]]:
     Raises EvaluationError for a file that cannot be read as a video.
     """
     try:
-        check_regular(path)  # FFmpeg would wait for a pipe, and reads a name such as a:b as an address
-        with av.open(str(path)) as container:
+        check_regular(path)  # FFmpeg would wait for a pipe
+        with open_container(path) as container:
             if not container.streams.video:
                 raise EvaluationError(f"{path} has no video stream; give a video")
             yield float(container.streams.video[0].average_rate or 1), read_batches(container)

@@ -7,6 +7,7 @@ model attends those rows too (Wan2.1).
 import contextlib
 import hashlib
 import html
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
@@ -67,7 +68,7 @@ class UMT5:
         self.tokenizer, self.encoder = tokenizer, encoder
 
     @classmethod
-    def of_pipeline(cls, folder: Path, *, device: torch.device, dtype: torch.dtype) -> "UMT5":
+    def of_pipeline(cls, folder: str | Path, *, device: torch.device, dtype: torch.dtype) -> "UMT5":
         """Load umT5. Raises WeightsError for a folder without it, or if `transformers` is not installed."""
         try:
             from transformers import AutoTokenizer, UMT5EncoderModel
@@ -76,8 +77,9 @@ class UMT5:
                 f"the text encoder needs transformers, which does not load ({error}); "
                 f"pip install diffusers transformers sentencepiece ftfy"
             ) from error
+        folder = Path(folder)
         for part in ("text_encoder", "tokenizer"):
-            if not (folder / part).is_dir():
+            if not os.path.isdir(folder / part):  # unlike Path.is_dir, accepts names that no disk does
                 raise WeightsError(
                     f"{folder} has no {part}/ folder; give a diffusers-format Wan2.1 folder, "
                     f"for example a download of Wan-AI/Wan2.1-T2V-1.3B-Diffusers"

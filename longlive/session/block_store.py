@@ -44,9 +44,10 @@ class Store:
     """Entries of tensors by key: the latest in memory, all in `folder` if there is one; the oldest go first."""
 
     def __init__(
-        self, folder: Path | None = None, *, memory_bytes: int = MEMORY_BYTES, disk_bytes: int = DISK_BYTES
+        self, folder: str | Path | None = None, *, memory_bytes: int = MEMORY_BYTES, disk_bytes: int = DISK_BYTES
     ) -> None:
-        self.folder, self.memory_bytes, self.disk_bytes = folder, memory_bytes, disk_bytes
+        self.folder = None if folder is None else Path(folder)
+        self.memory_bytes, self.disk_bytes = memory_bytes, disk_bytes
         self._has_warned = False
         self._entries: OrderedDict[str, Entry] = OrderedDict()
         self._held = 0  # bytes in memory

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import av
 from av.container import InputContainer
+from av.error import FFmpegError
 from av.video.stream import VideoStream
 from torch import Tensor
 
@@ -36,6 +37,11 @@ FRAGMENT_OPTIONS = {
 }
 # Keep metadata names that MP4 does not know; put the index first, so that a page plays the file at once.
 FILE_OPTIONS = {"movflags": "use_metadata_tags+faststart"}
+# A playlist could name any file of this machine, so only formats that hold their pictures themselves are read.
+INPUT_OPTIONS = {
+    "format_whitelist": "mov,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,mxf,gif",
+    "protocol_whitelist": "file",
+}
 HEADER_BYTES = 8  # of a box of MP4: its length and its name
 
 
@@ -114,7 +120,10 @@ def split_boxes(file: bytes) -> tuple[bytes, bytes]:
 
 def remux(fragments: Path, path: Path, metadata: Mapping[str, str]) -> None:
     """Copy the packets of a fragmented file into an ordinary one, without decoding. Raises OSError."""
-    with av.open(fragments) as source, av.open(path, "w", format="mp4", options=FILE_OPTIONS) as container:
+    with (
+        open_container(fragments) as source,
+        av.open(path.absolute(), "w", format="mp4", options=FILE_OPTIONS) as container,
+    ):
         container.metadata.update(metadata)
         incoming = source.streams.video[0]
         outgoing = container.add_stream_from_template(incoming)
@@ -129,11 +138,19 @@ def has_beginning(path: Path, fragments: Path) -> bool:
     if not path.is_file():
         return False
     try:
-        with av.open(path) as longer, av.open(fragments) as shorter:
+        with open_container(path) as longer, open_container(fragments) as shorter:
             pairs = zip_longest(read_packets(longer), read_packets(shorter))
             return all(ours is None or ours == theirs for theirs, ours in pairs)
-    except (OSError, IndexError):  # not a video
+    except (OSError, FFmpegError, IndexError):  # not a video
         return False
+
+
+def open_container(path: Path) -> InputContainer:
+    """Open a video file to read. Raises OSError or FFmpegError for anything else, such as a list of other files.
+
+    The path is made absolute, because FFmpeg takes a relative name with a colon for an address.
+    """
+    return av.open(path.absolute(), options=INPUT_OPTIONS)
 
 
 def read_packets(container: InputContainer) -> Iterator[bytes]:

@@ -177,9 +177,9 @@ def remove_abandoned(path: Path) -> None:
 
 def check_output(path: Path) -> None:
     """Check that a video can be written to a path. Raises VideoError."""
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path.is_dir, accepts names that no disk does
         raise VideoError(f"{path} is a folder; give the name of a file, such as {path / 'video.mp4'}")
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise VideoError(f"there is no folder {path.parent} for {path.name}; make it or choose another")
     probe = path.with_name(f".{uuid.uuid4().hex}{GROWING_SUFFIX}")
     try:

@@ -152,6 +152,7 @@ USES: tuple[Callable[[Path], object], ...] = (
 
 
 def attack_path(draw: random.Random, folder: Path) -> None:
+    """A path that is absolute or relative to the folder we are in, where a colon could make it an address."""
     use = draw.choice(USES)
     if draw.random() < 0.3:
         path = Path(draw.choice(DEVICES))
@@ -160,9 +161,15 @@ def attack_path(draw: random.Random, folder: Path) -> None:
     else:
         parent = folder / "place"
         parent.mkdir()
-        path = parent / draw.choice(("x", "x.safetensors", "x.pt", "x.mp4", "x.jsonl", "x.toml", "vae"))
+        suffix = draw.choice(("", ".safetensors", ".pt", ".mp4", ".jsonl", ".toml"))
+        path = parent / f"{draw.choice(('x', 'vae', '12:30'))}{suffix}"
         draw.choice(PLACES)(path)
-    use(path)
+    if not path.is_relative_to(folder) or draw.random() < 0.5:
+        use(path)
+        return
+    beside = path.parent if path.parent.is_dir() else folder
+    with contextlib.chdir(beside):
+        use(path.relative_to(beside))
 
 
 TARGETS = (Target("names and paths", 1500, attack_path),)

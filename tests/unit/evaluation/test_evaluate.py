@@ -1,5 +1,7 @@
 """Measures of any video, from a file."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -126,6 +128,26 @@ def test_a_file_that_is_no_video_is_refused(tmp_path):
     (tmp_path / "text.mp4").write_text("no video")
     with pytest.raises(EvaluationError, match=r"text\.mp4 cannot be read as a video"):
         evaluate_video(tmp_path / "text.mp4")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("list.m3u8", "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:1.0,\nworld.mp4\n#EXT-X-ENDLIST\n"),
+        ("list.mp4", "ffconcat version 1.0\nfile world.mp4\n"),
+    ],
+)
+def test_a_playlist_of_other_files_is_refused(world, name, text):
+    folder, _ = world
+    (folder / name).write_text(text)
+    with pytest.raises(EvaluationError, match="cannot be read as a video"):
+        evaluate_video(folder / name)
+
+
+def test_a_name_with_a_colon_is_a_file_and_not_an_address(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "12:30.mp4", noise(5))
+    assert read_features(Path("12:30.mp4")).num_frames == 5
 
 
 def test_the_command_prints_the_report_and_writes_it_where_asked(world, tmp_path, capsys):

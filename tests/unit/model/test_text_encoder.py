@@ -113,6 +113,11 @@ def test_a_folder_that_lacks_a_part_is_refused(tmp_path, missing):
         UMT5.of_pipeline(tmp_path, device=CPU, dtype=torch.float32)
 
 
+def test_a_name_of_a_folder_may_be_text_and_longer_than_a_disk_allows():
+    with pytest.raises(WeightsError, match=r"has no text_encoder/ folder"):
+        UMT5.of_pipeline("x" * 300, device=CPU, dtype=torch.float32)
+
+
 @pytest.mark.parametrize("damage", ["no config", "no weights", "truncated weights", "no tokenizer", "config no JSON"])
 def test_a_damaged_folder_is_refused(pipeline, tmp_path, damage):
     folder = shutil.copytree(pipeline, tmp_path / "pipeline")

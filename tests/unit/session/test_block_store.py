@@ -85,6 +85,11 @@ def test_a_block_comes_back_bit_for_bit_from_memory_and_from_disk(tmp_path):
             assert torch.equal(found, latents.to(dtype))
 
 
+def test_the_folder_may_be_given_as_text(tmp_path):
+    fill(Store(str(tmp_path)), [1])
+    assert list_held(Store(tmp_path), [1]) == [1]
+
+
 def test_an_unknown_key_is_none(tmp_path):
     assert Store().get(key(1), SHAPE) is None
     assert Store(tmp_path).get(key(1), SHAPE) is None

@@ -119,6 +119,11 @@ def test_a_missing_folder_is_named_before_any_work(tmp_path):
         VideoWriter(tmp_path / "nowhere" / "clip.mp4")
 
 
+def test_a_name_that_is_too_long_is_a_video_error(tmp_path):
+    with pytest.raises(VideoError, match=r"cannot be written after 0 frames: File name too long"):
+        VideoWriter(tmp_path / f"{'x' * 300}.mp4").write(make_flat(0))
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc stands in for a read-only disk")
 def test_a_read_only_disk_is_named_at_the_first_frame():
     with pytest.raises(VideoError, match=r"/proc/clip\.mp4 cannot be written after 0 frames: .*choose a folder"):
@@ -216,6 +221,24 @@ def test_an_interrupted_video_does_not_replace_a_longer_one_that_begins_alike(pa
     assert path.read_bytes() == whole
     interrupt_after(path, 9, 12, seed=5)  # another video, which was asked for under this name
     assert len(read_frames(path)) == 21
+
+
+def test_an_interrupted_video_replaces_a_file_that_is_no_video(path):
+    path.write_text("notes, not a video")
+    interrupt_after(path, 9)
+    assert len(read_frames(path)) == 9
+
+
+@pytest.mark.parametrize("name", ["12:30.mp4", "a:b/clip.mp4", "file:clip.mp4"])
+def test_a_name_with_a_colon_is_a_file_and_not_an_address(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    for count in (9, 3):  # the second is interrupted, and compared with the first
+        with suppress(KeyboardInterrupt), VideoWriter(name) as writer:
+            writer.write(make_noise(count, seed=count))
+            if count == 3:
+                raise KeyboardInterrupt
+        assert len(read_frames(tmp_path / name)) == count
 
 
 def test_a_folder_or_one_that_cannot_be_written_is_refused_at_once(tmp_path):
