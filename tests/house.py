@@ -1,4 +1,4 @@
-"""Measures the imports, names and sizes of the library; `python tests/house.py [REPOSITORY …]` prints one column each."""
+"""Measures the imports, names and sizes of the library; `python tests/house.py [REPOSITORY …]` prints a column each."""
 
 import ast
 import itertools
@@ -169,7 +169,7 @@ class House:
         return PACKAGES.index(package) + 1 if package else 0
 
     def _imports(self) -> Iterator[tuple[Path, str]]:
-        """Yield the imports inside the library as (file, dotted name), but those of `longlive` itself and `__main__`."""
+        """Yield the imports inside the library as (file, dotted name); not those of `longlive` and `__main__`."""
         for path, tree in self.trees.items():
             if not path.is_relative_to(self.library) or self._module(path) in {"", "__main__"}:
                 continue
