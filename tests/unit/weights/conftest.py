@@ -1,9 +1,12 @@
-"""Fixtures of the tests of weights files."""
+"""Fixtures of the tests of weights files and adapters: the recorded weights, the recorded adapter."""
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_weights import CAUSAL
+from tiny_loras import cut_prefix, save_tensors
+from tiny_weights import CAUSAL, REFERENCE
+
+from longlive.weights.lora import Lora
 
 
 @pytest.fixture(scope="module")
@@ -29,3 +32,19 @@ def save(tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    return load_file(REFERENCE / "lora.safetensors")
+
+
+@pytest.fixture(scope="module")
+def adapter(recorded):
+    """The recorded adapter, 40 tensors in PEFT's spelling."""
+    return cut_prefix("lora.", recorded)
+
+
+@pytest.fixture
+def lora(adapter, tmp_path):
+    return Lora.read(save_tensors(tmp_path, adapter))
