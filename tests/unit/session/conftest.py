@@ -1,5 +1,7 @@
-"""A video, and the session file it is saved in."""
+"""A video, the session file it is saved in, and a folder for stores."""
 
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,3 +27,10 @@ def path(tmp_path, video) -> Path:
     path = tmp_path / "video.safetensors"
     save_session(video, path)
     return path
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A folder that every user can reach, unlike pytest's own."""
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)

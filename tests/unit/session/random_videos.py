@@ -8,12 +8,12 @@ from longlive.session.session import Session
 KERNEL = "cpu sdpa"
 
 
-def make_block(session: Session, number: int) -> torch.Tensor:
+def draw_block(session: Session, number: int) -> torch.Tensor:
     return torch.randn(session.block_shape, generator=torch.Generator().manual_seed(number))
 
 
 def add_block(session: Session, number: int) -> Session:
-    return session.extended_by(make_block(session, number), session.compute_next_key(KERNEL))
+    return session.extended_by(draw_block(session, number), session.compute_next_key(KERNEL))
 
 
 def make_video(blocks: int, session: Session | None = None) -> Session:
