@@ -16,13 +16,10 @@ from comfyui_longlive.longlive.session.session import Session
 from comfyui_longlive.nodes.host import sampling
 from comfyui_longlive.nodes.host.model import as_causal_model
 from comfyui_longlive.nodes.session import NewSession
-from model_files import GEOMETRY, make_dit_weights
+from identity import load_model
+from model_files import GEOMETRY
 
 GIB = 1 << 30
-
-
-def load() -> ModelPatcher:
-    return comfy.sd.load_diffusion_model_state_dict(make_dit_weights())
 
 
 def set_dtype(patcher: ModelPatcher, dtype: str) -> ModelPatcher:
@@ -46,7 +43,7 @@ def extend_session(patcher: ModelPatcher, session: Session) -> Session:
 
 def check_compute_dtype() -> None:
     """The dtype that a node set rules from the first block on, in every later node, and in no clone without it."""
-    plain = load()
+    plain = load_model()
     patched = set_dtype(plain, "bf16")
     session = begin_session(patched)
     assert session.dtype is torch.bfloat16
@@ -68,7 +65,7 @@ def check_patches_of_a_run_rule_the_key() -> None:
     """Nodes such as KJNodes' Model Patch Torch Settings switch arithmetic on when a run begins, and off at its end."""
     matmul = torch.backends.cuda.matmul
     switched = SimpleNamespace(flag=False)
-    plain, patched = load(), load()
+    plain, patched = load_model(), load_model()
     patched.add_callback(CallbacksMP.ON_PRE_RUN, lambda _: setattr(switched, "flag", True))
     patched.add_callback(CallbacksMP.ON_CLEANUP, lambda _: setattr(switched, "flag", False))
     with pytest.MonkeyPatch.context() as patch:
@@ -85,7 +82,7 @@ def check_patches_of_a_run_rule_the_key() -> None:
 def check_a_failed_start_is_cleaned_up() -> None:
     """What a run switched on is off again where a later callback fails."""
     events: list[str] = []
-    patcher = load()
+    patcher = load_model()
 
     def failing(_) -> None:
         events.append("on")
@@ -101,7 +98,7 @@ def check_a_failed_start_is_cleaned_up() -> None:
 
 def check_a_preview_that_takes_the_room_of_the_model() -> None:
     """Previews by a small VAE load it, and a full card unloads the network for that in the middle of a block."""
-    patched = set_dtype(load(), "bf16")
+    patched = set_dtype(load_model(), "bf16")
     expected = extend_session(patched, begin_session(patched)).blocks[0]
     evicted: list[bool] = []
 

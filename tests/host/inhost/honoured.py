@@ -15,7 +15,8 @@ from comfy_extras.nodes_rope import ScaleROPE
 from comfyui_longlive.longlive.errors import WeightsError
 from comfyui_longlive.nodes.host.identity import hash_model, is_called, list_opaque
 from comfyui_longlive.nodes.host.model import get_wan_tree, list_ignored
-from compute import begin_session, extend_session, load, set_dtype
+from compute import begin_session, extend_session, set_dtype
+from identity import load_model
 from model_files import GEOMETRY
 
 SIZES = {
@@ -39,7 +40,7 @@ def with_nag(patcher):
 
 
 def check_what_is_ignored_is_named() -> None:
-    plain = load()
+    plain = load_model()
     compiled, prepared, empty = (plain.clone() for _ in range(3))
     set_torch_compile_wrapper(model=compiled, backend="eager")
     prepared.add_callback(CallbacksMP.ON_PREPARE_STATE, lambda *_: None)
@@ -72,7 +73,7 @@ def check_what_is_ignored_is_named() -> None:
 
 def check_what_is_ignored_changes_nothing() -> None:
     """So it is the same model, and its blocks are stored."""
-    plain = load()
+    plain = load_model()
     nag = with_nag(plain)
     assert list_opaque(nag) == []
     assert hash_model(nag) == hash_model(plain)
@@ -82,7 +83,7 @@ def check_what_is_ignored_changes_nothing() -> None:
 
 def check_what_is_called_is_honoured() -> None:
     """And nobody can tell what it computes."""
-    plain = load()
+    plain = load_model()
     expected = extend_session(plain, begin_session(plain)).blocks[0]
     for name in (
         "blocks.0.ffn",
@@ -91,7 +92,7 @@ def check_what_is_called_is_honoured() -> None:
         "blocks.0.norm1.forward",
         "head.head.forward",
     ):
-        patched, name = load(), f"diffusion_model.{name}"
+        patched, name = load_model(), f"diffusion_model.{name}"
         original = patched.get_model_object(name)
         stronger = torch.nn.Identity()
         stronger.forward = lambda *args, original=original: 2 * original(*args)

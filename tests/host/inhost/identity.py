@@ -2,13 +2,8 @@
 
 import contextlib
 import functools
-import importlib
-import itertools
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 
 import comfy.memory_management
@@ -16,26 +11,19 @@ import comfy.model_management
 import comfy.sd
 import pytest
 import torch
-from comfy.ldm.modules.attention import wrap_attn
 from comfy.model_base import BaseModel
-from comfy.patcher_extension import CallbacksMP
-from comfyui_longlive.longlive.errors import LongLiveError
 from comfyui_longlive.nodes.host import identity
 from comfyui_longlive.nodes.host.identity import (
     describe_kernels,
-    get_attention_override,
     hash_model,
-    hash_value,
     list_opaque,
     list_unrecognisable,
 )
 from model_files import make_dit_weights, make_lora_weights
 from torch import Tensor, nn
 
-FLAG = "off"
 
-
-def load(**changes: Tensor):
+def load_model(**changes: Tensor):
     return comfy.sd.load_diffusion_model_state_dict(make_dit_weights() | changes)
 
 
@@ -51,10 +39,6 @@ def simulate_dynamic_vram() -> Iterator[None]:
         patch.setattr(BaseModel, "load_model_weights", assigned)
         patch.setattr(comfy.memory_management, "aimdo_enabled", True)
         yield
-
-
-def carry_override(override) -> SimpleNamespace:
-    return SimpleNamespace(model_options={"transformer_options": {"optimized_attention_override": override}})
 
 
 def make_patcher(network: nn.Module, **backup: object) -> SimpleNamespace:
@@ -74,8 +58,8 @@ def make_patcher(network: nn.Module, **backup: object) -> SimpleNamespace:
 def check_weights() -> None:
     bias = make_dit_weights()["head.head.bias"].clone()
     bias[0] += 1e-4
-    assert hash_model(load()) == hash_model(load())
-    assert hash_model(load()) != hash_model(load(**{"head.head.bias": bias}))
+    assert hash_model(load_model()) == hash_model(load_model())
+    assert hash_model(load_model()) != hash_model(load_model(**{"head.head.bias": bias}))
 
 
 def check_precision_of_weights() -> list[str]:
@@ -134,7 +118,7 @@ def check_weights_are_hashed_once_and_said_so() -> None:
     lines: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(identity.log, "info", lambda text, *values: lines.append(text % values))
-        model = load()
+        model = load_model()
         assert hash_model(model) == hash_model(model.clone()) == hash_model(model)
     assert len(lines) == 1
     assert re.fullmatch(r"hashed the weights of WAN21 in \d+\.\d s", lines[0])
@@ -143,187 +127,28 @@ def check_weights_are_hashed_once_and_said_so() -> None:
 def check_opaque_models() -> None:
     """Nothing tells what they compute, so no two are the same."""
     for carried in ("injections", "weight_wrapper_patches", "object_patches"):
-        first, second = load(), load()
+        first, second = load_model(), load_model()
         for patcher in (first, second):
             setattr(patcher, carried, {"diffusion_model.blocks.0.ffn": [object()]})
             assert len(list_opaque(patcher)) == len(list_unrecognisable(patcher)) == 1
-        assert len({hash_model(patcher) for patcher in (first, second, first.clone(), load())}) == 4
+        assert len({hash_model(patcher) for patcher in (first, second, first.clone(), load_model())}) == 4
         assert hash_model(first) == hash_model(first)
-    assert list_opaque(load()) == []
-    stateful = load()
+    assert list_opaque(load_model()) == []
+    stateful = load_model()
     stateful.model_options["transformer_options"]["optimized_attention_override"] = functools.partial(next, object())
     assert len(list_opaque(stateful)) == 1
-    assert hash_model(stateful) == hash_model(load())  # its weights are those of any other
-
-
-def check_attention_overrides() -> None:
-    def sage(mode: object):
-        def kernel(*_):
-            return mode
-
-        def override(original, *arguments):
-            return kernel(original, *arguments)
-
-        return override
-
-    def unfinished():
-        def override(*_):
-            return later
-
-        if override is None:
-            later = 1
-        return override
-
-    def name(override) -> str | None:
-        return hash_value(get_attention_override(carry_override(override)))
-
-    def constant(*_):
-        return FLAG, 1
-
-    def other_constant(*_):
-        return FLAG, 2
-
-    other_constant.__qualname__ = constant.__qualname__
-    assert name(constant) != name(other_constant)
-    before, globals()["FLAG"] = name(constant), "on"
-    assert name(constant) != before
-    globals()["FLAG"] = "off"
-    assert name(constant) == before
-
-    assert name(sage("fp8")) == name(sage("fp8"))
-    assert len({name(None), name(sage("fp8")), name(sage("fp16"))}) == 3
-    assert name(functools.partial(sage("fp8"), 1)) != name(functools.partial(sage("fp8"), 2))
-    for unknown in (sage(itertools.count()), LongLiveError(), unfinished()):
-        assert name(unknown) is None
-
-
-def check_installed_kernels() -> None:
-    """A kernel that was installed is its release, however it is wrapped; what it is made of cannot be looked into."""
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(folder)
-        install(Path(folder), "1.2.3")
-        import fastattn
-
-        def override(kernel, compiled: bool = False, mode: str = "fp16"):
-            """A chain of closures as KJNodes' Patch Sage Attention makes it; by default its kernel is not compiled."""
-
-            def call(q, k, v):
-                return kernel(q, k, v, mode=mode)
-
-            call = call if compiled else torch.compiler.disable()(call)
-
-            @wrap_attn
-            def attention(q, k, v, heads, **_):
-                return call(q, k, v).flatten(-2)
-
-            return lambda original, *args, **kwargs: attention.__wrapped__(*args, **kwargs)
-
-        def name(function, **settings) -> str | None:
-            return hash_value(get_attention_override(carry_override(override(function, **settings))))
-
-        found = name(fastattn.quantised)
-        assert found is not None
-        assert found == name(fastattn.quantised) == name(fastattn.cached) == name(fastattn.quantised, compiled=True)
-        others = (fastattn.exact, fastattn.made("a"), fastattn.made("b"))
-        assert len({found, *map(name, others), name(fastattn.quantised, mode="int8")}) == 5
-        assert name(fastattn.kernel) is None  # an object, which may hold a state
-        model = load()
-        model.model_options["transformer_options"]["optimized_attention_override"] = override(fastattn.quantised)
-        assert list_opaque(model) == []
-
-        install(Path(folder), "1.2.4")
-        assert name(fastattn.quantised) not in (found, None)
-        shutil.rmtree(Path(folder) / "fastattn-1.2.4.dist-info")
-        forget_installed()
-        assert name(fastattn.quantised) is None  # of no release, and it holds an object
-
-
-def install(folder: Path, version: str) -> None:
-    """A package as pip leaves it, with a kernel that nothing can look into."""
-    for old in folder.glob("*.dist-info"):
-        shutil.rmtree(old)
-    info = folder / f"fastattn-{version}.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: fastattn\nVersion: {version}\n")
-    (info / "top_level.txt").write_text("fastattn\n")
-    (folder / "fastattn.py").write_text(FASTATTN)
-    forget_installed()
-
-
-def forget_installed() -> None:
-    importlib.invalidate_caches()
-    identity._read_distributions.cache_clear()
-
-
-FASTATTN = """
-import functools
-
-kernel = object()
-
-def quantised(q, k, v, mode):
-    return kernel(q, k, v, mode)
-
-def exact(q, k, v, mode):
-    return kernel(q, k, v, mode)
-
-def made(setting):
-    def inner(q, k, v, mode):
-        return kernel(q, k, v, setting)
-    return inner
-
-cached = functools.lru_cache(quantised)
-"""
-
-
-def check_kernels_of_triton_are_their_source() -> None:
-    class JITFunction:
-        __module__ = "triton.runtime.jit"
-
-        def __init__(self, fn) -> None:
-            self.fn, self.compiled = fn, object()
-
-    def one(x):
-        return x + 1
-
-    def two(x):
-        return x + 2
-
-    assert hash_value(JITFunction(one)) == hash_value(JITFunction(one)) == hash_value(one)
-    assert hash_value(JITFunction(two)) not in (hash_value(one), None)
-
-
-def check_calls_of_a_run() -> None:
-    """What a callback does cannot be seen before a run; what it is, is part of the key, or nothing is stored."""
-    plain, first, second, same, stateful = (load() for _ in range(5))
-    for patcher, call in (
-        (first, lambda _: 1),
-        (second, lambda _: 2),
-        (same, lambda _: 1),
-        (stateful, functools.partial(next, object())),
-    ):
-        patcher.add_callback(CallbacksMP.ON_PRE_RUN, call)
-    assert len({describe_kernels(patcher) for patcher in (plain, first, second)}) == 3
-    assert describe_kernels(first) == describe_kernels(same)
-    assert [len(list_opaque(patcher)) for patcher in (plain, first, stateful)] == [0, 0, 1]
-    assert hash_model(stateful) == hash_model(plain)
+    assert hash_model(stateful) == hash_model(load_model())  # its weights are those of any other
 
 
 def check_settings_of_gguf_layers() -> None:
     """City96's loader keeps on the class of its layers in which precision they unpack."""
     settings = []
     for dequant_dtype in (None, torch.float16):
-        patcher = load()
+        patcher = load_model()
         layer = patcher.model.diffusion_model.head.head
         layer.dequant_dtype, layer.patch_dtype = dequant_dtype, None
         settings.append(describe_kernels(patcher))
-    assert len({*settings, describe_kernels(load())}) == 3
-
-
-def check_methods_of_objects_are_not_functions() -> None:
-    """The same builtin of two objects is two functions."""
-    assert hash_value([].append) != hash_value([1].append)
-    assert hash_value(itertools.count().__reduce__) is None
-    assert hash_value(len) == hash_value(len)
+    assert len({*settings, describe_kernels(load_model())}) == 3
 
 
 def check_patched_quantised_weights_are_known_by_their_originals() -> None:
