@@ -21,7 +21,7 @@ from host_messages import Event  # noqa: E402
 from host_process import ComfyUI  # noqa: E402
 
 from longlive.config import RolloutConfig  # noqa: E402
-from longlive.units import seconds_to_blocks  # noqa: E402
+from longlive.units import convert_seconds_to_blocks  # noqa: E402
 
 SEGMENTS = 10
 ALLOWED = 1.3  # times the share of the blocks that are new
@@ -65,7 +65,7 @@ def measure_difference(first: Path, second: Path) -> int:
 
 
 def main(seconds: float) -> int:
-    blocks = seconds_to_blocks(seconds, RolloutConfig().block)
+    blocks = convert_seconds_to_blocks(seconds, RolloutConfig().block)
     share = 1 / SEGMENTS
     ratios = []
     with ComfyUI() as host:

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..longlive.config import MAX_SEED, RolloutConfig
 from ..longlive.errors import ConfigError
-from ..longlive.units import MAX_SECONDS, SIZE_STEP, seconds_to_blocks
+from ..longlive.units import MAX_SECONDS, SIZE_STEP, convert_seconds_to_blocks
 from .sockets import OptionsSocket
 
 MAX_INPUT_SIZE = 4096  # pixels
@@ -20,11 +20,11 @@ class LengthUnit(StrEnum):
     FRAMES = "frames"
 
 
-def clip_input() -> io.Input:
+def make_clip_input() -> io.Input:
     return io.Clip.Input("clip", tooltip="The model's text encoder: umT5-xxl (CLIP loader, type wan).")
 
 
-def length_inputs(*, default: float, tooltip: str, shortest: float = 0.0) -> list[io.Input]:
+def make_length_inputs(*, default: float, tooltip: str, shortest: float = 0.0) -> list[io.Input]:
     return [
         io.Float.Input("length", default=default, min=shortest, max=float(MAX_SECONDS), step=0.25, tooltip=tooltip),
         io.Combo.Input(
@@ -37,7 +37,7 @@ def length_inputs(*, default: float, tooltip: str, shortest: float = 0.0) -> lis
     ]
 
 
-def size_inputs() -> list[io.Input]:
+def make_size_inputs() -> list[io.Input]:
     return [
         io.Int.Input(
             name,
@@ -51,13 +51,13 @@ def size_inputs() -> list[io.Input]:
     ]
 
 
-def seed_input(*, control_after_generate: bool, tooltip: str) -> io.Input:
+def make_seed_input(*, control_after_generate: bool, tooltip: str) -> io.Input:
     return io.Int.Input(
         "seed", default=0, min=0, max=MAX_SEED, control_after_generate=control_after_generate, tooltip=tooltip
     )
 
 
-def options_input() -> io.Input:
+def make_options_input() -> io.Input:
     return OptionsSocket.Input(
         "options", optional=True, tooltip="Window, sink and steps. Without it, the released values."
     )
@@ -66,7 +66,7 @@ def options_input() -> io.Input:
 def to_blocks(length: float, unit: str, config: RolloutConfig) -> int:
     """Convert a length to whole blocks. Raises ConfigError for blocks or frames that do not fit."""
     if unit == LengthUnit.SECONDS:
-        return seconds_to_blocks(length, config.block)
+        return convert_seconds_to_blocks(length, config.block)
     step = 1 if unit == LengthUnit.BLOCKS else config.block
     if not (length > 0 and length % step == 0):  # false for NaN, too
         fitting = step * max(1, round(length / step if length > 0 else 1))

@@ -8,7 +8,7 @@ from ..longlive.session.timeline import parse_timeline, report_timeline
 from .host.conditioning import encode_prompt
 from .host.model import to_latent
 from .host.sampling import extend_session, open_sampler
-from .inputs import clip_input, length_inputs, to_blocks
+from .inputs import make_clip_input, make_length_inputs, to_blocks
 from .sockets import LiveSession, SessionSocket
 
 
@@ -25,7 +25,7 @@ class ChunkSampler(io.ComfyNode):
             search_aliases=["longlive", "extend video", "sampler", "continue"],
             inputs=[
                 SessionSocket.Input("session", tooltip="The video so far."),
-                *length_inputs(default=5.0, tooltip="How much longer the video becomes.", shortest=0.25),
+                *make_length_inputs(default=5.0, tooltip="How much longer the video becomes.", shortest=0.25),
             ],
             outputs=[
                 SessionSocket.Output(display_name="session", tooltip="The longer video."),
@@ -56,7 +56,7 @@ class Timeline(io.ComfyNode):
             search_aliases=["longlive", "prompt schedule", "prompt travel", "script", "storyboard"],
             inputs=[
                 SessionSocket.Input("session", tooltip="The video so far, or a new LongLive Session."),
-                clip_input(),
+                make_clip_input(),
                 io.String.Input(
                     "script",
                     multiline=True,

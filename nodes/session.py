@@ -10,7 +10,7 @@ from ..longlive.session.session import Session
 from .host.conditioning import to_prompt
 from .host.identity import hash_model
 from .host.model import as_causal_model, check_size
-from .inputs import length_inputs, options_input, seed_input, size_inputs, to_blocks
+from .inputs import make_length_inputs, make_options_input, make_seed_input, make_size_inputs, to_blocks
 from .sockets import LiveSession, SessionSocket
 
 log = logging.getLogger(__name__)
@@ -37,12 +37,12 @@ class NewSession(io.ComfyNode):
                     optional=True,
                     tooltip="The first prompt. Leave it unconnected if a LongLive Timeline follows.",
                 ),
-                *size_inputs(),
-                seed_input(
+                *make_size_inputs(),
+                make_seed_input(
                     control_after_generate=True,
                     tooltip="Noise seed. Each block has its own noise, so an edit of a late segment keeps early ones.",
                 ),
-                options_input(),
+                make_options_input(),
             ],
             outputs=[SessionSocket.Output(display_name="session", tooltip="The video, still without frames.")],
         )
@@ -126,7 +126,7 @@ class Rewind(io.ComfyNode):
             search_aliases=["longlive", "undo", "trim", "retake", "branch"],
             inputs=[
                 SessionSocket.Input("session", tooltip="The video."),
-                *length_inputs(default=5.0, tooltip="How much of the beginning to keep."),
+                *make_length_inputs(default=5.0, tooltip="How much of the beginning to keep."),
             ],
             outputs=[
                 SessionSocket.Output(display_name="session", tooltip="The beginning. The input video is not changed.")

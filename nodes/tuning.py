@@ -10,7 +10,7 @@ from ..longlive.tuning.prompt_pairs import JSONL, PromptPair, parse_pairs, read_
 from .host import paths
 from .host.conditioning import Pairs, encode_pairs
 from .host.tuning_job import Models, TuningJob, TuningSettings
-from .inputs import clip_input, options_input, seed_input, size_inputs
+from .inputs import make_clip_input, make_options_input, make_seed_input, make_size_inputs
 from .sockets import PairsSocket
 
 CATEGORY = "LongLive/tuning"
@@ -36,7 +36,7 @@ class PromptPairs(io.ComfyNode):
             search_aliases=["longlive", "training prompts", "dataset", "captions", "tuning data"],
             is_experimental=True,
             inputs=[
-                clip_input(),
+                make_clip_input(),
                 io.String.Input(
                     "pairs",
                     multiline=True,
@@ -152,10 +152,10 @@ class Tuner(io.ComfyNode):
                     tooltip="Total steps. Raise it later and queue again to continue the tuning.",
                 ),
                 io.Int.Input("rank", default=32, min=1, max=1024, tooltip="Rank of the LoRA. The paper uses 256."),
-                rate_input(
+                make_rate_input(
                     "rate", learn.rate, tooltip="Learning rate of the student. Lower it if the video falls apart."
                 ),
-                rate_input(
+                make_rate_input(
                     "critic_rate",
                     learn.critic_rate,
                     tooltip="Learning rate of the critic, which learns what the student's videos look like.",
@@ -178,8 +178,8 @@ class Tuner(io.ComfyNode):
                 io.Int.Input(
                     "batch", default=learn.batch, min=1, max=64, tooltip="Videos per step. More need more memory."
                 ),
-                *size_inputs(),
-                seed_input(
+                *make_size_inputs(),
+                make_seed_input(
                     control_after_generate=False,  # another seed in the next run would be another tuning
                     tooltip="Seed of everything random. Keep it to continue a tuning.",
                 ),
@@ -200,7 +200,7 @@ class Tuner(io.ComfyNode):
                     tooltip="Latest latent frames that are decoded to find the first picture of a clip. More than 7 "
                     "change nothing for the miniature's VAE.",
                 ),
-                options_input(),
+                make_options_input(),
             ],
             outputs=[
                 io.String.Output(display_name="lora_name", tooltip="The LoRA's name, as LoRA loaders list it."),
@@ -227,7 +227,7 @@ class Tuner(io.ComfyNode):
         )
 
 
-def rate_input(name: str, default: float, *, tooltip: str) -> io.Input:
+def make_rate_input(name: str, default: float, *, tooltip: str) -> io.Input:
     return io.Float.Input(name, default=default, min=1e-7, max=1.0, step=1e-7, tooltip=tooltip)
 
 

@@ -56,7 +56,7 @@ EXCEPTIONS = (
     ("extended_by", "returns a changed copy of a session"),
     ("rewound_to", "returns a changed copy of a session"),
     ("rekeyed", "returns a changed copy of a session"),
-    ("attended", "returns a changed copy of a frame's keys and values"),
+    ("carrying_gradient", "returns a changed copy of a frame's keys and values"),
     ("linked_to", "returns a changed copy of a frame's keys and values"),
     ("zeroed", "returns a changed copy of a frame's keys and values"),
     ("unlinked", "returns a changed copy of a graph cache"),

@@ -282,7 +282,7 @@ def keep_session(video: Session, path: Path) -> None:
             earlier = load_session(path)
         except LongLiveError:  # another file, or a damaged one
             earlier = None
-        if earlier and len(earlier.blocks) > len(video.blocks) and earlier.begins_as(video):
+        if earlier and len(earlier.blocks) > len(video.blocks) and earlier.begins_with(video):
             log.info("session: %s is unchanged, as it continues after these %d frames", path, video.num_frames)
             return
     save_session(video, path)

@@ -40,10 +40,10 @@ def choose_attention(device: torch.device, dtype: torch.dtype, *, quantised: boo
     for load, name in ((load_flash3, "flash3"), (load_flash2, "flash2")):
         if on_gpu and (attend := load()):
             return attend, name
-    return sdpa, "sdpa"
+    return attend_with_torch, "sdpa"
 
 
-def sdpa(q_BTNH: Tensor, k_BSNH: Tensor, v_BSNH: Tensor) -> Tensor:
+def attend_with_torch(q_BTNH: Tensor, k_BSNH: Tensor, v_BSNH: Tensor) -> Tensor:
     """Attend by PyTorch's scaled dot product attention: cuDNN, flash, memory-efficient or plain, as PyTorch chooses."""
     q, k, v = (x.transpose(1, 2) for x in (q_BTNH, k_BSNH, v_BSNH))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)

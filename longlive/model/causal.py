@@ -110,7 +110,7 @@ class CausalWan:
         for i, (block, layer_cache, text_keys) in enumerate(zip(tree.blocks, cache.layers, text.layers, strict=True)):
             only_keys = i == last and not with_flow
             u_BTD = self.run_block(block, u_BTD, modulation_BF6D, layer_cache, text_keys, place, rotation, only_keys)
-        return self.project_flow(u_BTD, e_BFD, grid) if with_flow else None
+        return self.run_head(u_BTD, e_BFD, grid) if with_flow else None
 
     def run_block(
         self,
@@ -137,13 +137,13 @@ class CausalWan:
         if only_keys:
             return u_BTD
         q_BTNH = rotation.rotate_pass(self.split_heads(attention.norm_q(attention.q(y_BTD))))
-        u_BTD = gate(u_BTD, attention.o(self.attend(q_BTNH, keys, values).flatten(-2)), gate_a)
+        u_BTD = add_gated(u_BTD, attention.o(self.attend(q_BTNH, keys, values).flatten(-2)), gate_a)
 
         attention = block.cross_attn
         q_BTNH = self.split_heads(attention.norm_q(attention.q(block.norm3(u_BTD))))
         u_BTD = u_BTD + attention.o(self.attend(q_BTNH, *text_keys).flatten(-2))
 
-        return gate(u_BTD, block.ffn(modulate(block.norm2(u_BTD), shift_f, scale_f)), gate_f)
+        return add_gated(u_BTD, block.ffn(modulate(block.norm2(u_BTD), shift_f, scale_f)), gate_f)
 
     def make_rotation(self, place: Placement, sink: int, grid: tuple[int, int]) -> Rotation:
         """Make the rotary tables of a pass."""
@@ -157,7 +157,7 @@ class CausalWan:
         embedded = make_sinusoid(timesteps_BF.flatten(), self.geometry.freq_dim).to(self.device, self.dtype)
         return self.tree.time_embedding(embedded).unflatten(0, timesteps_BF.shape)
 
-    def project_flow(self, u_BTD: Tensor, e_BFD: Tensor, grid: tuple[int, int]) -> Tensor:
+    def run_head(self, u_BTD: Tensor, e_BFD: Tensor, grid: tuple[int, int]) -> Tensor:
         """Make the flow [B, F, C, H, W] of the last layer's tokens: the head makes patches, which are joined."""
         head, (pt, ph, pw) = self.tree.head, self.geometry.patch_size
         shift, scale = (head.modulation.to(u_BTD).unsqueeze(0) + e_BFD.unsqueeze(2)).unbind(2)
@@ -195,7 +195,7 @@ class CausalWan:
     def split_heads(self, x_BTD: Tensor) -> Tensor:
         return x_BTD.unflatten(-1, (self.geometry.num_heads, -1))
 
-    def make_token(self, batch: int) -> Tensor:
+    def make_empty_token(self, batch: int) -> Tensor:
         """Make an empty tensor [B, 1, N, H]: a KV cache takes its shape, device and dtype from it."""
         shape = (batch, 1, self.geometry.num_heads, self.geometry.head_dim)
         return torch.empty(shape, device=self.device, dtype=self.dtype)
@@ -216,7 +216,7 @@ def modulate(x_BTD: Tensor, shift_BFD: Tensor, scale_BFD: Tensor) -> Tensor:
     return torch.addcmul(shift_BFD.unsqueeze(2), x_BFTD, 1 + scale_BFD.unsqueeze(2)).flatten(1, 2)
 
 
-def gate(x_BTD: Tensor, y_BTD: Tensor, gate_BFD: Tensor) -> Tensor:
+def add_gated(x_BTD: Tensor, y_BTD: Tensor, gate_BFD: Tensor) -> Tensor:
     """Return x + gate y, with one row of the gate per frame."""
     frames = gate_BFD.shape[1]
     x_BFTD, y_BFTD = (z.unflatten(1, (frames, -1)) for z in (x_BTD, y_BTD))

@@ -30,7 +30,7 @@ MAX_BASE_WIDTH = 1 << 12  # channels; 96 as released
 MULTIPLIERS = (1, 2, 4, 4)  # width of each level over the base width
 HALVES_TIME = (False, True, True)  # of each step between levels, from pixels to latents
 ENCODER_BLOCKS, DECODER_BLOCKS = 2, 3  # residual blocks per level
-LAYERS_OF_LATENTS = 2 * (DECODER_BLOCKS + 1)  # of the decoder's `upsamples`, up to the last that doubles frames
+LAYERS_TO_PIXEL_FRAMES = 2 * (DECODER_BLOCKS + 1)  # of the decoder's `upsamples`: the last of them doubles frames
 TINY = 1e-24  # taken for a mean square of zero, to divide by
 
 
@@ -178,16 +178,16 @@ class Decoder(nn.Module):
     def forward(self, z_BCTHW: Tensor, past: Past, num_layers: int | None = None) -> Tensor:
         """Return pixels, or with `num_layers` the output of that many of `upsamples`."""
         x_BCTHW = self.conv1(z_BCTHW, past)
-        for layer in (*self.middle, *self.upsamples[:num_layers][:LAYERS_OF_LATENTS]):
+        for layer in (*self.middle, *self.upsamples[:num_layers][:LAYERS_TO_PIXEL_FRAMES]):
             x_BCTHW = layer(x_BCTHW, past)
-        if num_layers is not None and num_layers <= LAYERS_OF_LATENTS:
+        if num_layers is not None and num_layers <= LAYERS_TO_PIXEL_FRAMES:
             return x_BCTHW
         pieces = x_BCTHW.split(past.frames_at_once or x_BCTHW.shape[2], dim=2)
         return torch.cat([self._finish(piece, past, num_layers) for piece in pieces], dim=2)
 
     def _finish(self, x_BCTHW: Tensor, past: Past, num_layers: int | None) -> Tensor:
         """Run the layers after the last that doubles frames. They need most memory, so frames may come in pieces."""
-        for layer in self.upsamples[LAYERS_OF_LATENTS:num_layers]:
+        for layer in self.upsamples[LAYERS_TO_PIXEL_FRAMES:num_layers]:
             x_BCTHW = layer(x_BCTHW, past)
         if num_layers is not None:
             return x_BCTHW

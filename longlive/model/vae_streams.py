@@ -21,7 +21,7 @@ LATENTS_PER_PASS = 3  # on a CPU a third of the time of 1 by 1; pixels differ by
 class VideoDecoder(Protocol):
     """Turns the latents of one video into its pixels, in order and piece by piece."""
 
-    def push(self, latents_BFCHW: Tensor) -> Tensor:
+    def push(self, latents_BFCHW: Tensor, /) -> Tensor:
         """Take the next latents, as the network makes them; return the new pixel frames [B F 3 H W], -1..1."""
         ...
 
@@ -49,7 +49,7 @@ class ResumableDecoder(VideoDecoder, Protocol):
 class VideoEncoder(Protocol):
     """Turns the pixels of one video into its latents; `flush` returns those that `push` has not."""
 
-    def push(self, pixels_BFCHW: Tensor) -> Tensor: ...
+    def push(self, pixels_BFCHW: Tensor, /) -> Tensor: ...
     def flush(self) -> Tensor: ...
 
 
@@ -69,7 +69,7 @@ class StreamingDecoder:
 
     @torch.no_grad()
     def catch_up(self, blocks: Sequence[Tensor]) -> None:
-        self.past, recent = Past(self.past.frames_at_once), choose_recent_blocks(blocks)
+        self.past, recent = Past(self.past.frames_at_once), choose_warm_up_blocks(blocks)
         distance = sum(block.shape[1] for block in recent)
         for block in recent:
             for piece in split_passes(block, has_begun=self.past.has_begun, at_once=self.at_once):
@@ -212,7 +212,7 @@ def split_passes(video_BFCHW: Tensor, *, has_begun: bool, at_once: int) -> list[
     return [piece for piece in pieces if piece.shape[1]]
 
 
-def choose_recent_blocks(blocks: Sequence[Tensor], together: int = 1) -> Sequence[Tensor]:
+def choose_warm_up_blocks(blocks: Sequence[Tensor], together: int = 1) -> Sequence[Tensor]:
     """Choose the latest blocks, enough to begin a decoding with them: later pixels depend on no block before.
 
     After a first latent alone, `together` latents make one pass. So that passes split as in the whole video, the first

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..config import MAX_STEP
 from ..model import rope
 from ..model.causal import make_sinusoid
 from ..model.vae import Past, WanVAE
@@ -41,7 +42,7 @@ def replay_schedules(run: RecordedRun) -> dict[str, Tensor]:
         found |= {
             f"shift{shift:g}.sigmas": schedule.sigmas,
             f"shift{shift:g}.timesteps": schedule.timesteps,
-            f"shift{shift:g}.weights": schedule.weights(),
+            f"shift{shift:g}.weights": compute_training_weights(schedule),
             f"shift{shift:g}.warped": schedule.warp(tuple(run.read_values("config_steps"))),
         }
     x, n = run.tensors["in.x"], run.tensors["in.n"]
@@ -51,6 +52,13 @@ def replay_schedules(run: RecordedRun) -> dict[str, Tensor]:
         found[f"out.add_noise{suffix}"] = add_noise(x.to(dtype), n.to(dtype), sigma)
         found[f"out.x0_from_flow{suffix}"] = clean_from_flow(x.to(dtype), n.to(dtype), sigma)
     return found
+
+
+def compute_training_weights(schedule: Schedule) -> Tensor:
+    """Compute the bell-shaped training weights [1000] of Self-Forcing's scheduler. DMD does not use them."""
+    bell = torch.exp(-2 * ((schedule.timesteps - MAX_STEP / 2) / MAX_STEP) ** 2)
+    bell = bell - bell.min()
+    return bell * (MAX_STEP / bell.sum())
 
 
 def replay_vae(run: RecordedRun) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from ..model.wan import Geometry, WanModel
 from ..rollout.rollout import Pass, PassKind
 from ..tuning.config import StreamConfig
 from ..tuning.dmd import ClipNoise, Score, ScoredClip, compute_critic_loss, compute_student_loss
-from ..tuning.graph_cache import Frame, GraphPass
+from ..tuning.graph_cache import CachedFrame, GraphPass
 from ..tuning.streaming import Codec, Stream
 from ..tuning.student import Student
 from ..weights.weights_file import read_weights_file
@@ -93,11 +93,11 @@ class _Trace:
 
     def __init__(self, num_layers: int, sink: int, frames: int, tokens: int) -> None:
         self.sink, self.frames, self.tokens = sink, frames, tokens
-        self.layers: list[dict[int, Frame]] = [{} for _ in range(num_layers)]
+        self.layers: list[dict[int, CachedFrame]] = [{} for _ in range(num_layers)]
         self.segment = 0
         self.rows: dict[str, list] = {}
 
-    def add(self, done: Pass, frames: list[list[Frame]]) -> None:
+    def add(self, done: Pass, frames: list[list[CachedFrame]]) -> None:
         end = done.place.start + done.place.frames
         row: dict[str, object] = {
             "kind": done.kind.value,

@@ -120,7 +120,7 @@ def allocate_cache(model: CausalWan, config: RolloutConfig, shape_BCHW: Sequence
     """Allocate the KV cache of a video of latents of that shape."""
     batch, _, height, width = shape_BCHW
     rows, columns = model.geometry.grid(height, width)
-    return RollingKVCache(config, model.geometry.num_layers, rows * columns, model.make_token(batch))
+    return RollingKVCache(config, model.geometry.num_layers, rows * columns, model.make_empty_token(batch))
 
 
 def check_positions(config: RolloutConfig, end: int) -> None:

@@ -30,12 +30,6 @@ class Schedule:
         distance = (self.timesteps.to(timesteps.device) - timesteps[..., None]).abs()
         return self.sigmas.to(timesteps.device)[distance.argmin(-1)]
 
-    def weights(self) -> Tensor:
-        """Bell-shaped training weight [1000] of each entry (Self-Forcing's scheduler; DMD does not use it)."""
-        bell = torch.exp(-2 * ((self.timesteps - MAX_STEP / 2) / MAX_STEP) ** 2)
-        bell = bell - bell.min()
-        return bell * (MAX_STEP / bell.sum())
-
 
 @dataclass(frozen=True, slots=True)
 class DenoisingSteps:

@@ -16,7 +16,7 @@ from ..config import MAX_SEED, RolloutConfig
 from ..digest import hash_facts, hash_tensors
 from ..errors import ConditioningError, ConfigError, SessionError, escape
 from ..model.dtypes import is_finite
-from ..units import FPS, PIXELS_PER_CELL, SIZE_STEP, blocks_to_seconds, count_pixel_frames
+from ..units import FPS, PIXELS_PER_CELL, SIZE_STEP, convert_blocks_to_seconds, count_pixel_frames
 from .boundary import Boundary
 from .timeline import spell_blocks
 
@@ -206,7 +206,7 @@ class Session:
             f"block {config.block}, steps {', '.join(map(str, config.steps))}, {config.positions.value} positions",
         ]
         for switch in self.switches:
-            begins = blocks_to_seconds(switch.frame // config.block, config.block)
+            begins = convert_blocks_to_seconds(switch.frame // config.block, config.block)
             how = switch.boundary.value if switch.frame else "start"
             lines.append(f"{begins:7.2f} s  frame {switch.frame:<5} {how:<8} {switch.prompt}")
         return "\n".join(lines)
@@ -230,7 +230,7 @@ class Session:
             block() is own for block, own in zip(earlier.blocks, self.blocks[:shared], strict=True)
         )
 
-    def begins_as(self, other: "Session") -> bool:
+    def begins_with(self, other: "Session") -> bool:
         """Return whether this video begins with all frames of `other`, wherever that was made."""
         ours, theirs = ((s.model, s.config, s.height, s.width, s.seed, s.dtype) for s in (self, other))
         if ours != theirs or len(self.blocks) < len(other.blocks):

@@ -19,7 +19,7 @@ from ..digest import hash_tensors
 from ..errors import ConfigError, SessionError, StoreError, shorten
 from ..files import check_regular
 from ..model.dtypes import COMPUTE_DTYPES, is_finite, name_dtype
-from ..units import SIZE_STEP
+from ..units import MAX_SIZE, SIZE_STEP
 from ..untrusted import parse_json, read_field
 from ..weights.tensor_file import write_tensor_file
 from .boundary import Boundary
@@ -31,7 +31,6 @@ LATENTS = "latents"
 DTYPES = {name_dtype(dtype): dtype for dtype in COMPUTE_DTYPES.values()}
 PROMPT_DTYPES = {*DTYPES.values(), torch.float64}
 KEY = re.compile("[0-9a-f]{64}")
-MAX_SIZE = 1 << 14  # pixels; far beyond what a model makes
 MAX_CHANNELS = 1 << 10
 MAX_PROMPT_VALUES = 1 << 27  # rows times width, 64 times those of umT5; counts zero rows, which are not in the file
 
@@ -50,7 +49,7 @@ def save_session(session: Session, path: str | Path) -> None:
         "height": session.height,
         "width": session.width,
         "seed": session.seed,
-        "dtype": str(session.dtype).removeprefix("torch."),
+        "dtype": name_dtype(session.dtype),
         "channels": session.channels,
         "keys": session.keys,
         "switches": [

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..errors import TimelineError
-from ..units import FPS, MAX_SECONDS, blocks_to_seconds, count_pixel_frames, seconds_to_blocks
+from ..units import FPS, MAX_SECONDS, convert_blocks_to_seconds, convert_seconds_to_blocks, count_pixel_frames
 from .boundary import Boundary
 
 MAX_CHARACTERS = 200_000  # of a script; hours of video have fewer
@@ -93,9 +93,9 @@ def report_timeline(segments: Sequence[Segment], block: int = 3, before: int = 0
     start = before
     for index, segment in enumerate(segments, start=1):
         end = start + segment.blocks * block
-        clock = [f"{blocks_to_seconds(frame, 1):.2f}" for frame in (start, end)]
+        clock = [f"{convert_blocks_to_seconds(frame, 1):.2f}" for frame in (start, end)]
         counts = [str(n) for n in (segment.blocks, end - start, count_pixel_frames(end) - count_pixel_frames(start))]
-        length = f"{spell_blocks(segment.blocks)} = {blocks_to_seconds(segment.blocks, block):g} s"
+        length = f"{spell_blocks(segment.blocks)} = {convert_blocks_to_seconds(segment.blocks, block):g} s"
         words = [str(segment.boundary) if start else "start", f"{segment.asked} asked, {length}"]
         rows.append([str(index), *clock, *counts, *words])
         if start == 0 and segment.boundary is not Boundary.RECACHE:
@@ -168,11 +168,11 @@ def _read_duration(written: str, unit: str, block: int) -> int | str:
     if unit == "s" and value <= 0:
         return f"the duration is {shown} s; use more than 0 seconds"
     step = block if unit == "f" else 1
-    seconds = value if unit == "s" else value / step * blocks_to_seconds(1, block)
+    seconds = value if unit == "s" else value / step * convert_blocks_to_seconds(1, block)
     if seconds > MAX_SECONDS:
         return f"the duration is {shown}{unit}; one segment may last {MAX_SECONDS} s (a day) at most"
     if unit == "s":
-        return seconds_to_blocks(value, block)
+        return convert_seconds_to_blocks(value, block)
     if value > 0 and value % step == 0:
         return int(value) // step
     low = math.floor(max(0, value) / step) * step
@@ -195,5 +195,5 @@ def _lower_ascii(word: str) -> str:
 
 
 def _shorten(text: str) -> str:
-    """Cut a text to what a message may repeat of it."""
+    """Cut a text to what a message may repeat of it, exactly as the page does; the error escapes it later."""
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."

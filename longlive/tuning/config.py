@@ -15,12 +15,11 @@ from ..config import MAX_SEED, RolloutConfig
 from ..errors import ConfigError, TuningError, shorten
 from ..files import read_text
 from ..session.boundary import Boundary
-from ..units import SIZE_STEP
+from ..units import MAX_SIZE, SIZE_STEP
 from ..untrusted import conform, conform_fields
 
 KEPT_CHECKPOINTS = 3
 MAX_COUNT = 1_000_000  # of steps, frames, videos: a larger number is a mistake
-MAX_SIZE = 1 << 14  # pixels
 MAX_NAME_SHOWN = 40  # letters of an unknown name in a message
 MAX_CONFIG_BYTES = 100_000
 

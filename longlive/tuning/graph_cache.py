@@ -18,27 +18,27 @@ from ..rollout.window import Window
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class CachedFrame:
     """Keys and values of one frame in one layer, [B, T, N, H] each."""
 
     turned_k: Tensor  # rotated at the frame's own position
     v: Tensor
     k: Tensor | None = None  # un-rotated, for a sink that moves
-    link: "Frame | None" = None  # the frame at the exit step, with its graph; k and v here come from the clean pass
+    link: "CachedFrame | None" = None  # the frame at the exit step, with its graph; the rest is of the clean pass
 
-    def attended(self) -> "Frame":
+    def carrying_gradient(self) -> "CachedFrame":
         """Return these keys and values with the gradient of the link: a straight-through estimator (reference v1.0)."""
         if self.link is None or not torch.is_grad_enabled():
             return self
         k = None if self.k is None or self.link.k is None else attach_gradient(self.k, self.link.k)
-        return Frame(attach_gradient(self.turned_k, self.link.turned_k), attach_gradient(self.v, self.link.v), k)
+        return CachedFrame(attach_gradient(self.turned_k, self.link.turned_k), attach_gradient(self.v, self.link.v), k)
 
-    def linked_to(self, link: "Frame | None") -> "Frame":
+    def linked_to(self, link: "CachedFrame | None") -> "CachedFrame":
         return replace(self, link=link)
 
-    def zeroed(self) -> "Frame":
+    def zeroed(self) -> "CachedFrame":
         k = None if self.k is None else torch.zeros_like(self.k)
-        return Frame(torch.zeros_like(self.turned_k), torch.zeros_like(self.v), k)
+        return CachedFrame(torch.zeros_like(self.turned_k), torch.zeros_like(self.v), k)
 
 
 def attach_gradient(value: Tensor, link: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ def attach_gradient(value: Tensor, link: Tensor) -> Tensor:
     return value + (link - link.detach())
 
 
-LayerFrames = Mapping[int, Frame]
+LayerFrames = Mapping[int, CachedFrame]
 """The frames of a layer by slot."""
 
 
@@ -83,12 +83,12 @@ class GraphCache:
     @classmethod
     def of_tensors(cls, tensors: Mapping[str, Tensor], num_layers: int) -> "GraphCache":
         """Undo `to_tensors`."""
-        layers: list[dict[int, Frame]] = [{} for _ in range(num_layers)]
+        layers: list[dict[int, CachedFrame]] = [{} for _ in range(num_layers)]
         for name in tensors:
             i, slot, part = name.split(".")
             if part == "v":
                 key = f"{i}.{slot}"
-                frame = Frame(tensors[f"{key}.turned_k"], tensors[name], tensors.get(f"{key}.k"))
+                frame = CachedFrame(tensors[f"{key}.turned_k"], tensors[name], tensors.get(f"{key}.k"))
                 layers[int(i)][int(slot)] = frame
         return cls(tuple(layers))
 
@@ -119,21 +119,21 @@ class _LayerPass:
 
     def __init__(self, past: LayerFrames, moving_sink: int) -> None:
         self.past, self.moving_sink = past, moving_sink
-        self.frames: list[Frame] = []  # of the pass, including those without a slot
+        self.frames: list[CachedFrame] = []  # of the pass, including those without a slot
         self.written: LayerFrames = {}
 
     def write(self, place: Placement, k_BTNH: Tensor, v_BTNH: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
         """Take the un-rotated keys and the values of a pass; return all keys, rotated, and values it may attend."""
         raw = k_BTNH.chunk(place.frames, dim=1)
         parts = (x.chunk(place.frames, dim=1) for x in (rotation.rotate_pass(k_BTNH), v_BTNH))
-        self.frames = [Frame(*part) for part in zip(*parts, strict=True)]
+        self.frames = [CachedFrame(*part) for part in zip(*parts, strict=True)]
         slots = {span.slot + i: span.frame + i for span in place.spans for i in range(span.count)}
         self.written = {
             slot: replace(self.frames[i], k=raw[i]) if slot < self.moving_sink else self.frames[i]
             for slot, i in slots.items()
         }
         now = {**self.past, **self.written}
-        seen = [now[slot].attended() for slot in range(place.filled)]
+        seen = [now[slot].carrying_gradient() for slot in range(place.filled)]
         keys = [frame.turned_k for frame in seen]
         if self.moving_sink and place.sink_start:
             sink = [frame.k for frame in seen[: self.moving_sink] if frame.k is not None]

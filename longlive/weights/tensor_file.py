@@ -68,7 +68,7 @@ def read_torch(path: Path, *, zipped: bool) -> dict:
     """Read a `.pt` file with the unpickler for tensors only; refuse anything that would run code."""
     check_regular(path)
     if zipped:
-        refuse_packed(path)
+        refuse_compressed(path)
     refuse_deep(path, zipped=zipped)
     try:
         state = torch.load(str(path), map_location="cpu", weights_only=True, mmap=zipped)
@@ -91,7 +91,7 @@ def read_torch(path: Path, *, zipped: bool) -> dict:
     return copy_entries(state)
 
 
-def refuse_packed(path: Path) -> None:
+def refuse_compressed(path: Path) -> None:
     """Raise WeightsError unless a zip is as torch.save writes it: each record once, neither compressed nor encrypted.
 
     Torch maps the records into memory as they are, and would take compressed bytes for numbers.

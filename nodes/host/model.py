@@ -16,6 +16,7 @@ from ...longlive.errors import WeightsError
 from ...longlive.model.attention import Attend
 from ...longlive.model.causal import CausalWan
 from ...longlive.model.dtypes import COMPUTE_DTYPES, name_dtype
+from ...longlive.model.vae import LATENT_CHANNELS
 from ...longlive.model.wan import Geometry, WanModel, WanTree
 from ...longlive.weights.load import build_model
 from ...longlive.weights.weights_file import WeightsFile
@@ -23,7 +24,6 @@ from .identity import NETWORK_PREFIX, describe_kernels, is_called, iter_loaded_w
 
 Model: TypeAlias = ModelPatcher  # what travels on a MODEL socket
 
-WAN21_CHANNELS = 16
 CALLED_PARTS = {"patch_embedding", "text_embedding", "time_embedding", "time_projection", "blocks", "head"}
 # What a MODEL may carry without the common warning.
 HONOURED_PATCHES = {"manual_cast_dtype", "model_sampling"}  # object patches: the one is used, the other warned of apart
@@ -78,10 +78,10 @@ def get_wan_tree(
             f"{what} is {type(patcher.model).__name__} ({getattr(tree, 'model_type', 'no Wan')}), expected a Wan2.1 "
             f"text-to-video network; {cure}"
         )
-    if found != WAN21_CHANNELS or tree.out_dim != WAN21_CHANNELS:
+    if found != LATENT_CHANNELS or tree.out_dim != LATENT_CHANNELS:
         raise WeightsError(
             f"{what} takes {found} latent channels and makes {tree.out_dim}, Wan2.1 text-to-video has "
-            f"{WAN21_CHANNELS}; {cure}"
+            f"{LATENT_CHANNELS}; {cure}"
         )
     if more := list_extra_parts(patcher):
         raise WeightsError(

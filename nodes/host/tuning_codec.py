@@ -12,31 +12,21 @@ from .vae import create_decoder, create_encoder
 def create_codec(vae: comfy.sd.VAE) -> Codec:
     """Create both for a tuning, which may be interrupted between two steps, never within one."""
     decoder, encoder = create_decoder(vae, interruptible=False), create_encoder(vae, interruptible=False)
-    return Codec(lambda: GraphSafeDecoder(decoder), lambda: GraphSafeEncoder(encoder))
+    return Codec(lambda: GraphSafeStream(decoder), lambda: GraphSafeStream(encoder))
 
 
-class GraphSafe:
+class GraphSafeStream:
     """Runs a stream in inference mode, as ComfyUI does, and returns copies that a graph may use."""
 
     def __init__(self, stream: VideoDecoder | VideoEncoder) -> None:
         self.stream = stream
 
-    def flush(self) -> Tensor:
-        with torch.inference_mode():
-            made_BFCHW = self.stream.flush()
-        return made_BFCHW.clone()
-
-    def _push(self, video_BFCHW: Tensor) -> Tensor:
+    def push(self, video_BFCHW: Tensor) -> Tensor:
         with torch.inference_mode():
             made_BFCHW = self.stream.push(video_BFCHW)
         return made_BFCHW.clone()
 
-
-class GraphSafeDecoder(GraphSafe):
-    def push(self, latents_BFCHW: Tensor) -> Tensor:
-        return self._push(latents_BFCHW)
-
-
-class GraphSafeEncoder(GraphSafe):
-    def push(self, pixels_BFCHW: Tensor) -> Tensor:
-        return self._push(pixels_BFCHW)
+    def flush(self) -> Tensor:
+        with torch.inference_mode():
+            made_BFCHW = self.stream.flush()
+        return made_BFCHW.clone()

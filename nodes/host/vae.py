@@ -31,7 +31,7 @@ from ...longlive.model.vae_streams import (
     StreamingEncoder,
     VideoDecoder,
     VideoEncoder,
-    choose_recent_blocks,
+    choose_warm_up_blocks,
     count_needed_layers,
     split_passes,
 )
@@ -185,7 +185,7 @@ class HostDecoder(HostStream):
         self._reset()
         if not blocks:
             return
-        ready_BFCHW, waiting_BFCHW = self._divide(torch.cat([*choose_recent_blocks(blocks, self.together)], dim=1))
+        ready_BFCHW, waiting_BFCHW = self._divide(torch.cat([*choose_warm_up_blocks(blocks, self.together)], dim=1))
         distance = ready_BFCHW.shape[1]
         with use_vae(self.vae, self.memory_used, ready_BFCHW[:, : self.at_once]):
             for piece in split_passes(ready_BFCHW, has_begun=False, at_once=self.at_once):

@@ -20,7 +20,7 @@ from longlive.rollout.sampler import Sampler
 from longlive.session.boundary import Boundary
 from longlive.session.session import Prompt, Session
 from longlive.session.timeline import parse_timeline
-from longlive.units import seconds_to_blocks
+from longlive.units import convert_seconds_to_blocks
 from longlive.weights.load import load_model
 
 WORKFLOWS = sorted((REPOSITORY / "workflows").glob("*.json"))
@@ -235,7 +235,7 @@ def count_blocks(inputs: Mapping, session: Session) -> int:
     length, block = inputs["length"], session.config.block
     match inputs["unit"]:
         case "seconds":
-            return seconds_to_blocks(length, block)
+            return convert_seconds_to_blocks(length, block)
         case "frames":
             return int(length) // block
     return int(length)

@@ -8,7 +8,7 @@ import pytest
 
 from longlive.config import Positions, RolloutConfig
 from longlive.errors import ConfigError
-from longlive.units import FPS, MAX_SECONDS, blocks_to_seconds, count_pixel_frames, seconds_to_blocks
+from longlive.units import FPS, MAX_SECONDS, convert_blocks_to_seconds, convert_seconds_to_blocks, count_pixel_frames
 
 
 def test_the_defaults_are_the_released_configuration():
@@ -106,23 +106,24 @@ def test_a_configuration_survives_json():
     ],
 )
 def test_seconds_snap_to_the_nearest_block_half_up(seconds, block, blocks):
-    assert seconds_to_blocks(seconds, block) == blocks
+    assert convert_seconds_to_blocks(seconds, block) == blocks
 
 
 @pytest.mark.parametrize("block", [1, 2, 3, 5, 7])
 def test_blocks_turned_to_seconds_turn_back(block):
-    assert [seconds_to_blocks(blocks_to_seconds(n, block), block) for n in range(1, 500)] == [*range(1, 500)]
+    seconds = [convert_blocks_to_seconds(blocks, block) for blocks in range(1, 500)]
+    assert [convert_seconds_to_blocks(value, block) for value in seconds] == [*range(1, 500)]
 
 
 @pytest.mark.parametrize("seconds", [0, -1, -0.0, math.nan, math.inf, -math.inf])
 def test_a_duration_of_nothing_is_refused(seconds):
     with pytest.raises(ConfigError, match="use more than 0 seconds"):
-        seconds_to_blocks(seconds, 3)
+        convert_seconds_to_blocks(seconds, 3)
 
 
 def test_an_absurd_duration_is_refused():
     with pytest.raises(ConfigError, match=r"one segment may last 86400 s \(a day\) at most"):
-        seconds_to_blocks(MAX_SECONDS + 0.5, 3)
+        convert_seconds_to_blocks(MAX_SECONDS + 0.5, 3)
 
 
 def test_n_frames_are_4n_minus_3_pixel_frames():
@@ -130,5 +131,5 @@ def test_n_frames_are_4n_minus_3_pixel_frames():
 
 
 def test_every_frame_after_the_first_lasts_a_quarter_of_a_second():
-    assert blocks_to_seconds(1, 3) == 0.75
-    assert (count_pixel_frames(100) - count_pixel_frames(97)) / FPS == blocks_to_seconds(1, 3)
+    assert convert_blocks_to_seconds(1, 3) == 0.75
+    assert (count_pixel_frames(100) - count_pixel_frames(97)) / FPS == convert_blocks_to_seconds(1, 3)

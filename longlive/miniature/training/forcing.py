@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ...config import Positions, RolloutConfig
-from ...model.causal import CausalWan, gate, modulate
+from ...model.causal import CausalWan, add_gated, modulate
 from ...model.placement import Placement
 from ...model.rope import make_table, rotate
 from ...model.wan import MODULATIONS, BlockTree
@@ -167,7 +167,7 @@ def predict_flow(
     for i, block in enumerate(tree.blocks):
         is_last = i == len(tree.blocks) - 1
         u_BTD = apply_layer(wan, block, u_BTD, modulation_BG6D, mask, *text[i], num_clean * tokens if is_last else 0)
-    return wan.project_flow(u_BTD, e_BGD[:, num_clean:], grid)
+    return wan.run_head(u_BTD, e_BGD[:, num_clean:], grid)
 
 
 def apply_layer(
@@ -190,12 +190,13 @@ def apply_layer(
     q_BTNH = rotate(wan.split_heads(attention.norm_q(attention.q(y_BTD[:, first:]))), mask.token_turns_T1P22[first:])
     seen_BTD = attend_masked(q_BTNH, k_BSNH, v_BSNH, mask.scores_TS[first:])
     asked = slice(first // tokens, groups)
-    u_BTD = gate(u_BTD[:, first:], attention.o(seen_BTD), gate_a[:, asked])
+    u_BTD = add_gated(u_BTD[:, first:], attention.o(seen_BTD), gate_a[:, asked])
 
     attention = block.cross_attn
     q_BTNH = wan.split_heads(attention.norm_q(attention.q(block.norm3(u_BTD))))
     u_BTD = u_BTD + attention.o(attend_masked(q_BTNH, text_k_BLNH, text_v_BLNH, mask.text_scores_TL[first:]))
-    return gate(u_BTD, block.ffn(modulate(block.norm2(u_BTD), shift_f[:, asked], scale_f[:, asked])), gate_f[:, asked])
+    y_BTD = block.ffn(modulate(block.norm2(u_BTD), shift_f[:, asked], scale_f[:, asked]))
+    return add_gated(u_BTD, y_BTD, gate_f[:, asked])
 
 
 def make_mask(plan: TeacherForcingPlan, grid: tuple[int, int], head_dim: int, text_len: int) -> AttentionMask:

@@ -8,7 +8,7 @@ import torch
 
 from longlive.errors import ConfigError
 from longlive.model import attention
-from longlive.model.attention import choose_attention, load_flash2, load_flash3, load_sage, sdpa
+from longlive.model.attention import attend_with_torch, choose_attention, load_flash2, load_flash3, load_sage
 
 CUDA, CPU, MPS = (torch.device(kind) for kind in ("cuda", "cpu", "mps"))
 KERNELS = {"flash_attn_interface": "flash_attn_func", "flash_attn": "flash_attn_func", "sageattention": "sageattn"}
@@ -39,7 +39,7 @@ def install(monkeypatch):
 
             def kernel(q, k, v, module=module, **options):
                 called.append(f"{module} {options}" if options else module)
-                return answer(sdpa(q, k, v))
+                return answer(attend_with_torch(q, k, v))
 
             stand_in = ModuleType(module)
             setattr(stand_in, function, kernel)
@@ -66,7 +66,7 @@ def install(monkeypatch):
 def test_the_fastest_exact_kernel_installed_is_chosen(install, installed, capability, chosen, dtype):
     called = install(*installed, capability=capability)
     attend, name = choose_attention(CUDA, dtype)
-    assert torch.equal(attend(Q, K, V), sdpa(Q, K, V))
+    assert torch.equal(attend(Q, K, V), attend_with_torch(Q, K, V))
     assert called == chosen
     assert name == {(): "sdpa", ("flash_attn",): "flash2", ("flash_attn_interface",): "flash3"}[tuple(chosen)]
 
@@ -74,20 +74,20 @@ def test_the_fastest_exact_kernel_installed_is_chosen(install, installed, capabi
 @pytest.mark.parametrize(("device", "dtype"), [(CPU, torch.bfloat16), (MPS, torch.float16), (CUDA, torch.float32)])
 def test_off_cuda_or_in_full_precision_it_is_pytorch_s_own(install, device, dtype):
     install(*KERNELS)
-    assert choose_attention(device, dtype) == (sdpa, "sdpa")
+    assert choose_attention(device, dtype) == (attend_with_torch, "sdpa")
 
 
 @pytest.mark.parametrize("answer", [lambda out: out, lambda out: (out, "lse")], ids=["output", "output and lse"])
 def test_flash_3_may_answer_with_the_output_or_with_a_pair(install, answer):
     install("flash_attn_interface", answer=answer)
     attend, _ = choose_attention(CUDA, torch.bfloat16)
-    assert torch.equal(attend(Q, K, V), sdpa(Q, K, V))
+    assert torch.equal(attend(Q, K, V), attend_with_torch(Q, K, V))
 
 
 def test_sage_is_used_where_asked_for_alone_and_told_the_order_of_axes(install):
     called = install("sageattention", "flash_attn")
     attend, name = choose_attention(CUDA, torch.bfloat16, quantised=True)
-    assert torch.equal(attend(Q, K, V), sdpa(Q, K, V))
+    assert torch.equal(attend(Q, K, V), attend_with_torch(Q, K, V))
     assert (called, name) == (["sageattention {'tensor_layout': 'NHD'}"], "sage")
 
 
@@ -116,13 +116,13 @@ def test_a_build_that_does_not_load_counts_as_not_installed(install, monkeypatch
         raise error
 
     monkeypatch.setattr(attention.importlib, "import_module", broken)
-    assert choose_attention(CUDA, torch.bfloat16) == (sdpa, "sdpa")
+    assert choose_attention(CUDA, torch.bfloat16) == (attend_with_torch, "sdpa")
 
 
 def test_a_package_that_lacks_the_function_counts_as_not_installed(install, monkeypatch):
     install()
     monkeypatch.setitem(sys.modules, "flash_attn", ModuleType("flash_attn"))
-    assert choose_attention(CUDA, torch.bfloat16) == (sdpa, "sdpa")
+    assert choose_attention(CUDA, torch.bfloat16) == (attend_with_torch, "sdpa")
 
 
 def test_the_choice_is_made_once(install):
@@ -135,4 +135,4 @@ def test_the_choice_is_made_once(install):
 def test_pytorch_s_own_is_softmax_of_scaled_products():
     scores = torch.einsum("btnh,bsnh->bnts", Q.double(), K.double()) / Q.shape[-1] ** 0.5
     expected = torch.einsum("bnts,bsnh->btnh", scores.softmax(-1), V.double())
-    torch.testing.assert_close(sdpa(Q, K, V).double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(attend_with_torch(Q, K, V).double(), expected, rtol=1e-5, atol=1e-6)

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from longlive.config import Positions, RolloutConfig
 from longlive.model import dtypes
-from longlive.model.attention import sdpa
+from longlive.model.attention import attend_with_torch
 from longlive.model.causal import CausalWan, make_sinusoid
 from longlive.model.dtypes import CHUNK, choose_float, is_finite
 from longlive.model.rope import make_table
@@ -102,7 +102,7 @@ def on_meta() -> CausalWan:
     return CausalWan(
         tree=tree,
         geometry=GEOMETRY,
-        attend=sdpa,
+        attend=attend_with_torch,
         kernel="meta sdpa",
         device=torch.device("meta"),
         dtype=torch.float32,

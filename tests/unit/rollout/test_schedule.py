@@ -76,11 +76,3 @@ def test_conversions_compute_wide_and_answer_in_the_dtype_they_were_given(dtype)
         found = convert(x, y, sigma)
         assert found.dtype is dtype
         torch.testing.assert_close(found, wide.to(dtype), rtol=1e-6 if dtype is torch.float32 else 0, atol=1e-7)
-
-
-def test_training_weights_are_a_bell_of_mean_one():
-    weights = Schedule(5.0).weights()
-    assert weights.min() == 0
-    assert weights.mean().item() == pytest.approx(1, abs=1e-4)
-    middle = (Schedule(5.0).timesteps - MAX_STEP / 2).abs().argmin()
-    assert weights.argmax() == middle

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from longlive.config import Positions, RolloutConfig
-from longlive.model.attention import sdpa
+from longlive.model.attention import attend_with_torch
 from longlive.model.causal import CausalWan
 from longlive.model.wan import Geometry, WanModel
 from longlive.rollout.cache_passes import Recache, list_cache_passes
@@ -35,7 +35,7 @@ def true_size() -> CausalWan:
     return CausalWan(
         tree=tree,
         geometry=WAN_1_3B,
-        attend=sdpa,
+        attend=attend_with_torch,
         kernel="meta sdpa",
         device=meta,
         dtype=torch.bfloat16,
