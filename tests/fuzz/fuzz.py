@@ -24,7 +24,7 @@ log = logging.getLogger("fuzz")
 
 
 def main() -> int:
-    options = parser().parse_args()
+    options = make_parser().parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     log.setLevel(logging.INFO)
     logging.getLogger("longlive").setLevel(logging.CRITICAL)  # it says thousands of times what we made wrong
@@ -46,11 +46,11 @@ def main() -> int:
             log.info("  %s", line)
     unclear = sum(len(outcomes.unclear) for outcomes in found.values())
     if options.only is None and options.share == 1:
-        write_table("fuzz", counts_of(found))
+        write_table("fuzz", count_outcomes(found))
     return 1 if unclear else 0
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--only", help="the name of one target")
@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def counts_of(found: dict[str, Outcomes]) -> str:
+def count_outcomes(found: dict[str, Outcomes]) -> str:
     rows = [[name, o.inputs, o.right, o.refused, len(o.unclear)] for name, o in found.items()]
     rows.append(["all", *(sum(column) for column in zip(*(row[1:] for row in rows), strict=True))])
     return table(["target", "inputs", "right result", "one clear error", "unclear"], rows)

@@ -75,24 +75,24 @@ def attack_all(target: Target, numbers: Sequence[int], seed: int = SEED) -> Outc
 def attack_once(target: Target, number: int, seed: int, outcomes: Outcomes) -> None:
     folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
     try:
-        with limits():
+        with limit_reader():
             target.attack(random.Random(f"{seed} {target.name} {number}"), folder)
         outcomes.right += 1
     except LongLiveError as error:
-        fault = fault_of(str(error))
+        fault = find_fault(str(error))
         if fault is None:
             outcomes.refused += 1
         else:
-            outcomes.unclear.append(told(target, number, seed, folder, f"{type(error).__name__} {fault}"))
+            outcomes.unclear.append(report_unclear(target, number, seed, folder, f"{type(error).__name__} {fault}"))
     except (Exception, Hang) as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         text = f"{type(error).__name__}: {str(error)[:300]} ({Path(place.filename).name}:{place.lineno})"
-        outcomes.unclear.append(told(target, number, seed, folder, text))
+        outcomes.unclear.append(report_unclear(target, number, seed, folder, text))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def fault_of(message: str) -> str | None:
+def find_fault(message: str) -> str | None:
     """What keeps a message from being one clear sentence for people."""
     if not message.strip():
         return "says nothing"
@@ -103,7 +103,7 @@ def fault_of(message: str) -> str | None:
     return None
 
 
-def told(target: Target, number: int, seed: int, folder: Path, text: str) -> str:
+def report_unclear(target: Target, number: int, seed: int, folder: Path, text: str) -> str:
     """A line about an unclear outcome; its input is kept."""
     kept = KEPT / f"{target.name.replace(' ', '_')}-{seed}-{number}"
     shutil.rmtree(kept, ignore_errors=True)
@@ -117,7 +117,7 @@ def told(target: Target, number: int, seed: int, folder: Path, text: str) -> str
 
 
 @contextmanager
-def limits() -> Iterator[None]:
+def limit_reader() -> Iterator[None]:
     """Turn endless work, endless waiting, gigabytes and warnings into errors."""
 
     def hang(number: int, _) -> None:
@@ -125,7 +125,7 @@ def limits() -> Iterator[None]:
 
     handlers = {number: signal.signal(number, hang) for number in (signal.SIGPROF, signal.SIGALRM)}
     Path("/proc/self/clear_refs").write_text("5")  # the peak of memory counts from here
-    before = peak_bytes()
+    before = read_peak_bytes()
     signal.setitimer(signal.ITIMER_PROF, WORK_SECONDS)
     signal.setitimer(signal.ITIMER_REAL, STILL_SECONDS)
     try:
@@ -137,14 +137,20 @@ def limits() -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    if (grown := peak_bytes() - before) > GROWTH_BYTES:
+    if (grown := read_peak_bytes() - before) > GROWTH_BYTES:
         raise Unclear(f"it took {grown >> 20} MB")
 
 
-def peak_bytes() -> int:
+def read_peak_bytes() -> int:
     """The most memory this process has had since its peak was last reset."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) << 10
+
+
+def write_file(folder: Path, name: str, content: bytes) -> Path:
+    path = folder / name
+    path.write_bytes(content)
+    return path
 
 
 def expect(right: bool, what: str) -> None:

@@ -8,6 +8,7 @@ import struct
 from collections.abc import Callable, Sequence
 
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 HEADER = 2048  # bytes at the beginning of a file that decide most
@@ -208,3 +209,15 @@ def mutate_header(draw: random.Random, content: bytes) -> bytes:
     """A safetensors file whose header says something else, in valid JSON."""
     header, data = unpack(content)
     return pack(write_json(draw, mutate_json(draw, header)), data)
+
+
+def mutate_file(draw: random.Random, content: bytes, tensors: dict[str, Tensor]) -> bytes:
+    """A safetensors file with damage in its bytes, its header or its tensors."""
+    match draw.randrange(3):
+        case 0:
+            return mutate_bytes(draw, content)
+        case 1:
+            return mutate_header(draw, content)
+    metadata = unpack(content)[0].get("__metadata__")
+    changed = mutate_tensors(draw, tensors)
+    return save({name: tensor.contiguous() for name, tensor in changed.items()}, metadata)

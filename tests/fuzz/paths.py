@@ -8,8 +8,9 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-import files
+import sessions
 import torch
+import weights
 from harness import Target, expect
 
 from longlive.cli.main import main
@@ -96,24 +97,24 @@ PLACES: tuple[Callable[[Path], object], ...] = (
 )  # fmt: skip
 
 
-def store(path: Path) -> None:
+def use_store(path: Path) -> None:
     """A store on a bad folder warns and answers from memory."""
-    block, kept = files.made_session().blocks[0], Store(path)
-    kept.put(files.KEY, block)
-    found = kept.get(files.KEY, tuple(block.shape))
+    block, kept = sessions.make_session().blocks[0], Store(path)
+    kept.put(sessions.KEY, block)
+    found = kept.get(sessions.KEY, tuple(block.shape))
     expect(found is not None and torch.equal(found, block), "a store lost a block")
 
 
-def film(path: Path) -> None:
+def write_video(path: Path) -> None:
     """Two frames, and a file that is there afterwards."""
     with VideoWriter(path) as writer:
         writer.write(torch.zeros(1, 5, 3, 32, 32))
     expect(path.is_file() and path.stat().st_size > 0, "a video that is said to be written is not there")
 
 
-def session(path: Path) -> None:
-    save_session(files.made_session(), path)
-    expect(torch.equal(load_session(path).latents(), files.made_session().latents()), "another session was written")
+def write_session(path: Path) -> None:
+    save_session(sessions.make_session(), path)
+    expect(torch.equal(load_session(path).latents(), sessions.make_session().latents()), "another session was written")
 
 
 def name_inside(path: Path) -> None:
@@ -124,7 +125,7 @@ def name_inside(path: Path) -> None:
         expect(found is None or folder.resolve() in found.parents, f"{name!r} leads out, to {found}")
 
 
-def command(*arguments: str) -> Callable[[Path], None]:
+def make_command(*arguments: str) -> Callable[[Path], None]:
     """The command line: a status, and no traceback."""
 
     def run(path: Path) -> None:
@@ -143,11 +144,12 @@ USES: tuple[Callable[[Path], object], ...] = (
     load_session, describe_file, load_model, Lora.read, load_vae, digest_file, read_script, read_config, read_pairs,
     lambda path: read_pairs(path, path), lambda path: read_answers(path, path), verify, evaluate_video,
     lambda path: UMT5.of_pipeline(path, device=torch.device("cpu"), dtype=torch.float32),
-    ClipScorer.of_folder, store, film, session,
+    ClipScorer.of_folder, use_store, write_video, write_session,
     lambda path: write_pairs([PromptPair("a", "b")], path), name_inside,
-    lambda path: digest_file(files.weights_file(), cache_dir=path), command("info", "PATH"), command("verify", "PATH"),
-    command("evaluate", "PATH"), command("tune", "PATH"), command("render", "PATH", "--miniature", "-o", "x.mp4"),
-    command("render", "PATH", "--weights", "PATH", "--pipeline", "PATH", "-o", "x.mp4"),
+    lambda path: digest_file(weights.write_weights_file(), cache_dir=path),
+    make_command("info", "PATH"), make_command("verify", "PATH"),
+    make_command("evaluate", "PATH"), make_command("tune", "PATH"), make_command("render", "PATH", "--miniature", "-o", "x.mp4"),
+    make_command("render", "PATH", "--weights", "PATH", "--pipeline", "PATH", "-o", "x.mp4"),
 )  # fmt: skip
 
 
@@ -156,7 +158,7 @@ def attack_path(draw: random.Random, folder: Path) -> None:
     use = draw.choice(USES)
     if draw.random() < 0.3:
         path = Path(draw.choice(DEVICES))
-        if use in (store, film, session) or use in USES[-9:-6]:  # what writes stays inside the folder
+        if use in (use_store, write_video, write_session) or use in USES[-9:-6]:  # what writes stays inside the folder
             path = folder / "".join(char for char in path.name if char not in "\0\ud800")
     else:
         parent = folder / "place"

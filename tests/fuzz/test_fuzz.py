@@ -32,7 +32,7 @@ def work(draw, folder):
         pass
 
 
-def raised(error: BaseException):
+def make_attack(error: BaseException):
     def attack(draw, folder):
         raise error
 
@@ -42,12 +42,12 @@ def raised(error: BaseException):
 @pytest.mark.parametrize(
     ("attack", "told"),
     [
-        (raised(KeyError("x")), "KeyError: 'x'"),
-        (raised(Unclear("another block")), "another block"),
-        (raised(Raw("two\nlines")), "is not one line of printable text"),
-        (raised(Raw("\x1b[2J")), "is not one line of printable text"),
-        (raised(Raw("x" * 5000)), "says 5,000 characters"),
-        (raised(Raw("")), "says nothing"),
+        (make_attack(KeyError("x")), "KeyError: 'x'"),
+        (make_attack(Unclear("another block")), "another block"),
+        (make_attack(Raw("two\nlines")), "is not one line of printable text"),
+        (make_attack(Raw("\x1b[2J")), "is not one line of printable text"),
+        (make_attack(Raw("x" * 5000)), "says 5,000 characters"),
+        (make_attack(Raw("")), "says nothing"),
         (lambda draw, folder: bytearray(b"x") * (1 << 30), "it took"),
         (work, "it works without end"),
         (lambda draw, folder: time.sleep(60), "it waits without end"),
@@ -67,7 +67,7 @@ def test_an_unclear_outcome_is_noticed(monkeypatch, tmp_path, attack, told):
 def test_what_is_right_and_what_is_refused_is_counted(tmp_path):
     outcomes = Outcomes()
     attack_once(Target("itself", 1, lambda draw, folder: None), 0, 0, outcomes)
-    attack_once(Target("itself", 1, raised(ConfigError("no such size; use 16"))), 0, 0, outcomes)
+    attack_once(Target("itself", 1, make_attack(ConfigError("no such size; use 16"))), 0, 0, outcomes)
     assert (outcomes.right, outcomes.refused, outcomes.unclear) == (1, 1, [])
 
 

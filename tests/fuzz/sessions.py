@@ -1,0 +1,121 @@
+"""Attacks on session files and on the entries of a block store."""
+
+import functools
+import json
+import os
+import random
+import tempfile
+from dataclasses import fields
+from pathlib import Path
+
+import mutators
+import tiny
+import torch
+from harness import Target, expect, expect_finite, write_file
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from longlive.rollout.sampler import Sampler
+from longlive.session import session_file
+from longlive.session.block_store import Store
+from longlive.session.boundary import Boundary
+from longlive.session.session import Session
+from longlive.session.session_file import load_session, save_session
+
+LARGEST_GROWTH = 64  # times the frames of a whole session that an accepted one may ask for: more is not sampled
+
+
+@functools.cache
+def make_model():
+    return tiny.model()
+
+
+@functools.cache
+def make_session() -> Session:
+    """Four blocks under two prompts."""
+    with Sampler(make_model()) as sampler:
+        video = sampler.sample(tiny.session(), 2)
+        return sampler.sample(video.switched_to(tiny.prompt(1), Boundary.RECACHE), 2)
+
+
+@functools.cache
+def make_session_bytes() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        save_session(make_session(), Path(folder) / "plain.safetensors")
+        return (Path(folder) / "plain.safetensors").read_bytes()
+
+
+def attack_session(draw: random.Random, folder: Path) -> None:
+    """A damaged session is refused, or nothing that it holds was damaged."""
+    content = mutators.mutate_bytes(draw, make_session_bytes())
+    found, whole = load_session(write_file(folder, "damaged.safetensors", content)), make_session()
+    expect(torch.equal(found.latents(), whole.latents()), "other latents were accepted")
+    for field in fields(Session):
+        if field.name not in ("blocks", "keys", "switches"):
+            expect(getattr(found, field.name) == getattr(whole, field.name), f"another {field.name} was accepted")
+    of_found, of_whole = ([(s.frame, s.boundary, s.prompt.digest) for s in x.switches] for x in (found, whole))
+    expect(of_found == of_whole, "other prompts were accepted")
+
+
+def attack_forged_session(draw: random.Random, folder: Path) -> None:
+    """A session that someone made up, whose digest is right: refused, or a session that can be continued."""
+    header, _ = mutators.unpack(make_session_bytes())
+    metadata, tensors = header["__metadata__"], load_tensors(make_session_bytes())
+    if draw.random() < 0.7:
+        metadata["session"] = mutators.write_json(draw, mutators.mutate_json(draw, json.loads(metadata["session"])))
+    if draw.random() < 0.4:
+        tensors = mutators.mutate_tensors(draw, tensors)
+    try:
+        metadata["digest"] = session_file._hash_content(metadata["session"], tensors)
+    except (RuntimeError, ValueError, TypeError):  # of a dtype that no digest takes
+        metadata["digest"] = "0" * 64
+    content = save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
+    found = load_session(write_file(folder, "forged.safetensors", content))
+    expect_finite(found.latents(), "an accepted session")
+    expect(found.num_frames == found.latents().shape[1], "its frames are not counted right")
+    if found.block_shape != make_session().block_shape or found.config.window > LARGEST_GROWTH:
+        return
+    longer = Sampler(make_model()).sample(found, 1)
+    expect_finite(longer.latents(), "the continuation of an accepted session")
+
+
+KEY, OTHER = "ab" * 32, "cd" * 32
+
+
+def attack_store(draw: random.Random, folder: Path) -> None:
+    """A damaged entry counts as none; its neighbour and the next writing of it are well."""
+    block = make_session().blocks[0]
+    store = Store(folder, memory_bytes=0)
+    store.put(KEY, block), store.put(OTHER, block)
+    path = folder / KEY[:2] / f"{KEY}.safetensors"
+    whole = path.read_bytes()
+    match draw.randrange(12):
+        case 0:
+            path.unlink(), path.mkdir()
+        case 1:
+            path.unlink(), os.mkfifo(path)
+        case 2:
+            path.unlink(), path.symlink_to(draw.choice((path, "/dev/zero", "/nowhere", "/")))
+        case 3 | 4:
+            path.write_bytes(mutators.mutate_header(draw, whole))
+        case 5 | 6:
+            changed = mutators.mutate_tensors(draw, load_tensors(whole))
+            path.write_bytes(save_tensors({name: tensor.contiguous() for name, tensor in changed.items()}))
+        case _:
+            path.write_bytes(mutators.mutate_bytes(draw, whole))
+    found = Store(folder, memory_bytes=0).get(KEY, tuple(block.shape))
+    expect(found is None or torch.equal(found, block), "a damaged block was given")
+    again = Store(folder, memory_bytes=0)
+    again.put(KEY, block)
+    kept = again.get(KEY, tuple(block.shape))
+    expect(kept is None or torch.equal(kept, block), "a block was written wrong")
+    expect(kept is not None or path.is_dir(), "a block could not be kept")
+    neighbour = Store(folder, memory_bytes=0).get(OTHER, tuple(block.shape))
+    expect(neighbour is not None and torch.equal(neighbour, block), "a neighbour was lost")
+
+
+TARGETS = (
+    Target("session files", 1500, attack_session),
+    Target("forged sessions", 1000, attack_forged_session),
+    Target("store entries", 1000, attack_store),
+)
