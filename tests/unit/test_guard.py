@@ -7,13 +7,12 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from house import PACKAGES
 
 ROOT = Path(__file__).parents[2]
 LIBRARY, NODES = ROOT / "longlive", ROOT / "nodes"
 FILES = sorted([*LIBRARY.rglob("*.py"), *NODES.rglob("*.py"), ROOT / "__init__.py"])
 
-# From the ground up: a module imports from its own package, from those before it, and from the library's own room.
-PACKAGES = "model weights session rollout video evaluation tuning miniature reference cli".split()
 HOST = ("comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "latent_preview", "nodes", "server")
 OPTIONAL = (
     "accelerate", "diffusers", "flash_attn", "flash_attn_interface", "ftfy", "matplotlib", "peft", "sageattention",
