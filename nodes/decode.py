@@ -28,11 +28,11 @@ class Decode(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 SessionSocket.Input("session", tooltip="The video."),
-                io.Vae.Input("vae", tooltip="The Wan2.1 VAE (wan_2.1_vae.safetensors)."),
+                io.Vae.Input("vae", tooltip="The Wan2.1 VAE (wan_2.1_vae.safetensors), or the miniature's."),
                 io.String.Input(
                     "filename_prefix",
                     default="video/LongLive",
-                    tooltip="Folder and file name in the output folder.",
+                    tooltip="Folder and beginning of the file name, in the output folder.",
                 ),
             ],
             outputs=[

@@ -21,7 +21,9 @@ class LengthUnit(StrEnum):
 
 
 def make_clip_input() -> io.Input:
-    return io.Clip.Input("clip", tooltip="The model's text encoder: umT5-xxl (CLIP loader, type wan).")
+    return io.Clip.Input(
+        "clip", tooltip="The model's text encoder: umT5-xxl (CLIP loader, type wan), or the miniature's."
+    )
 
 
 def make_length_inputs(*, default: float, tooltip: str, shortest: float = 0.0) -> list[io.Input]:
@@ -31,8 +33,8 @@ def make_length_inputs(*, default: float, tooltip: str, shortest: float = 0.0) -
             "unit",
             options=[unit.value for unit in LengthUnit],
             default=LengthUnit.SECONDS.value,
-            tooltip="Seconds are rounded to whole blocks (0.75 s each by default). Blocks and latent frames must fit "
-            "exactly.",
+            tooltip="Seconds are rounded to whole blocks (0.75 s each by default). Give blocks as whole numbers and "
+            "latent frames as a multiple of the block (3 by default).",
         ),
     ]
 
@@ -45,7 +47,7 @@ def make_size_inputs() -> list[io.Input]:
             min=SIZE_STEP,
             max=MAX_INPUT_SIZE,
             step=SIZE_STEP,
-            tooltip=f"Pixels: {default}, or 64 for the miniature.",
+            tooltip=f"{name.capitalize()} in pixels: {default} for LongLive, 64 for the miniature.",
         )
         for name, default in (("width", 832), ("height", 480))
     ]
@@ -59,7 +61,9 @@ def make_seed_input(*, control_after_generate: bool, tooltip: str) -> io.Input:
 
 def make_options_input() -> io.Input:
     return OptionsSocket.Input(
-        "options", optional=True, tooltip="Window, sink and steps. Without it, the released values."
+        "options",
+        optional=True,
+        tooltip="From LongLive Options: window, sink, steps, positions. Unconnected, the released values apply.",
     )
 
 

@@ -29,8 +29,8 @@ class ModelLoader(io.ComfyNode):
                     "lora_name",
                     options=loras,
                     default=NO_LORA,
-                    tooltip="A file in models/loras: for LongLive, its lora.pt. It is merged once and does not slow "
-                    "sampling.",
+                    tooltip="A file in models/loras: LongLive's lora.pt, or none. It is merged into the weights when "
+                    "they are loaded, so it does not slow sampling.",
                 ),
                 io.Float.Input(
                     "lora_strength",
@@ -45,8 +45,8 @@ class ModelLoader(io.ComfyNode):
                     options=list(WEIGHT_DTYPES),
                     default="default",
                     advanced=True,
-                    tooltip="Precision of the weights. With default, ComfyUI chooses, on recent NVIDIA cards fp16. "
-                    "LongLive was trained in bf16. fp8 halves the memory.",
+                    tooltip="Precision of the weights. Choose bf16 on an RTX 30 or newer: LongLive was trained in it. "
+                    "With default, ComfyUI chooses, often fp16. fp8 halves the memory of the weights.",
                 ),
             ],
             outputs=[
@@ -79,12 +79,13 @@ class MiniatureLoader(io.ComfyNode):
                 io.Model.Output(display_name="model", tooltip="The model, for LongLive Session at 64 x 64."),
                 io.Clip.Output(
                     display_name="clip",
-                    tooltip="For CLIP Text Encode and LongLive Timeline: a red ring moves left at night.",
+                    tooltip="For CLIP Text Encode and LongLive Timeline. A prompt it understands: a red ring moves "
+                    "left at night.",
                 ),
                 io.Vae.Output(display_name="vae", tooltip="The miniature's VAE, for LongLive Decode."),
                 io.Model.Output(
                     display_name="teacher",
-                    tooltip="The miniature's teacher, for LongLive Tuner. It sees a whole clip at once.",
+                    tooltip="For LongLive Tuner alone: it judges short clips and makes no videos.",
                 ),
             ],
         )

@@ -17,7 +17,7 @@ class Options(io.ComfyNode):
             node_id="LongLiveOptions",
             display_name="LongLive Options",
             category="LongLive",
-            description="Settings of the rollout. The defaults are those the released weights were trained with.",
+            description="How a video is made, block by block. The released weights were trained with the defaults.",
             search_aliases=["longlive", "window", "frame sink", "denoising steps"],
             inputs=[
                 io.Int.Input(
@@ -25,14 +25,16 @@ class Options(io.ComfyNode):
                     default=released.window,
                     min=1,
                     max=1024,
-                    tooltip="Latent frames a block may attend, sink and block included. More cost time and memory.",
+                    tooltip="Latent frames that a block sees, the sink and the block included. A larger window takes "
+                    "more time and memory.",
                 ),
                 io.Int.Input(
                     "sink",
                     default=released.sink,
                     min=0,
                     max=512,
-                    tooltip="First frames of the video, kept in the window permanently.",
+                    tooltip="First latent frames of the video, which stay in the window; 0 for none. A cut begins a "
+                    "new sink, renew takes one from the window.",
                 ),
                 io.Int.Input(
                     "block", default=released.block, min=1, max=64, tooltip="Latent frames denoised together."
@@ -40,7 +42,7 @@ class Options(io.ComfyNode):
                 io.String.Input(
                     "steps",
                     default=", ".join(map(str, released.steps)),
-                    tooltip="Denoising timesteps, falling from 1000. Fewer are faster and rougher.",
+                    tooltip="Denoising steps: falling whole numbers from 1000 to 1. Fewer are faster and rougher.",
                 ),
                 io.Float.Input(
                     "shift",
@@ -48,7 +50,8 @@ class Options(io.ComfyNode):
                     min=0.01,
                     max=100.0,
                     step=0.1,
-                    tooltip="Timestep shift; trained for 5.",
+                    tooltip="Moves the denoising steps towards more noise. Leave it at 5, which the model was trained "
+                    "with.",
                 ),
                 io.Float.Input(
                     "context_noise",
@@ -56,13 +59,15 @@ class Options(io.ComfyNode):
                     min=0.0,
                     max=999.0,
                     step=1.0,
-                    tooltip="Timestep of the clean pass over finished frames; trained for 0.",
+                    tooltip="Timestep given with finished frames when the model reads them again. Leave it at 0, which "
+                    "the model was trained with.",
                 ),
                 io.Combo.Input(
                     "positions",
                     options=[position.value for position in Positions],
                     default=released.positions.value,
-                    tooltip="Absolute: up to 1024 latent frames (4 minutes). Unbounded: any length.",
+                    tooltip="absolute: as released, up to 1024 latent frames (4 minutes 15 seconds). unbounded: any "
+                    "length; choose it for a video of more than 4 minutes.",
                 ),
             ],
             outputs=[OptionsSocket.Output(display_name="options", tooltip="For LongLive Session.")],

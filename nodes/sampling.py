@@ -29,7 +29,7 @@ class ChunkSampler(io.ComfyNode):
             ],
             outputs=[
                 SessionSocket.Output(display_name="session", tooltip="The longer video."),
-                io.Latent.Output(display_name="latent", tooltip="Only the new chunk, for other nodes."),
+                io.Latent.Output(display_name="latent", tooltip="The latents of the new chunk alone, for other nodes."),
             ],
         )
 
@@ -61,9 +61,9 @@ class Timeline(io.ComfyNode):
                     "script",
                     multiline=True,
                     default=DEFAULT_SCRIPT,
-                    tooltip="One segment per line: a duration (8s, 10b blocks, 30f frames), optionally a word for the "
-                    "switch (cut, keep, renew; default recache), a |, the prompt. Indented lines continue the "
-                    "prompt; lines that begin with # are comments.",
+                    tooltip="One segment per line: a duration (8s, 10b for blocks, 30f for latent frames), optionally "
+                    "a word for the switch (renew, keep or cut; recache without one), a |, the prompt. An indented "
+                    "line continues the prompt; a line that begins with # is a comment.",
                 ),
             ],
             outputs=[

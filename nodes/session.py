@@ -31,7 +31,7 @@ class NewSession(io.ComfyNode):
             description="Begins a long video: a model, a size, a seed. Samplers and switches continue it.",
             search_aliases=["longlive", "long video", "start video", "causal video"],
             inputs=[
-                io.Model.Input("model", tooltip="From LongLive Miniature, its Model Loader or Load Diffusion Model."),
+                io.Model.Input("model", tooltip="From LongLive Model Loader, LongLive Miniature or a stock loader."),
                 io.Conditioning.Input(
                     "conditioning",
                     optional=True,
@@ -40,7 +40,8 @@ class NewSession(io.ComfyNode):
                 *make_size_inputs(),
                 make_seed_input(
                     control_after_generate=True,
-                    tooltip="Noise seed. Each block has its own noise, so an edit of a late segment keeps early ones.",
+                    tooltip="Noise seed of the whole video. Set control after generate to fixed: another seed computes "
+                    "every block again.",
                 ),
                 make_options_input(),
             ],
@@ -73,7 +74,7 @@ class SwitchPrompt(io.ComfyNode):
             node_id="LongLiveSwitchPrompt",
             display_name="LongLive Switch Prompt (Recache)",
             category="LongLive",
-            description="Continues the same video under a new prompt, without a cut.",
+            description="Continues the same video under a new prompt.",
             search_aliases=["longlive", "prompt switch", "kv recache", "scene change"],
             inputs=[
                 SessionSocket.Input("session", tooltip="The video so far."),
@@ -82,14 +83,16 @@ class SwitchPrompt(io.ComfyNode):
                     "boundary",
                     options=[RECACHE, KEEP, CUT],
                     default=RECACHE,
-                    tooltip="Recache: recompute the KV cache under the new prompt; smooth and follows the prompt. "
-                    "Keep cache: smooth, follows the prompt slowly. Discard cache: a hard cut to a new scene.",
+                    tooltip="recache: recompute the KV cache under the new prompt; the motion continues and the new "
+                    "prompt is obeyed. keep cache: the motion continues and the new prompt is obeyed slowly. discard "
+                    "cache: a hard cut.",
                 ),
                 io.Combo.Input(
                     "sink",
                     options=[KEEP_SINK, RENEW_SINK],
                     default=KEEP_SINK,
-                    tooltip="With recache: keep the video's first frames as sink, or replace them by the latest.",
+                    tooltip="With recache. keep: the sink stays, so the look of the beginning does. renew: the oldest "
+                    "frames of the window become the sink.",
                 ),
             ],
             outputs=[
@@ -109,7 +112,7 @@ def to_boundary(boundary: str, sink: str) -> Boundary:
     if boundary == RECACHE:
         return Boundary.RENEW if sink == RENEW_SINK else Boundary.RECACHE
     if sink == RENEW_SINK:
-        log.warning("sink is set to %s, which has no effect with %s; it needs recache", sink, boundary)
+        log.warning("sink is %s, which needs the boundary recache; with %s it is ignored", sink, boundary)
     return Boundary.KEEP if boundary == KEEP else Boundary.CUT
 
 
@@ -126,7 +129,7 @@ class Rewind(io.ComfyNode):
             search_aliases=["longlive", "undo", "trim", "retake", "branch"],
             inputs=[
                 SessionSocket.Input("session", tooltip="The video."),
-                *make_length_inputs(default=5.0, tooltip="How much of the beginning to keep."),
+                *make_length_inputs(default=5.0, tooltip="How much of the beginning to keep; 0 keeps no frames."),
             ],
             outputs=[
                 SessionSocket.Output(display_name="session", tooltip="The beginning. The input video is not changed.")

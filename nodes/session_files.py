@@ -29,7 +29,11 @@ class SaveSession(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 SessionSocket.Input("session", tooltip="The video."),
-                io.String.Input("name", default=DEFAULT_NAME, tooltip="File name. A file with this name is replaced."),
+                io.String.Input(
+                    "name",
+                    default=DEFAULT_NAME,
+                    tooltip="File in output/longlive; one of this name is replaced.",
+                ),
             ],
             outputs=[
                 SessionSocket.Output(display_name="session", tooltip="The same video."),
@@ -40,7 +44,12 @@ class SaveSession(io.ComfyNode):
     @classmethod
     def execute(cls, session: LiveSession, name: str) -> io.NodeOutput:
         if unknown := list_unrecognisable(session.model):
-            log.warning("the MODEL carries %s: %s cannot be loaded with it again", " and ".join(unknown), name)
+            log.warning(
+                "%s will not load again: the MODEL carries %s, which cannot be recognised later; "
+                "remove the node that adds this and make the video again",
+                name,
+                " and ".join(unknown),
+            )
         save_session(session.session, paths.find_session_path(name))
         return io.NodeOutput(session, name)
 
@@ -77,12 +86,13 @@ class LoadSession(io.ComfyNode):
         if unknown := list_unrecognisable(model):
             raise SessionError(
                 f"the MODEL carries {' and '.join(unknown)}, so it is unknown whether {name} was made with it; "
-                f"load sessions with a MODEL without them"
+                f"remove the node that adds this"
             )
         if session.model != hash_model(model):
             raise SessionError(
-                f"the session {name} was made with other weights than this MODEL; load it with the files, the LoRA "
-                f"strength and the weight dtype it was made with, in ComfyUI if it was made there"
+                f"the session {name} was made with other weights than this MODEL; connect the same file, LoRA, "
+                f"strength and weight_dtype through the same loader, or continue it with `longlive render` if it was "
+                f"made there"
             )
         return io.NodeOutput(LiveSession(session, model))
 

@@ -49,7 +49,9 @@ def refuse_literals(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
         for socket in sockets:
             value = inputs.get(socket.id)
             if socket.id in inputs and not (value is None and socket.optional) and is_literal(value):
-                raise ConfigError(f"{socket.id} is {shorten(repr(value))}; connect the output of a node to it")
+                raise ConfigError(
+                    f"{socket.id} is {shorten(repr(value))}, a plain value; connect the output of a node to it"
+                )
         return execute(cls, **inputs)
 
     node.execute = classmethod(check_and_execute)

@@ -41,8 +41,9 @@ class PromptPairs(io.ComfyNode):
                     "pairs",
                     multiline=True,
                     default=EXAMPLE,
-                    tooltip="One pair per line: how a video begins -> how it continues. A single prompt never "
-                    "switches; three prompts make two pairs. Lines that begin with # are comments.",
+                    tooltip="One pair per line: how a video begins -> how it continues. A line with one prompt makes a "
+                    "video without a switch, one with three prompts makes two pairs. Lines that begin with # are "
+                    "comments.",
                 ),
                 io.String.Input(
                     "file",
@@ -123,8 +124,8 @@ class Tuner(io.ComfyNode):
             node_id="LongLiveTuner",
             display_name="LongLive Tuner (experimental)",
             category=CATEGORY,
-            description="Tunes a model on its own long videos, judged by a teacher, and makes a LoRA. Queue it again "
-            "to continue after an interrupt.",
+            description="Tunes a model on its own long videos, judged by a teacher, and makes a LoRA. After Cancel, "
+            "run it again to continue.",
             search_aliases=["longlive", "train", "lora training", "fine-tune", "streaming long tuning", "dmd"],
             is_experimental=True,
             is_output_node=True,
@@ -141,15 +142,15 @@ class Tuner(io.ComfyNode):
                 io.String.Input(
                     "name",
                     default="my_style",
-                    tooltip="Name of the LoRA in models/loras, and of the folder in output/longlive/tuning. The same "
-                    "name and settings continue a tuning; choose another name for other settings.",
+                    tooltip="Name of the LoRA in models/loras, and of the folder in output/longlive/tuning. To "
+                    "continue a tuning, keep name and settings; to change settings, choose another name.",
                 ),
                 io.Int.Input(
                     "steps",
                     default=500,
                     min=1,
                     max=1_000_000,
-                    tooltip="Total steps. Raise it later and queue again to continue the tuning.",
+                    tooltip="Total steps. Raise it later and run again to continue the tuning.",
                 ),
                 io.Int.Input("rank", default=32, min=1, max=1024, tooltip="Rank of the LoRA. The paper uses 256."),
                 make_rate_input(
@@ -173,7 +174,7 @@ class Tuner(io.ComfyNode):
                     min=stream.clip,
                     max=100_000,
                     step=3,
-                    tooltip="Latent frames of a video before the next one begins: 240 are a minute, 21 are one clip.",
+                    tooltip="Latent frames of each video: 240 are a minute. Below 39 no video switches its prompt.",
                 ),
                 io.Int.Input(
                     "batch", default=learn.batch, min=1, max=64, tooltip="Videos per step. More need more memory."
@@ -189,7 +190,7 @@ class Tuner(io.ComfyNode):
                     min=0.0,
                     max=20.0,
                     step=0.1,
-                    tooltip="Guidance of the teacher. 3 equals a cfg of 4.",
+                    tooltip="How strongly the teacher insists on the prompt: a cfg minus 1, so 3 equals a cfg of 4.",
                 ),
                 io.Int.Input(
                     "anchored_on",
@@ -197,8 +198,8 @@ class Tuner(io.ComfyNode):
                     min=1,
                     max=100,
                     advanced=True,
-                    tooltip="Latest latent frames that are decoded to find the first picture of a clip. More than 7 "
-                    "change nothing for the miniature's VAE.",
+                    tooltip="Latest latent frames that are decoded for the first picture of a clip. Leave it at 19; 7 "
+                    "are enough for the miniature.",
                 ),
                 make_options_input(),
             ],
@@ -207,7 +208,7 @@ class Tuner(io.ComfyNode):
                 io.LoraModel.Output(
                     display_name="lora", tooltip="The LoRA, for Load LoRA Model with the same student."
                 ),
-                io.Image.Output(display_name="curve", tooltip="The losses of student and critic."),
+                io.Image.Output(display_name="curve", tooltip="A picture of the losses of student and critic."),
                 io.Video.Output(display_name="sample", tooltip="A video of the first pair by the tuned student."),
             ],
         )

@@ -15,6 +15,11 @@ def name_dtype(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def name_precision(dtype: torch.dtype) -> str:
+    """Name a dtype as a user chooses it: `bf16`; by `name_dtype` if no network computes in it."""
+    return next((name for name, choice in COMPUTE_DTYPES.items() if choice == dtype), name_dtype(dtype))
+
+
 def choose_float(device: torch.device | str) -> torch.dtype:
     """Choose float64, the reference's choice, or float32 on devices that have no float64."""
     return torch.float64 if torch.device(device).type in DEVICES_WITH_FLOAT64 else torch.float32

@@ -131,6 +131,6 @@ def check_positions(config: RolloutConfig, end: int) -> None:
     if config.positions is Positions.ABSOLUTE and end > TABLE_FRAMES:
         raise PositionError(
             f"the video would reach frame {end} since its start or last cut, but absolute positions end at frame "
-            f"{TABLE_FRAMES} ({count_pixel_frames(TABLE_FRAMES)} pixel frames); set positions to unbounded in the "
-            f"options, or restart them with a cut (discard cache)"
+            f"{TABLE_FRAMES} ({count_pixel_frames(TABLE_FRAMES)} pixel frames); begin the video with unbounded "
+            f"positions, or restart them with a cut (discard cache)"
         )

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..config import Positions, RolloutConfig
 from ..errors import SamplingError, SessionError
 from ..model.causal import CausalWan, TextKeys
-from ..model.dtypes import is_finite
+from ..model.dtypes import is_finite, name_precision
 from ..session.block_store import Store
 from ..session.boundary import Boundary
 from ..session.session import Prompt, Session, Trace
@@ -133,8 +133,9 @@ class Sampler:
         """Check that a session fits the model. Raises SessionError if its channels or dtype are others."""
         if (session.channels, session.dtype) != (self.model.geometry.in_dim, self.model.dtype):
             raise SessionError(
-                f"the session's latents are {session.channels} channels of {session.dtype}, but the model makes "
-                f"{self.model.geometry.in_dim} channels of {self.model.dtype}; continue it with the model it began with"
+                f"the session's latents are {session.channels} channels of {name_precision(session.dtype)}, but the "
+                f"model makes {self.model.geometry.in_dim} channels of {name_precision(self.model.dtype)}; continue it "
+                f"with the model and the dtype it began with"
             )
 
     def _compute(self, session: Session) -> Tensor:
@@ -147,8 +148,9 @@ class Sampler:
             latents = rollout.denoise(session.num_frames - session.origin, text, noise, len(session.blocks)).cpu()
             if not is_finite(latents):
                 raise SamplingError(
-                    f"the model made NaN or infinity from frame {session.num_frames} on, in {session.dtype}; finished "
-                    f"blocks are kept; use bfloat16 or float32 if this is float16, else other weights or a weaker LoRA"
+                    f"the model made NaN or infinity from frame {session.num_frames} on, in "
+                    f"{name_precision(session.dtype)}; finished blocks are kept; use bf16 or fp32 if this is fp16, "
+                    f"else other weights or a weaker LoRA"
                 )
             return latents
         except BaseException:

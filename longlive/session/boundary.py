@@ -10,3 +10,8 @@ class Boundary(StrEnum):
     RENEW = "renew"  # recompute the window under the new prompt, sink included
     KEEP = "keep"  # keep the KV cache, change only the text
     CUT = "discard"  # empty the KV cache, the sink included
+
+    @property
+    def word(self) -> str:
+        """The word that a script has for it."""
+        return "cut" if self is Boundary.CUT else self.value

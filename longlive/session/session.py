@@ -15,7 +15,7 @@ from torch import Tensor
 from ..config import MAX_SEED, RolloutConfig
 from ..digest import hash_facts, hash_tensors
 from ..errors import ConditioningError, ConfigError, SessionError, escape
-from ..model.dtypes import is_finite
+from ..model.dtypes import is_finite, name_dtype
 from ..units import FPS, PIXELS_PER_CELL, SIZE_STEP, convert_blocks_to_seconds, count_pixel_frames
 from .boundary import Boundary
 from .timeline import spell_blocks
@@ -38,11 +38,17 @@ class Prompt:
         if embedding.ndim != 3 or embedding.shape[0] != 1 or not embedding.numel():
             raise ConditioningError(
                 f"the prompt embedding has shape {list(embedding.shape)}; a session takes one prompt, [1, rows, width]"
+                f"; encode one text"
             )
-        if not embedding.is_floating_point() or not is_finite(embedding):
+        if not embedding.is_floating_point():
             raise ConditioningError(
-                f"the prompt embedding ({embedding.dtype}) holds NaN or infinity, or whole numbers; "
-                f"load the text encoder again, or in another precision"
+                f"the prompt embedding holds {name_dtype(embedding.dtype)}, expected floating-point numbers; encode "
+                f"the prompt with a text encoder"
+            )
+        if not is_finite(embedding):
+            raise ConditioningError(
+                f"the prompt embedding holds NaN or infinity (in {name_dtype(embedding.dtype)}); load the text encoder "
+                f"again, or in another precision"
             )
         filled = embedding[0].ne(0).any(-1).nonzero()
         used = int(filled[-1]) + 1 if len(filled) else 1
@@ -203,11 +209,12 @@ class Session:
         lines = [
             f"{spell_blocks(len(self.blocks))}, {length}",
             f"{self.width} x {self.height}, seed {self.seed}, window {config.window} with sink {config.sink}, "
-            f"block {config.block}, steps {', '.join(map(str, config.steps))}, {config.positions.value} positions",
+            f"block {config.block}, steps {', '.join(map(str, config.steps))}, shift {config.shift:g}, "
+            f"context noise {config.context_noise:g}, {config.positions.value} positions",
         ]
         for switch in self.switches:
             begins = convert_blocks_to_seconds(switch.frame // config.block, config.block)
-            how = switch.boundary.value if switch.frame else "start"
+            how = switch.boundary.word if switch.frame else "start"
             lines.append(f"{begins:7.2f} s  frame {switch.frame:<5} {how:<8} {switch.prompt}")
         return "\n".join(lines)
 

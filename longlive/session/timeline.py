@@ -26,8 +26,7 @@ from .boundary import Boundary
 MAX_CHARACTERS = 200_000  # of a script; hours of video have fewer
 
 
-BOUNDARY_WORDS = {Boundary.RECACHE: "", Boundary.RENEW: "renew", Boundary.KEEP: "keep", Boundary.CUT: "cut"}
-BOUNDARIES = {word: boundary for boundary, word in BOUNDARY_WORDS.items()} | {"recache": Boundary.RECACHE}
+BOUNDARIES = {"": Boundary.RECACHE, **{boundary.word: boundary for boundary in Boundary}}
 UNITS = {unit: name[0] for name in ("seconds", "blocks", "frames") for unit in (name[0], name[:-1], name)}
 
 SPACES = " \t\u00a0\u3000"  # with the no-break and the ideographic space of pasted text
@@ -96,12 +95,10 @@ def report_timeline(segments: Sequence[Segment], block: int = 3, before: int = 0
         clock = [f"{convert_blocks_to_seconds(frame, 1):.2f}" for frame in (start, end)]
         counts = [str(n) for n in (segment.blocks, end - start, count_pixel_frames(end) - count_pixel_frames(start))]
         length = f"{spell_blocks(segment.blocks)} = {convert_blocks_to_seconds(segment.blocks, block):g} s"
-        words = [str(segment.boundary) if start else "start", f"{segment.asked} asked, {length}"]
+        words = [segment.boundary.word if start else "start", f"{segment.asked} asked, {length}"]
         rows.append([str(index), *clock, *counts, *words])
         if start == 0 and segment.boundary is not Boundary.RECACHE:
-            notes.append(
-                f"note: '{BOUNDARY_WORDS[segment.boundary]}' on segment {index} has no effect: the video begins there"
-            )
+            notes.append(f"note: '{segment.boundary.word}' on segment {index} has no effect: the video begins there")
         start = end
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     aligned = [

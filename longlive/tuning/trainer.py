@@ -89,11 +89,17 @@ class Trainer:
                 )
         except torch.OutOfMemoryError as error:
             raise TuningError(
-                f"out of memory at step {self.num_steps + 1}; set checkpointing and offload to true and continue, or "
-                f"start in another folder with a smaller batch, rank or video size (try them in this order)"
+                f"out of memory at step {self.num_steps + 1}; {self._suggest_saving()}begin another tuning with a "
+                f"smaller batch, rank or video size (try them in this order)"
             ) from error
         self.num_steps += 1
         return metrics
+
+    def _suggest_saving(self) -> str:
+        """Name the settings that save memory and may still change in this tuning."""
+        settings = {"checkpointing": self.config.learn.checkpointing, "offload": self.config.run.offload}
+        unused = [name for name, is_on in settings.items() if not is_on]
+        return f"set {' and '.join(unused)} to true and continue, or " if unused else ""
 
     def _optimize(
         self,

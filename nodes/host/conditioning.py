@@ -45,7 +45,7 @@ def to_prompt(conditioning: list, patcher: ModelPatcher | None = None) -> Prompt
     embedding, settings = conditioning[0]
     unused = sorted(name for name, value in settings.items() if value is not None and name not in HARMLESS_SETTINGS)
     if unused:
-        log.warning("the CONDITIONING carries %s, which a session cannot use; ignored", ", ".join(unused))
+        log.warning("LongLive ignores what a session cannot use of the CONDITIONING: %s", ", ".join(unused))
     prompt = Prompt.of(embedding)
     if patcher is not None:
         check_embedding_width(prompt.embedding, patcher)

@@ -92,11 +92,14 @@ class FallbackDecoder:
             return create()
         raise VideoError(
             "there is not enough memory to decode this video, even in tiles; its latents are not lost: connect "
-            "LongLive Session to Latent and VAE Decode (Tiled) with small tiles, or free memory and queue again"
+            "LongLive Session to Latent and VAE Decode (Tiled) with small tiles, or free memory and run again"
         )
 
     def _create_frame_decoder(self) -> ResumableDecoder:
-        log.warning("out of memory while decoding: LongLive continues in smaller passes, which give the same pixels")
+        log.warning(
+            "out of memory while decoding: LongLive continues in smaller passes, which take longer; the pictures are "
+            "the same"
+        )
         return StreamingDecoder(copy_vae(self.vae), at_once=1, frames_at_once=1)
 
     def _create_tiled_decoder(self) -> ResumableDecoder:

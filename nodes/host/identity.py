@@ -98,10 +98,10 @@ def _list_kernel_releases(function: Callable) -> list[str]:
 def list_unrecognisable(patcher: ModelPatcher) -> list[str]:
     """List what changes the weights of a MODEL, or what they do, in a way that cannot be hashed."""
     found = {
-        "injections (a bypass LoRA)": patcher.injections,
-        "functions on weights": patcher.weight_wrapper_patches,
-        "patched objects": [name for name in patcher.object_patches if is_called(name)],
-        "patches of an unknown kind": _hash_patches(patcher) is None,
+        "injected layers (a bypass LoRA)": patcher.injections,
+        "functions on weights (another pack's)": patcher.weight_wrapper_patches,
+        "replaced layers (such as compiled blocks)": [name for name in patcher.object_patches if is_called(name)],
+        "weight patches of an unknown kind": _hash_patches(patcher) is None,
     }
     return [name for name, carried in found.items() if carried]
 
@@ -117,8 +117,8 @@ def is_called(name: str) -> bool:
 def list_opaque(patcher: ModelPatcher) -> list[str]:
     """List why the results of a MODEL cannot be stored: parts that cannot be recognised or inspected."""
     unseen = {
-        "an attention override that holds a state": hash_value(get_attention_override(patcher)) is None,
-        "calls of a run that hold a state": hash_value(_list_run_callbacks(patcher)) is None,
+        "an attention override that cannot be inspected": hash_value(get_attention_override(patcher)) is None,
+        "run callbacks that cannot be inspected": hash_value(_list_run_callbacks(patcher)) is None,
     }
     return [*list_unrecognisable(patcher), *[name for name, carried in unseen.items() if carried]]
 

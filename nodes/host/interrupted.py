@@ -44,7 +44,7 @@ def show_unfinished(writer: VideoWriter) -> None:
     except VideoError as error:
         log.warning("%s", error)
         return
-    log.info("interrupted: %d pixel frames are shown; queue again to continue from there", writer.num_frames)
+    log.info("cancelled: %d pixel frames are shown; run again to continue from there", writer.num_frames)
     show_video(path)
 
 

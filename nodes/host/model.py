@@ -75,7 +75,7 @@ def get_wan_tree(
     is_text_to_video = getattr(tree, "model_type", None) == "t2v" and getattr(tree, "img_emb", None) is None
     if not (hasattr(tree, "time_projection") and hasattr(tree, "head") and is_text_to_video):
         raise WeightsError(
-            f"{what} is {type(patcher.model).__name__} ({getattr(tree, 'model_type', 'no Wan')}), expected a Wan2.1 "
+            f"{what} is {type(patcher.model).__name__} ({getattr(tree, 'model_type', 'not Wan')}), expected a Wan2.1 "
             f"text-to-video network; {cure}"
         )
     if found != LATENT_CHANNELS or tree.out_dim != LATENT_CHANNELS:
@@ -85,7 +85,7 @@ def get_wan_tree(
         )
     if more := list_extra_parts(patcher):
         raise WeightsError(
-            f"{what} is {type(tree).__name__} with {', '.join(more)}, which a rollout would leave out; {cure}"
+            f"{what} is {type(tree).__name__} with {', '.join(more)}, which a session cannot use; {cure}"
         )
     return tree
 
@@ -106,7 +106,9 @@ def check_copyable(patcher: ModelPatcher, what: str, cure: str) -> None:
     """
     get_wan_tree(patcher, what, cure)
     if unknown := list_unrecognisable(patcher):
-        raise WeightsError(f"{what} carries {' and '.join(unknown)}, which cannot be copied; connect it without")
+        raise WeightsError(
+            f"{what} carries {' and '.join(unknown)}, which cannot be copied; remove the node that adds this"
+        )
     dtypes = {weight.dtype for _, weight in iter_loaded_weights(patcher)}
     if quantised := ", ".join(sorted(map(name_dtype, dtypes - {*COMPUTE_DTYPES.values()}))):
         raise WeightsError(

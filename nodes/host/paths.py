@@ -15,8 +15,7 @@ def find_session_path(name: str) -> Path:
     path = find_inside(folder, name.strip(), ".safetensors")
     if path is None:
         raise SessionError(
-            f"{reprlib.repr(name)} is not a name for a session, which is saved in {folder}; "
-            f"use a plain name such as my_film"
+            f"{reprlib.repr(name)} is not a name for a session in {folder}; use a plain name such as my_film"
         )
     return path
 
@@ -27,7 +26,7 @@ def find_tuning_folder(name: str) -> Path:
     path = find_inside(folder, name.strip())
     if path is None:
         raise TuningError(
-            f"{reprlib.repr(name)} is not a name for a tuning, which is saved in {folder}; use a plain name: my_style"
+            f"{reprlib.repr(name)} is not a name for a tuning in {folder}; use a plain name such as my_style"
         )
     return path
 
@@ -63,7 +62,7 @@ def choose_video_path(prefix: str, width: int, height: int) -> tuple[Path, str]:
     output = folder_paths.get_output_directory()
     if not is_plain_path(prefix.strip()):
         raise VideoError(
-            f"{reprlib.repr(prefix)} is not a name for a video in {output}; use folders and a name: video/LongLive"
+            f"{reprlib.repr(prefix)} is not a name for a video in {output}; use a name such as video/LongLive"
         )
     try:
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix.strip(), output, width, height)

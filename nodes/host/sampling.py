@@ -63,9 +63,13 @@ def create_sampler(patcher: ModelPatcher, session: Session, total_blocks: int) -
     """Create the sampler of a MODEL whose run has begun; warn of what the MODEL carries and a session cannot use."""
     model, unknown, unused = as_causal_model(patcher), list_opaque(patcher), list_ignored(patcher)
     if unused:
-        log.warning("the MODEL carries %s, which a session cannot use; ignored", " and ".join(unused))
+        log.warning("LongLive ignores what a session cannot use of the MODEL: %s", " and ".join(unused))
     if unknown:
-        log.warning("the MODEL carries %s: blocks made with it are not stored", " and ".join(unknown))
+        log.warning(
+            "the MODEL carries %s: blocks made with it are not stored, so an edit computes all of them again; remove "
+            "the node that adds this to store them",
+            " and ".join(unknown),
+        )
     progress = Progress(patcher, total_blocks, len(session.config.steps))
     return Sampler(
         model,
@@ -86,7 +90,7 @@ def make_room(patcher: ModelPatcher, model: CausalWan, session: Session, held: i
     rows, columns = model.geometry.grid(height, width)
     keys = count_cache_bytes(model, config, session.height, session.width)
     if not held:
-        log.info("a window of %d frames takes %.0f MB of keys and values", config.window, keys / 1e6)
+        log.info("the KV cache of a window of %d frames takes %.0f MB", config.window, keys / 1e6)
     # Where ComfyUI has no flash attention, it estimates for an attention that holds all scores at once. None of its own
     # does that, so `most` limits the estimate.
     most = ACTIVATIONS * config.window * rows * columns * model.geometry.dim * model.dtype.itemsize

@@ -90,7 +90,7 @@ def choose_stream(
             f"this ComfyUI's VAE does not work like Wan2.1's, in a way that LongLive does not know; {cure}"
         )
     log.warning(
-        "this ComfyUI's VAE takes video in passes that LongLive does not know; LongLive uses its own code instead"
+        "LongLive does not know how this ComfyUI divides a video for the VAE, and uses its own VAE code instead"
     )
     return stream
 

@@ -110,7 +110,7 @@ def test_a_value_written_where_an_output_belongs(newest, value):
         newest.run(graph)
     assert "AttributeError" not in str(refusal.value)
     if not isinstance(value, list):  # which the host takes for a link
-        told = f"longlive.ConfigError: session is {value!r}; connect the output of a node to it"
+        told = f"longlive.ConfigError: session is {value!r}, a plain value; connect the output of a node to it"
         assert told in str(refusal.value)
 
 

@@ -90,7 +90,7 @@ def stop_often(folder: Path, count: int, seed: int, numbers: tuple[int, ...], wh
         whole.check(render)
         render.check_store()
         shutil.rmtree(render.folder)
-    outcome = f"{made} videos, each with the latents and the file of an undisturbed run; 0 parts, 0 bad entries"
+    outcome = f"{made} videos, each with the latents and the file of an undisturbed run; nothing unfinished is left"
     return [hits, f"{outcome}; with 0 to {BLOCKS} blocks finished: {', '.join(map(str, places))}"]
 
 
@@ -128,10 +128,13 @@ def soak_hour(folder: Path, count: int, seed: int) -> list[object]:
     assert len({fds for _, fds, _ in later}) == len({threads for _, _, threads in later}) == 1, later
     sizes = [rss >> 20 for rss, _, _ in later]
     fds, threads = later[0][1:]
-    outcome = (
-        f"{frames:,} pixel frames; {min(sizes)} to {max(sizes)} MB, {fds} descriptors, {threads} threads throughout"
-    )
+    held = f"{min(sizes)} to {max(sizes)} MB, {fds} descriptors, {name_threads(threads)}"
+    outcome = f"{frames:,} pixel frames; {held} throughout"
     return ["blocks of one video", count, outcome]
+
+
+def name_threads(number: int) -> str:
+    return "1 thread" if number == 1 else f"{number} threads"
 
 
 def make_story(seed: int, store: Store | None) -> Session:

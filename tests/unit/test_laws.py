@@ -156,7 +156,7 @@ def test_law_7_a_block_that_is_not_finite_is_reported_and_not_kept(value):
     next(making)
     finished = next(making)
     model.tree.head.head.bias.data[0] = value
-    with pytest.raises(SamplingError, match=r"made NaN or infinity from frame 6 on, in torch.float32; finished blocks"):
+    with pytest.raises(SamplingError, match=r"made NaN or infinity from frame 6 on, in fp32; finished blocks"):
         next(making)
     assert sampler._rollout is None
     assert store.get(finished.compute_next_key(model.kernel), finished.block_shape) is None

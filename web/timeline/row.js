@@ -11,8 +11,8 @@ import { convertToSeconds, lengthen, parse, serialize } from "./model.js";
 /** @type {[Boundary, string, string][]} */
 const BOUNDARIES = [
   ["recache", "recache", "Recompute the KV cache under the new prompt; the sink stays. The motion continues."],
-  ["renew", "renew: recache, new sink", "Recompute the KV cache under the new prompt and take a new sink from it."],
-  ["keep", "keep: keep cache", "Leave the KV cache as it is and change only the text."],
+  ["renew", "renew: recache, new sink", "Recompute the KV cache under the new prompt; the window's oldest frames become the sink."],
+  ["keep", "keep: keep cache", "Leave the KV cache as it is and change only the text. The new prompt is obeyed slowly."],
   ["discard", "cut: discard cache", "Empty the KV cache: a hard cut."],
 ];
 
@@ -22,7 +22,7 @@ export class SegmentRow {
     this.above = above;
     this.number = make("span", { className: "longlive-number" });
     this.asked = make("input", { className: "longlive-asked", value: asked, spellcheck: false, ariaLabel: "Duration" });
-    this.asked.title = "8s, 10b (blocks) or 30f (frames); the up and down arrows change it by a block";
+    this.asked.title = "8s, 10b (blocks) or 30f (latent frames); the up and down arrows change it by one block";
     this.snapped = make("span", { className: "longlive-snapped" });
     this.boundary = make("select", { className: "longlive-boundary", ariaLabel: "KV cache where the segment begins" });
     this.boundary.append(...BOUNDARIES.map(([value, textContent]) => make("option", { value, textContent })));
@@ -54,7 +54,7 @@ export class SegmentRow {
     this.snapped.textContent = blocks ? `${convertToSeconds(blocks, block)} s` : "";
     this.snapped.title = blocks ? `${blocks} blocks, ${blocks * block} frames` : "";
     this.boundary.title = BOUNDARIES[this.boundary.selectedIndex][2]
-      + (index ? "" : " On the first segment: only when the session already has frames.");
+      + (index ? "" : " On the first segment this applies only if the session already has frames.");
     this.asked.ariaInvalid = String(Boolean(problem));
     this.prompt.ariaInvalid = String(isSilent);
     const length = { blocks, boundary: this.boundary.value, prompt: this.prompt.value };

@@ -97,7 +97,7 @@ def check_what_is_called_is_honoured() -> None:
         stronger = torch.nn.Identity()
         stronger.forward = lambda *args, original=original: 2 * original(*args)
         patched.add_object_patch(name, stronger.forward if name.endswith("forward") else stronger)
-        assert list_opaque(patched) == ["patched objects"], name
+        assert list_opaque(patched) == ["replaced layers (such as compiled blocks)"], name
         assert list_ignored(patched) == [], name
         assert not torch.equal(extend_session(patched, begin_session(patched)).blocks[0], expected), name
     for name in ("diffusion_model", "diffusion_model.blocks.3", "diffusion_model.blocks.3.self_attn"):

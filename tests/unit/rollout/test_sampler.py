@@ -99,7 +99,7 @@ def test_a_session_without_a_prompt_or_of_another_model_is_refused():
     video = tiny.session()
     with pytest.raises(SessionError, match="has no prompt yet"):
         Sampler(MODEL).sample(replace(video, switches=()), 1)
-    with pytest.raises(SessionError, match=r"16 channels of torch.bfloat16, but .* 16 channels of torch.float32"):
+    with pytest.raises(SessionError, match=r"16 channels of bf16, but .* 16 channels of fp32"):
         Sampler(MODEL).sample(replace(video, dtype=torch.bfloat16), 1)
     with pytest.raises(SessionError, match="are 48 channels"):
         Sampler(MODEL).sample(replace(video, channels=48), 1)

@@ -20,7 +20,7 @@ def test_a_prompt_of_what_is_no_number_is_refused(value):
     embedding[0, 2, 3] = value
     with pytest.raises(ConditioningError, match=r"holds NaN or infinity.*load the text encoder again"):
         Prompt.of(embedding)
-    with pytest.raises(ConditioningError, match=r"torch.int64.* or whole numbers"):
+    with pytest.raises(ConditioningError, match=r"holds int64, expected floating-point numbers; encode"):
         Prompt.of(torch.ones(1, 4, 10, dtype=torch.int64))
 
 

@@ -142,7 +142,15 @@ def test_a_seed_that_would_be_another_ones_is_refused(seed):
 def test_a_report_names_length_size_settings_and_switches():
     video = make_video(4).switched_to(tiny.prompt(1), Boundary.RENEW)
     report = video.describe()
-    for part in ("2.81 s", "4 blocks", "12 frames", "45 pixel frames", "32 x 16, seed 7", "window 12 with sink 3"):
+    for part in (
+        "2.81 s",
+        "4 blocks",
+        "12 frames",
+        "45 pixel frames",
+        "32 x 16, seed 7",
+        "window 12 with sink 3",
+        "shift 5, context noise 0, ",
+    ):
         assert part in report
     first, second = report.splitlines()[-2:]
     assert first.split() == ["0.00", "s", "frame", "0", "start", "prompt", "0"]

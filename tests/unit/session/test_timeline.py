@@ -41,7 +41,7 @@ def test_report_names_places_counts_and_snapping():
     lines = report_timeline(parse_timeline("8s | a\n7.5s cut | b\n30f renew | c")).splitlines()
     assert [line.split() for line in lines[1:4]] == [
         "1 0.00 8.25 11 33 129 start 8s asked, 11 blocks = 8.25 s".split(),
-        "2 8.25 15.75 10 30 120 discard 7.5s asked, 10 blocks = 7.5 s".split(),
+        "2 8.25 15.75 10 30 120 cut 7.5s asked, 10 blocks = 7.5 s".split(),
         "3 15.75 23.25 10 30 120 renew 30f asked, 10 blocks = 7.5 s".split(),
     ]
     assert lines[4:] == [f"total: 31 blocks; the video is 93 frames, {4 * 93 - 3} pixel frames, 23.06 s long"]
@@ -54,7 +54,7 @@ def test_pixel_frames_of_the_segments_sum_to_the_video():
 
 def test_report_continues_a_video():
     first, total = report_timeline(parse_timeline("3s cut | a"), before=9).splitlines()[1:]
-    assert first.split()[:7] == "1 2.25 5.25 4 12 48 discard".split()
+    assert first.split()[:7] == "1 2.25 5.25 4 12 48 cut".split()
     assert total == "total: 4 blocks; the video is 21 frames, 81 pixel frames, 5.06 s long"
 
 

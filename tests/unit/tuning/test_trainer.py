@@ -150,14 +150,26 @@ def test_tensorboard_without_its_package_is_refused(monkeypatch, tmp_path):
         make_accelerator(config, tmp_path, on_cpu=True)
 
 
-def test_out_of_memory_says_what_to_lower_in_which_order(monkeypatch):
-    trainer = tiny_tuning.make_trainer()
+SAVING = replace(tiny_tuning.with_learn(checkpointing=True), run=replace(tiny_tuning.CONFIG.run, offload=True))
+
+
+@pytest.mark.parametrize(
+    ("config", "cure"),
+    [
+        (tiny_tuning.CONFIG, "set checkpointing and offload to true and continue, or begin another tuning with a"),
+        (tiny_tuning.with_run(offload=True), "set checkpointing to true and continue, or begin another tuning with a"),
+        (SAVING, "begin another tuning with a smaller batch, rank or video size"),
+    ],
+    ids=["nothing saved", "offload", "both"],
+)
+def test_out_of_memory_says_what_to_lower_in_which_order(config, cure, monkeypatch):
+    trainer = tiny_tuning.make_trainer(config)
 
     def run_out_of_memory(*_, **__):
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(trainer, "_compute_student_loss", run_out_of_memory)
-    with pytest.raises(TuningError, match="at step 1; set checkpointing and offload to true and continue, or"):
+    with pytest.raises(TuningError, match=f"at step 1; {cure}"):
         trainer.step()
 
 
