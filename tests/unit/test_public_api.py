@@ -17,11 +17,23 @@ ROOT = Path(__file__).parents[2]
 NAMES = [name for names in longlive.MODULES.values() for name in names]
 
 
-def test_the_example_of_the_documentation_makes_a_video(tmp_path, monkeypatch):
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(encoding="utf-8"), re.DOTALL)
-    (tmp_path / "example.py").write_text(example, encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
+def run_example(page: str, folder: Path, monkeypatch) -> None:
+    """Run the one Python example of a page in a folder."""
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+    (folder / "example.py").write_text(example, encoding="utf-8")
+    monkeypatch.chdir(folder)
     runpy.run_path("example.py")
+
+
+def test_the_example_of_the_readme_makes_a_session(tmp_path, monkeypatch):
+    run_example("README.md", tmp_path, monkeypatch)
+    session = longlive.load_session(tmp_path / "ring.session.safetensors")
+    assert [switch.frame for switch in session.switches] == [0]
+    assert session.num_frames == 12
+
+
+def test_the_example_of_the_documentation_makes_a_video(tmp_path, monkeypatch):
+    run_example("docs/python.md", tmp_path, monkeypatch)
     session = longlive.load_session(tmp_path / "rings.session.safetensors")
     assert [switch.prompt.text.split()[1] for switch in session.switches] == ["red", "blue"]
     with av.open("rings.mp4") as video:
