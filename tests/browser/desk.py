@@ -13,6 +13,16 @@ TIMELINE = WORKFLOWS[2]
 PATIENCE_MS = 120_000  # for a busy machine; every wait is for a condition
 READY = "window.app?.graph && window.app.extensionManager?.workflow?.activeWorkflow"
 
+# The script of workflow 3 with one block per segment, and another prompt.
+HEADER = "# duration, perhaps renew, keep or cut, a bar, the prompt\n"
+RED, BLUE, SQUARE = (
+    "1b | a red ring moves right at night from the north west\n",
+    "1b | a blue ring moves down at dusk\n",
+    "1b | a blue square moves left by day\n",
+)
+SCRIPT = HEADER + RED + BLUE + SQUARE
+GREEN = "a green ring stays still"
+
 
 class Desk:
     """One page. A node is named by its type, because workflow 3 has one of each."""
@@ -60,7 +70,7 @@ class Desk:
 
     @property
     def editor(self) -> Locator:
-        """The editors that can be seen."""
+        """The visible editors."""
         return self.page.locator(".longlive-timeline:visible")
 
     def prompt(self, row: int) -> Locator:
@@ -107,7 +117,7 @@ class Desk:
         [*_, last] = self.host.get("/history").values()
         assert last["status"]["status_str"] == "success", last["status"]
 
-    def save_latents(self, name: str) -> Path:
+    def find_saved(self, name: str) -> Path:
         return self.host.base / "user" / "default" / "workflows" / f"{name}.json"
 
     def _hear(self, message: ConsoleMessage) -> None:

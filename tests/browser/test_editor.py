@@ -4,17 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from desk import Desk
+from desk import BLUE, GREEN, HEADER, RED, SCRIPT, SQUARE, Desk
 from graphs import WORKFLOWS
-
-HEADER = "# duration, perhaps renew, keep or cut, a bar, the prompt\n"
-RED, BLUE, SQUARE = (
-    "1b | a red ring moves right at night from the north west\n",
-    "1b | a blue ring moves down at dusk\n",
-    "1b | a blue square moves left by day\n",
-)
-SCRIPT = HEADER + RED + BLUE + SQUARE
-GREEN = "a green ring stays still"
+from layout import list_covered
+from subgraphs import enter, fold, leave, promote
 
 
 def test_typing_reaches_the_script(desk: Desk):
@@ -125,7 +118,7 @@ def test_a_workflow_is_saved_from_inside_and_there_after_a_reload(desk: Desk):
     dialog.press("Enter")
     edited = f"{HEADER}{RED}{BLUE}1b | {GREEN}\n"
     desk.page.wait_for_function("() => !app.extensionManager.workflow.activeWorkflow.isModified")
-    nodes = json.loads(desk.saved(name).read_text())["nodes"]
+    nodes = json.loads(desk.find_saved(name).read_text())["nodes"]
     assert [node["widgets_values"] for node in nodes if node["type"] == "LongLiveTimeline"] == [[edited]]
 
     desk.open()
@@ -154,40 +147,6 @@ def test_a_copied_node_has_an_editor_of_its_own(desk: Desk):
 
 
 PIPELINE = ("LongLiveSession", "LongLiveTimeline", "LongLiveDecode")
-
-
-def fold(desk: Desk, *types: str) -> None:
-    """Convert nodes to a subgraph, as its button does."""
-    desk.select(*types)
-    desk.command("Comfy.Graph.ConvertToSubgraph")
-    desk.page.wait_for_function("() => app.graph.nodes.some(node => node.isSubgraphNode?.())")
-
-
-def promote(desk: Desk) -> None:
-    """Promote the script to the subgraph's node, as the list of its widgets does."""
-    desk.page.evaluate("""() => {
-        const host = app.graph.nodes.find(node => node.isSubgraphNode?.());
-        const node = host.subgraph.nodes.find(node => node.type === "LongLiveTimeline");
-        const slot = node.inputs.find(input => input.widget?.name === "script");
-        host.subgraph.addInput("script", "STRING").connect(slot, node);
-        host.setSize([520, 480]);
-    }""")
-
-
-def enter(desk: Desk) -> None:
-    desk.page.evaluate("() => app.canvas.openSubgraph(app.graph.nodes.find(n => n.isSubgraphNode?.()).subgraph)")
-    desk.look_at("LongLiveTimeline")
-
-
-def leave(desk: Desk) -> None:
-    desk.page.evaluate("() => app.canvas.setGraph(app.canvas.graph.rootGraph)")
-    desk.page.evaluate("""() => {
-        const node = app.graph.nodes.find(node => node.isSubgraphNode?.()), { ds } = app.canvas;
-        ds.scale = 1;
-        ds.offset[0] = 150 - node.pos[0];
-        ds.offset[1] = 130 - node.pos[1];
-    }""")
-    desk.settle()
 
 
 @pytest.mark.parametrize("types", [("LongLiveTimeline",), PIPELINE], ids=["timeline", "pipeline"])
@@ -333,41 +292,4 @@ def test_no_node_overlaps_another_and_no_wire_runs_behind_one(desk: Desk, workfl
     desk.page.wait_for_function("() => { app.canvas.draw(true, true); return [...app.canvas.renderedPaths].length; }")
     desk.settle()
 
-    assert desk.page.evaluate(COVERED) == []
-
-
-# Boxes of the nodes as they are drawn, in units of the canvas; then what lies on what. A wire is drawn once more on a
-# canvas the size of a node: a mark there means that it passes behind the node.
-COVERED = """() => {
-    const { ds, renderedPaths } = app.canvas, graph = app.graph;
-    const boxOf = node => {
-        const element = document.querySelector(`[data-node-id="${node.id}"]`);
-        if (!element) return [...node.boundingRect];
-        const page = element.getBoundingClientRect(), canvas = app.canvas.canvas.getBoundingClientRect();
-        const [x, y] = app.canvas.convertCanvasToOffset([page.left - canvas.left, page.top - canvas.top]);
-        return [x, y, page.width / ds.scale, page.height / ds.scale];
-    };
-    const nodes = graph.nodes.map(node => ({ id: node.id, name: `${node.id} ${node.title}`, box: boxOf(node) }));
-    const found = [];
-    for (const [i, { name, box: [x, y, w, h] }] of nodes.entries()) {
-        for (const { name: other, box: [x2, y2, w2, h2] } of nodes.slice(i + 1)) {
-            if (x < x2 + w2 && x2 < x + w && y < y2 + h2 && y2 < y + h) found.push(`${name} lies on ${other}`);
-        }
-    }
-    const page = document.createElement("canvas"), context = page.getContext("2d", { willReadFrequently: true });
-    for (const wire of renderedPaths) {
-        const ids = wire.linkIds ? [...wire.linkIds] : [wire.id];
-        const links = ids.map(id => graph.getLink ? graph.getLink(id) : graph.links.get(id));
-        const ends = links.flatMap(link => [link.origin_id, link.target_id]).map(String);
-        for (const { id, name, box: [x, y, w, h] } of nodes) {
-            if (ends.includes(String(id))) continue;
-            [page.width, page.height] = [w, h];
-            context.translate(-x, -y);
-            context.lineWidth = 1;
-            context.stroke(wire.path);
-            const drawn = context.getImageData(0, 0, page.width, page.height).data.some(byte => byte);
-            if (drawn) found.push(`wire ${ids} passes behind ${name}`);
-        }
-    }
-    return found;
-}"""
+    assert list_covered(desk) == []

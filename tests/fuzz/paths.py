@@ -148,7 +148,8 @@ USES: tuple[Callable[[Path], object], ...] = (
     lambda path: write_pairs([PromptPair("a", "b")], path), name_inside,
     lambda path: digest_file(weights.write_weights_file(), cache_dir=path),
     make_command("info", "PATH"), make_command("verify", "PATH"),
-    make_command("evaluate", "PATH"), make_command("tune", "PATH"), make_command("render", "PATH", "--miniature", "-o", "x.mp4"),
+    make_command("evaluate", "PATH"), make_command("tune", "PATH"),
+    make_command("render", "PATH", "--miniature", "-o", "x.mp4"),
     make_command("render", "PATH", "--weights", "PATH", "--pipeline", "PATH", "-o", "x.mp4"),
 )  # fmt: skip
 
