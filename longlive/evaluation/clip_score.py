@@ -5,14 +5,14 @@ Dimension key: F pictures, H rows, W columns, D width of the space of embeddings
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as nnf
-from safetensors import SafetensorError
 from torch import Tensor
 
 from ..errors import WeightsError
+from ..model.pretrained import import_class, load_pretrained
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, PreTrainedTokenizerBase
@@ -30,29 +30,13 @@ class ClipScorer:
     @classmethod
     def of_folder(cls, folder: Path) -> "ClipScorer":
         """Load a CLIP model. Raises WeightsError if the folder has none, or `transformers` is not installed."""
-        try:
-            from transformers import AutoTokenizer, CLIPModel
-        except ImportError as error:
-            raise WeightsError(
-                f"CLIP needs transformers, which does not load ({error}); pip install transformers"
-            ) from error
+        model_class = import_class("CLIPModel", what="CLIP", packages="transformers")
         if not os.path.isfile(folder / "config.json"):  # unlike Path.is_file, accepts names that no disk does
             raise WeightsError(
                 f"{folder} has no config.json; give the folder of a CLIP model, "
                 f"for example a download of openai/clip-vit-base-patch32"
             )
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)  # nosec B615 # nothing is fetched
-            loaded = CLIPModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)  # nosec B615 # nothing is fetched
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise WeightsError(f"the CLIP model in {folder} cannot be loaded: {error}") from error
-        model, found = cast("tuple[CLIPModel, dict]", loaded)
-        if missing := sorted(found["missing_keys"]):
-            raise WeightsError(
-                f"the model in {folder} lacks {len(missing)} tensors of CLIP, {missing[0]!r} first; "
-                f"give the complete folder of a CLIP model"
-            )
-        return cls(tokenizer, model.eval().requires_grad_(False))
+        return cls(*load_pretrained(model_class, folder, folder, what=f"the CLIP model in {folder}"))
 
     def embed_pictures(self, bytes_FHW3: Tensor) -> Tensor:
         """Embed the middle square of each picture, as CLIP was trained; vectors [F, D] of length 1."""

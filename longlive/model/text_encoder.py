@@ -10,20 +10,21 @@ import html
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from ..errors import WeightsError, list_names
+from ..errors import WeightsError
+from .pretrained import import_class, load_pretrained
 from .wan import TEXT_LEN
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
 WIDTH = 4096  # of umT5 embeddings
+ENCODER, TOKENIZER = "text_encoder", "tokenizer"  # folders of a pipeline
 
 
 class TextEncoder(Protocol):
@@ -70,31 +71,20 @@ class UMT5:
     @classmethod
     def of_pipeline(cls, folder: str | Path, *, device: torch.device, dtype: torch.dtype) -> "UMT5":
         """Load umT5. Raises WeightsError for a folder without it, or if `transformers` is not installed."""
-        try:
-            from transformers import AutoTokenizer, UMT5EncoderModel
-        except ImportError as error:
-            raise WeightsError(
-                f"the text encoder needs transformers, which does not load ({error}); "
-                f"pip install diffusers transformers sentencepiece ftfy"
-            ) from error
+        encoder_class = import_class(
+            "UMT5EncoderModel", what="the text encoder", packages="diffusers transformers sentencepiece ftfy"
+        )
         folder = Path(folder)
-        for part in ("text_encoder", "tokenizer"):
+        for part in (ENCODER, TOKENIZER):
             if not os.path.isdir(folder / part):  # unlike Path.is_dir, accepts names that no disk does
                 raise WeightsError(
                     f"{folder} has no {part}/ folder; give a diffusers-format Wan2.1 folder, "
                     f"for example a download of Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
                 )
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)  # nosec B615 # nothing is fetched
-            loaded = UMT5EncoderModel.from_pretrained(  # nosec B615 # nothing is fetched
-                folder / "text_encoder", local_files_only=True, dtype=dtype, output_loading_info=True
-            )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise WeightsError(f"the text encoder in {folder} cannot be loaded: {error}") from error
-        encoder, found = cast("tuple[UMT5EncoderModel, dict]", loaded)
-        if missing := sorted(found["missing_keys"]):
-            raise WeightsError(f"the text encoder in {folder} lacks {list_names(missing)}; download it again")
-        return cls(tokenizer, encoder.eval().requires_grad_(False).to(device))  # pyright: ignore[reportArgumentType, reportCallIssue]
+        tokenizer, encoder = load_pretrained(
+            encoder_class, folder / ENCODER, folder / TOKENIZER, what=f"the text encoder in {folder}", dtype=dtype
+        )
+        return cls(tokenizer, encoder.to(device))
 
     @torch.no_grad()
     def __call__(self, prompt: str) -> Tensor:

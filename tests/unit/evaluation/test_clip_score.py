@@ -1,9 +1,11 @@
 """CLIP scores, by a tiny random model."""
 
+import shutil
 import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from longlive.errors import ScriptError, WeightsError
 from longlive.evaluation.clip_score import ClipScorer
@@ -70,6 +72,15 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
         ClipScorer.of_folder(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(WeightsError, match="cannot be loaded"):
+        ClipScorer.of_folder(tmp_path)
+
+
+def test_a_folder_that_lacks_tensors_is_refused(folder, tmp_path):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["visual_projection.weight"]
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(WeightsError, match=r"the CLIP model in .* lacks visual_projection\.weight; download it again"):
         ClipScorer.of_folder(tmp_path)
 
 
