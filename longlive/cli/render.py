@@ -93,7 +93,9 @@ def add_video_options(command: argparse.ArgumentParser) -> None:
         "--steps", type=int, nargs="+", default=released.steps, help="denoising steps, falling from at most 1000"
     )
     video.add_argument("--shift", type=float, default=released.shift, help="timestep shift")
-    video.add_argument("--context-noise", type=float, default=released.context_noise, help="timestep of the clean pass")
+    video.add_argument(
+        "--context-noise", type=float, default=released.context_noise, help="timestep of the clean pass and the recache"
+    )
     positions = [position.value for position in Positions]
     video.add_argument(
         "--positions",
