@@ -24,6 +24,11 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
     return sha.hexdigest()
 
 
+def hash_content(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """Compute the SHA-256 over what a file holds: a text, and tensors by name."""
+    return hashlib.sha256(f"{text} {hash_tensors(tensors)}".encode()).hexdigest()
+
+
 def hash_stream(tensors: Iterable[tuple[str, Tensor]]) -> str:
     """Compute the SHA-256 over the names and digests of many tensors. The order they come in does not matter.
 

@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ..config import MAX_STEP
 from ..errors import WeightsError, shorten
-from ..files import check_regular, is_plain_name
+from ..files import is_plain_name
 from ..rollout.schedule import Schedule
 from ..untrusted import conform, parse_json
+from ..weights.tensor_file import read_tensors
 
 RECORDED = ("out.", "trace.", "merged", "freqs.", "shift")  # beginnings of the names of results
 MAX_NUMBER = 1 << 16  # frames, widths and the like of a run, which is tiny
@@ -33,10 +33,7 @@ class RecordedRun:
     def open(cls, path: Path) -> "RecordedRun":
         """Read a run. Raises WeightsError for a file that is not one."""
         try:
-            check_regular(path)
-            with safe_open(path, "pt") as file:
-                meta = file.metadata() or {}
-            return cls(path, load_file(path), meta)
+            return cls(path, *read_tensors(path))
         except (OSError, SafetensorError, RuntimeError) as error:
             raise WeightsError(f"{path} cannot be read as a recorded run: {shorten(error)}") from error
 

@@ -3,7 +3,6 @@
 The file holds the model's digest, not the model.
 """
 
-import hashlib
 import json
 import re
 from dataclasses import replace
@@ -15,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..config import MAX_SEED, RolloutConfig
-from ..digest import hash_tensors
+from ..digest import hash_content
 from ..errors import ConfigError, SessionError, StoreError, shorten
 from ..files import check_regular
 from ..model.dtypes import COMPUTE_DTYPES, is_finite, name_dtype
@@ -66,7 +65,7 @@ def save_session(session: Session, path: str | Path) -> None:
     tensors = {LATENTS: session.latents().contiguous()}
     tensors |= {_name_prompt(i): embedding for i, embedding in enumerate(embeddings.values())}
     written = json.dumps(header)
-    digest = _hash_content(written, tensors)
+    digest = hash_content(written, tensors)
     metadata = {"format": FORMAT, "version": str(VERSION), "session": written, "digest": digest}
     try:
         write_tensor_file(Path(path), tensors, metadata)
@@ -97,7 +96,7 @@ def load_session(path: str | Path) -> Session:
         version = shorten(metadata.get("version"))
         raise SessionError(f"{path} is a session of version {version}, expected {VERSION}; update LongLive Sessions")
     try:
-        if metadata["digest"] != _hash_content(metadata["session"], tensors):
+        if metadata["digest"] != hash_content(metadata["session"], tensors):
             raise ValueError("it is not what was saved")
         return _parse_session(parse_json(metadata["session"]), tensors).rekeyed()
     except (LookupError, TypeError, ValueError, ConfigError) as error:
@@ -165,10 +164,6 @@ def _read_number(entry: object, name: str, low: int, high: int) -> int:
     if not low <= value <= high:
         raise ValueError(f"{name} is {value}; it must be from {low} to {high}")
     return value
-
-
-def _hash_content(header: str, tensors: dict[str, Tensor]) -> str:
-    return hashlib.sha256(f"{header} {hash_tensors(tensors)}".encode()).hexdigest()
 
 
 def _name_prompt(index: int) -> str:

@@ -4,20 +4,18 @@ A folder is written under another name and renamed, so a killed tuning leaves on
 """
 
 import contextlib
-import hashlib
 import json
 import shutil
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors import SafetensorError
 from torch import Tensor
 
-from ..digest import hash_tensors
+from ..digest import hash_content
 from ..errors import TuningError, shorten
-from ..files import PART, check_regular
+from ..files import PART
 from ..untrusted import parse_json
-from ..weights.tensor_file import write_tensor_file
+from ..weights.tensor_file import read_tensors, write_tensor_file
 from .config import refuse_other_config
 from .optimizer_state import join_states, select_state
 from .trainer import Trainer
@@ -47,7 +45,7 @@ class Checkpoints:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in join_states(states).items()}
         try:
             config = json.dumps(self.trainer.config.as_fixed_settings(), sort_keys=True)
-            metadata = {CONFIG_KEY: config, DIGEST_KEY: _compute_digest(config, tensors)}
+            metadata = {CONFIG_KEY: config, DIGEST_KEY: hash_content(config, tensors)}
             write_tensor_file(unfinished / self._name_file(), tensors, metadata)
             self.accelerator.wait_for_everyone()
             if self.accelerator.is_main_process:
@@ -101,17 +99,11 @@ def _read(path: Path) -> tuple[dict[str, object], dict[str, Tensor]]:
 
     Older files without a digest are accepted unchecked.
     """
-    check_regular(path)
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata() or {}
-    tensors, config = load_file(path), metadata.get(CONFIG_KEY, "{}")
-    if DIGEST_KEY in metadata and metadata[DIGEST_KEY] != _compute_digest(config, tensors):
+    tensors, metadata = read_tensors(path)
+    config = metadata.get(CONFIG_KEY, "{}")
+    if DIGEST_KEY in metadata and metadata[DIGEST_KEY] != hash_content(config, tensors):
         raise ValueError("it changed after it was saved")
     settings = parse_json(config)
     if not isinstance(settings, dict):
         raise ValueError("its configuration is not an object")
     return settings, tensors
-
-
-def _compute_digest(config: str, tensors: dict[str, Tensor]) -> str:
-    return hashlib.sha256(f"{config} {hash_tensors(tensors)}".encode()).hexdigest()

@@ -58,10 +58,26 @@ def read_safetensors(path: Path, *, header_bytes: int) -> tuple[dict[str, Tensor
             f"{path.name} has a header of {header_bytes:,} bytes, expected at most {MAX_HEADER:,}; download it again"
         )
     try:
-        with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+        return read_tensors(path)
     except (SafetensorError, RuntimeError) as error:
         raise WeightsError(f"{path.name} is truncated or damaged ({shorten(error)}); download it again") from error
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Read the metadata of a safetensors file. Raises OSError or SafetensorError for anything else. Never waits."""
+    check_regular(path)
+    with safe_open(path, "pt") as file:
+        return file.metadata() or {}
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read the tensors and the metadata of a safetensors file, opened once: it may be replaced between two openings.
+
+    Raises OSError, SafetensorError or RuntimeError for anything else. Never waits.
+    """
+    check_regular(path)
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
 
 
 def read_torch(path: Path, *, zipped: bool) -> dict:

@@ -15,8 +15,8 @@ from harness import Target, expect, expect_finite, write_file
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from longlive.digest import hash_content
 from longlive.rollout.sampler import Sampler
-from longlive.session import session_file
 from longlive.session.block_store import Store
 from longlive.session.boundary import Boundary
 from longlive.session.session import Session
@@ -66,7 +66,7 @@ def attack_forged_session(draw: random.Random, folder: Path) -> None:
     if draw.random() < 0.4:
         tensors = mutators.mutate_tensors(draw, tensors)
     try:
-        metadata["digest"] = session_file._hash_content(metadata["session"], tensors)
+        metadata["digest"] = hash_content(metadata["session"], tensors)
     except (RuntimeError, ValueError, TypeError):  # of a dtype that no digest takes
         metadata["digest"] = "0" * 64
     content = save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
