@@ -17,7 +17,7 @@ from .errors import ConfigError
 
 MAX_JSON = 16 << 20  # characters: the header of a session file that holds two days of video
 MAX_DEPTH = 32  # of nested lists and objects
-MIN_INTEGER, MAX_INTEGER = -(2**63), 2**64 - 1  # the greatest seed is the greatest number of all
+MIN_INTEGER, MAX_INTEGER = -(2**63), 2**64 - 1  # no number is greater than the greatest seed
 MAX_DIGITS = 20  # characters of either number, sign included
 WORDS = {
     int: "a whole number",

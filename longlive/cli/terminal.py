@@ -9,7 +9,8 @@ from contextlib import contextmanager
 
 from ..errors import LongLiveError, escape_lines
 
-FAILED, NOT_A_RUN, INTERRUPTED, TERMINATED = 1, 2, 130, 143  # the last two as a shell names SIGINT and SIGTERM
+# Exit statuses. The last two are those of a shell for SIGINT and SIGTERM.
+FAILED, NOT_A_RECORDED_RUN, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
 
 class Terminated(KeyboardInterrupt):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..errors import WeightsError
 from ..reference.verify import verify
-from .terminal import FAILED, NOT_A_RUN, say
+from .terminal import FAILED, NOT_A_RECORDED_RUN, say
 
 
 def add_parser(commands) -> None:
@@ -22,7 +22,7 @@ def run_verify(options: argparse.Namespace) -> int:
             verdict = verify(path)
         except WeightsError as error:
             say(error)
-            status = NOT_A_RUN
+            status = NOT_A_RECORDED_RUN
             continue
         outcome = "failed" if verdict.failures else "reproduced"
         apart = f"largest difference {verdict.difference:.2g} in {verdict.where}" if verdict.difference else "equal"

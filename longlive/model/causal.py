@@ -153,7 +153,7 @@ class CausalWan:
         return Rotation(make_table(place.start, place.frames, grid, head_dim, self.device), sink_T1P22)
 
     def embed_time(self, timesteps_BF: Tensor) -> Tensor:
-        """Embed timesteps [B, F] as [B, F, D]. The sinusoid is made on their device, the rest on the model's."""
+        """Embed timesteps [B, F] as [B, F, D]: the sinusoid on the device of the timesteps, the rest on the model's."""
         embedded = make_sinusoid(timesteps_BF.flatten(), self.geometry.freq_dim).to(self.device, self.dtype)
         return self.tree.time_embedding(embedded).unflatten(0, timesteps_BF.shape)
 

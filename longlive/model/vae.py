@@ -31,7 +31,7 @@ MULTIPLIERS = (1, 2, 4, 4)  # width of each level over the base width
 HALVES_TIME = (False, True, True)  # of each step between levels, from pixels to latents
 ENCODER_BLOCKS, DECODER_BLOCKS = 2, 3  # residual blocks per level
 LAYERS_TO_PIXEL_FRAMES = 2 * (DECODER_BLOCKS + 1)  # of the decoder's `upsamples`: the last of them doubles frames
-TINY = 1e-24  # taken for a mean square of zero, to divide by
+TINY = 1e-24  # least mean square to divide by, for a position that is zero
 
 
 class Past:
@@ -39,7 +39,7 @@ class Past:
 
     def __init__(self, frames_at_once: int | None = None) -> None:
         self.has_begun = False  # whether the first frame has passed
-        self.frames_at_once = frames_at_once  # that the costly last layers take; None for all of a pass
+        self.frames_at_once = frames_at_once  # pixel frames that the costly last layers take; None for all
         self.seen: dict[nn.Module, Tensor] = {}
 
     def move(self, device: torch.device) -> None:
@@ -91,7 +91,7 @@ class WanVAE(nn.Module):
         return f"{hash_tensors(weights)} on {self.device.type}"
 
     def decode_next(self, latents_BFCHW: Tensor, past: Past) -> Tensor:
-        """Decode the latents that follow `past`, in one pass, without clamping. Pass a video's first latent alone."""
+        """Decode the latents that follow `past`, in one pass, without clamping: a video's first latent must be alone."""
         return self.run_decoder(latents_BFCHW, past).transpose(1, 2)
 
     def run_decoder(self, latents_BFCHW: Tensor, past: Past, num_layers: int | None = None) -> Tensor:
@@ -104,7 +104,7 @@ class WanVAE(nn.Module):
         return x_BCTHW
 
     def encode_next(self, pixels_BFCHW: Tensor, past: Past) -> Tensor:
-        """Encode the pixel frames that follow `past`, in one pass. Pass the first of all alone, then multiples of 4."""
+        """Encode the pixel frames that follow `past`, in one pass: a video's first frame alone, then multiples of 4."""
         x_BCTHW = pixels_BFCHW.to(self.device, self.conv1.weight.dtype).transpose(1, 2)
         with use_fast_convolutions(self.device):
             mean_BCTHW, _log_variance = self.conv1(self.encoder(x_BCTHW, past)).chunk(2, dim=1)

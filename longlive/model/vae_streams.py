@@ -213,7 +213,7 @@ def split_passes(video_BFCHW: Tensor, *, has_begun: bool, at_once: int) -> list[
 
 
 def choose_warm_up_blocks(blocks: Sequence[Tensor], together: int = 1) -> Sequence[Tensor]:
-    """Choose the latest blocks, enough to begin a decoding with them: later pixels depend on no block before.
+    """Choose the latest blocks with which a decoding may begin: pixels after them depend on no earlier block.
 
     After a first latent alone, `together` latents make one pass. So that passes split as in the whole video, the first
     chosen block begins at a multiple of it.

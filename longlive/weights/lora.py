@@ -1,7 +1,7 @@
 """Low-rank adapters: what a file adds to the Linears of a Wan tree, W + strength · alpha/rank · B A (LongLive §3.2).
 
-LongLive's has rank and alpha 256 on the ten Linears of each of 30 layers: 600 tensors. The reference multiplies with
-all of them in every pass. Here they are merged into the weights in fp32, which costs a pass nothing and differs by
+LongLive's LoRA has rank and alpha 256 on the ten Linears of each of 30 layers: 600 tensors. The reference multiplies
+with all of them in every pass. Here they are merged into the weights in fp32, which costs a pass nothing and differs by
 rounding.
 
 Knows names and shapes of a state dict, no module tree.

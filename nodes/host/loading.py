@@ -59,7 +59,7 @@ def load_merged(choice: LoaderChoice, *, disable_dynamic: bool = False) -> tuple
 
 
 def reload_merged(choice: LoaderChoice, *, disable_dynamic: bool = False) -> ModelPatcher:
-    """Load the same MODEL again. ComfyUI calls this where one must be without dynamic VRAM or on another device."""
+    """Load the same MODEL again. ComfyUI calls this to have it without dynamic VRAM or on another device."""
     return load_merged(choice, disable_dynamic=disable_dynamic)[0]
 
 

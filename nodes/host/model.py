@@ -26,7 +26,7 @@ Model: TypeAlias = ModelPatcher  # what travels on a MODEL socket
 
 CALLED_PARTS = {"patch_embedding", "text_embedding", "time_embedding", "time_projection", "blocks", "head"}
 # What a MODEL may carry without the common warning.
-HONOURED_PATCHES = {"manual_cast_dtype", "model_sampling"}  # object patches: the one is used, the other warned of apart
+HONOURED_PATCHES = {"manual_cast_dtype", "model_sampling"}  # object patches: the second has its own warning
 HONOURED_OPTIONS = {"optimized_attention_override"}  # in transformer_options
 HARMLESS_OPTIONS = {"transformer_options", "disable_cfg1_optimization", "torch_compile_kwargs"}  # in model_options
 HONOURED_CALLBACKS = {"on_clone", "on_load_after", "on_detach_after", "on_pre_run", "on_cleanup"}  # all are called

@@ -87,7 +87,7 @@ def measure_jump(observation: Observation, frame: int) -> float:
 
 
 def measure_leap(observation: Observation, frame: int, later: int) -> float:
-    """Measure how many pixels the thing is too far away, `later` pixel frames after `frame` - 1, to have moved there.
+    """Measure the pixels by which the thing moved farther than it can, in the `later` pixel frames after `frame` - 1.
 
     A decoder spreads a cut over several pixel frames, so the cut shows only after them.
     """
