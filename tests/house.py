@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
+from walks import WALKS, list_stops
+
 ROOT = Path(__file__).parents[1]
 
 # A package may import those before it, and the modules directly in longlive/, which are below all packages.
@@ -242,7 +244,7 @@ def rows_of(house: House) -> dict[str, list[str] | int]:
         "names of two things": house.shared_names(),
         "words of the README": house.readme_words(),
         "files over 350 lines": house.long_files(),
-    }
+    } | {name: len(list_stops(walk)) for name, walk in WALKS.items()}
 
 
 def main(*roots: str) -> None:
