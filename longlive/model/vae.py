@@ -91,7 +91,7 @@ class WanVAE(nn.Module):
         return f"{hash_tensors(weights)} on {self.device.type}"
 
     def decode_next(self, latents_BFCHW: Tensor, past: Past) -> Tensor:
-        """Decode the latents that follow `past`, in one pass, without clamping: a video's first latent must be alone."""
+        """Decode the latents that follow `past`, in one pass, without clamping; a video's first latent comes alone."""
         return self.run_decoder(latents_BFCHW, past).transpose(1, 2)
 
     def run_decoder(self, latents_BFCHW: Tensor, past: Past, num_layers: int | None = None) -> Tensor:

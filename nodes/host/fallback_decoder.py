@@ -31,7 +31,7 @@ class FallbackDecoder:
 
     @property
     def identity(self) -> str:
-        """The identity of the first decoder, also for smaller passes, which differ by rounding only. Tiles have another."""
+        """The identity of the first decoder, also for smaller passes: they differ by rounding only. Tiles do not."""
         return self.decoder.identity if isinstance(self.decoder, TiledDecoder) else self._identity
 
     def catch_up(self, blocks: Sequence[Tensor]) -> None:
