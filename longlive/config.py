@@ -71,5 +71,5 @@ class RolloutConfig:
         return self.window - self.sink
 
     def as_dict(self) -> dict:
-        """The fields as plain JSON values."""
+        """Return the fields as plain JSON values."""
         return asdict(self) | {"steps": list(self.steps), "positions": str(self.positions)}

@@ -58,7 +58,7 @@ class Decode(io.ComfyNode):
 
     @classmethod
     def describe_workflow(cls) -> dict[str, str]:
-        """The graph as metadata of the file: dropping the file on ComfyUI opens the graph."""
+        """Describe the graph as metadata of the file: dropping the file on ComfyUI opens the graph."""
         facts = {"prompt": cls.hidden.prompt, **(cls.hidden.extra_pnginfo or {})}
         return {key: json.dumps(value) for key, value in facts.items() if value is not None}
 

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def digest_file(path: str | Path, *, cache_dir: Path | None = None) -> str:
-    """SHA-256 over the bytes of a file, or over those files of a folder that `read_weights_file` uses.
+    """Compute the SHA-256 of a file, or of those files of a folder that `read_weights_file` uses.
 
     With `cache_dir`, the digest is cached there under the resolved path, valid while `mark_file` gives the same mark.
     Raises WeightsError for a file that cannot be read.

@@ -124,7 +124,7 @@ def list_opaque(patcher: ModelPatcher) -> list[str]:
 
 
 def get_attention_override(patcher: ModelPatcher) -> object:
-    """The function with which a node overrides ComfyUI's attention, if there is one."""
+    """Get the function with which a node overrides ComfyUI's attention, if there is one."""
     return patcher.model_options.get("transformer_options", {}).get("optimized_attention_override")
 
 
@@ -268,7 +268,7 @@ def _list_globals(function: FunctionType) -> list:
 
 
 def _find_release(module: str) -> str:
-    """Name and version of the installed distribution of a module; empty if it has none."""
+    """Find name and version of the installed distribution of a module; empty if it has none."""
     names = {*_read_distributions().get(module.partition(".")[0], ())}
     return " ".join(f"{name} {importlib.metadata.version(name)}" for name in sorted(names))
 

@@ -19,7 +19,7 @@ class MiniatureCLIP:
         return text
 
     def encode_from_tokens_scheduled(self, tokens: str, **_) -> list[list]:
-        """A CONDITIONING of the embedding [1, 512, 4096]; `tokens` is the prompt itself."""
+        """Return a CONDITIONING with the embedding [1, 512, 4096]; `tokens` is the prompt itself."""
         if tokens.strip():  # an empty one is a negative prompt
             for note in find_problems(tokens) or [f"understood: {parse_prompt(tokens)}"]:
                 self.notes.add(note)

@@ -41,7 +41,7 @@ def check_size(patcher: ModelPatcher, width: int, height: int) -> None:
 
 
 def as_causal_model(patcher: ModelPatcher) -> CausalWan:
-    """A MODEL as a causal model, with its sub-modules, attention and patches, on its device.
+    """Wrap a MODEL as a causal model, with its sub-modules, attention and patches, on its device.
 
     Raises WeightsError if the MODEL is not a Wan2.1 text-to-video network.
     """
@@ -69,7 +69,7 @@ def get_compute_dtype(patcher: ModelPatcher) -> torch.dtype:
 def get_wan_tree(
     patcher: ModelPatcher, what: str = "the MODEL", cure: str = "load longlive_base with LongLive Model Loader"
 ) -> WanTree:
-    """The network of a MODEL. Raises WeightsError if it is not a Wan2.1 text-to-video network."""
+    """Get the network of a MODEL. Raises WeightsError if it is not a Wan2.1 text-to-video network."""
     tree = patcher.model.diffusion_model
     found = getattr(tree, "in_dim", None)
     is_text_to_video = getattr(tree, "model_type", None) == "t2v" and getattr(tree, "img_emb", None) is None
@@ -141,7 +141,7 @@ def apply_loras(patcher: ModelPatcher, name: str, weight: Tensor) -> Tensor:
 
 
 def bind_attention(patcher: ModelPatcher) -> Attend:
-    """The attention the user chose for ComfyUI, with the MODEL's override if it has one."""
+    """Make the attention that the user chose for ComfyUI, with the MODEL's override if it has one."""
     options = patcher.model_options.get("transformer_options", {})
 
     def attend(q_BTNH: Tensor, k_BSNH: Tensor, v_BSNH: Tensor) -> Tensor:
@@ -189,10 +189,10 @@ def use_device(device: torch.device) -> AbstractContextManager:
 
 
 def to_host_axes(latents_BFCHW: Tensor) -> Tensor:
-    """Latents in ComfyUI's order of axes, [B, C, F, H, W]."""
+    """Bring latents into ComfyUI's order of axes, [B, C, F, H, W]."""
     return latents_BFCHW.transpose(1, 2)
 
 
 def to_latent(patcher: ModelPatcher, latents_BFCHW: Tensor) -> dict[str, Tensor]:
-    """A LATENT in VAE space, for other nodes of ComfyUI."""
+    """Make a LATENT in VAE space, for other nodes of ComfyUI."""
     return {"samples": patcher.model.process_latent_out(to_host_axes(latents_BFCHW).float())}

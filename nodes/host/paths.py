@@ -10,7 +10,7 @@ from ...longlive.files import find_inside, is_plain_path
 
 
 def find_session_path(name: str) -> Path:
-    """The path of the session `name`, in ComfyUI's output folder. Raises SessionError if the name leaves it."""
+    """Find the path of the session `name`, in ComfyUI's output folder. Raises SessionError if the name leaves it."""
     folder = find_longlive_folder()
     path = find_inside(folder, name.strip(), ".safetensors")
     if path is None:
@@ -21,7 +21,7 @@ def find_session_path(name: str) -> Path:
 
 
 def find_tuning_folder(name: str) -> Path:
-    """The folder of the tuning `name`, in ComfyUI's output folder. Raises TuningError if the name leaves it."""
+    """Find the folder of the tuning `name`, in ComfyUI's output folder. Raises TuningError if the name leaves it."""
     folder = find_longlive_folder() / "tuning"
     path = find_inside(folder, name.strip())
     if path is None:
@@ -32,7 +32,7 @@ def find_tuning_folder(name: str) -> Path:
 
 
 def find_lora_path(name: str) -> Path:
-    """The path of the LoRA `name`, in the first of ComfyUI's LoRA folders. Raises TuningError if the name leaves it."""
+    """Find the path of the LoRA `name`, in ComfyUI's first LoRA folder. Raises TuningError if the name leaves it."""
     folder = find_loras_folder()
     path = find_inside(folder, name.strip(), ".safetensors")
     if path is None:
@@ -43,7 +43,7 @@ def find_lora_path(name: str) -> Path:
 
 
 def find_pairs_path(name: str) -> Path:
-    """The path of a file of prompt pairs, in ComfyUI's input folder. Raises DataError if the name leaves it."""
+    """Find the path of a file of prompt pairs, in ComfyUI's input folder. Raises DataError if the name leaves it."""
     folder = Path(folder_paths.get_input_directory())
     path = find_inside(folder, name.strip())
     if path is None:
@@ -76,7 +76,7 @@ def find_loras_folder() -> Path:
 
 
 def find_temporary_folder() -> Path:
-    """ComfyUI's folder for temporary files."""
+    """Find ComfyUI's folder for temporary files."""
     folder = Path(folder_paths.get_temp_directory())
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -91,6 +91,6 @@ def find_output_folder() -> Path:
 
 
 def fingerprint_file(path: Path) -> str:
-    """What changes when a file is written again. Raises OSError if there is no file."""
+    """Return a text that changes when the file is written again. Raises OSError if there is no file."""
     stat = path.stat()
     return f"{stat.st_mtime_ns} {stat.st_size}"

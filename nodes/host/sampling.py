@@ -135,7 +135,7 @@ def show_progress(blocks: Sequence[Tensor]) -> Iterator[Tensor]:
 
 
 def open_block_store() -> Store:
-    """The store of finished blocks, so that after an edit, an interrupt or a crash only new blocks are computed.
+    """Open the store of finished blocks, so that after an edit, an interrupt or a crash only new blocks are computed.
 
     It holds nothing in RAM: ComfyUI's own cache does that, and frees it on request.
     """
@@ -143,7 +143,7 @@ def open_block_store() -> Store:
 
 
 def open_fragment_store() -> Store:
-    """The store of finished fragments of videos, so that nothing is decoded and encoded twice."""
+    """Open the store of finished fragments of videos, so that nothing is decoded and encoded twice."""
     return open_store(find_store_folder() / "fragments", memory_bytes=0, disk_bytes=STORE_BYTES)
 
 

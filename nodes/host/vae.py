@@ -96,7 +96,7 @@ def choose_stream(
 
 
 def copy_vae(vae: comfy.sd.VAE) -> WanVAE:
-    """Our own VAE with the weights of ComfyUI's."""
+    """Build our own VAE with the weights of ComfyUI's."""
     return WanVAE.of_weights(vae.get_sd(), device=vae.device, dtype=vae.vae_dtype)
 
 
@@ -209,7 +209,7 @@ class HostDecoder(HostStream):
 
 
 def shorten_decoder(decoder: nn.Module, num_layers: int | None) -> nn.Module:
-    """A decoder over the same layers that ends after `num_layers` of its `upsamples`; ComfyUI's stays unchanged."""
+    """Make a decoder of the same layers that ends after `num_layers` of its `upsamples`; ComfyUI's is unchanged."""
     if num_layers is None:
         return decoder
     short = copy.copy(decoder)
@@ -281,7 +281,7 @@ def measure_error(stream: VideoDecoder | VideoEncoder, trial_BFCHW: Tensor, whol
 
 
 def identify_vae(vae: comfy.sd.VAE) -> str:
-    """What the pixels of a VAE depend on, beside the latents and their pieces."""
+    """Describe all that the pixels of a VAE depend on, beside the latents and their pieces."""
     network = vae.first_stage_model
     if network not in _digests:
         halves = ("conv2.", "decoder.")
@@ -315,10 +315,10 @@ def to_vae_space(vae: comfy.sd.VAE, latents_BFCHW: Tensor) -> Tensor:
 
 
 def as_pixels(pixels_BCTHW: Tensor) -> Tensor:
-    """The network's output as a `VideoDecoder` gives it: [B F 3 H W], float32, -1..1."""
+    """Convert the network's output to what a `VideoDecoder` gives: [B F 3 H W], float32, -1..1."""
     return pixels_BCTHW.transpose(1, 2).float().clamp_(-1, 1)
 
 
 def as_latents(z_BCTHW: Tensor) -> Tensor:
-    """The VAE's latents as a `VideoEncoder` gives them: [B F C H W], float32, in the space of the model."""
+    """Convert the VAE's latents to what a `VideoEncoder` gives: [B F C H W], float32, in the space of the model."""
     return comfy.latent_formats.Wan21().process_in(z_BCTHW.float()).transpose(1, 2)
