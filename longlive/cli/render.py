@@ -24,7 +24,7 @@ from ..rollout.rollout import PassKind
 from ..rollout.sampler import Sampler, check_timeline
 from ..session.block_store import Store
 from ..session.session import Prompt, Session
-from ..session.session_file import load_session, save_session
+from ..session.session_file import check_session_path, load_session, save_session
 from ..session.timeline import MAX_CHARACTERS, Segment, parse_timeline, report_timeline
 from ..units import FPS
 from ..video.render import VideoRenderer
@@ -115,6 +115,7 @@ def run_render(options: argparse.Namespace) -> int:
 def render_script(options: argparse.Namespace, script: str) -> int:
     """Make the video of a script; return the exit status."""
     check_output(options.output)
+    check_session_path(options.output.with_suffix(SESSION_SUFFIX))
     device, dtype = find_device(options.device), COMPUTE_DTYPES[options.dtype]
     weights, vae_file = choose_files(options)
     facts = [digest_file(path, cache_dir=find_cache_folder()) for path in (weights, options.lora) if path]
@@ -282,7 +283,7 @@ def keep_session(video: Session, path: Path) -> None:
     if path.exists():
         try:
             earlier = load_session(path)
-        except LongLiveError:  # another file, or a damaged one
+        except LongLiveError:  # a damaged one
             earlier = None
         if earlier and len(earlier.blocks) > len(video.blocks) and earlier.begins_with(video):
             log.info("session: %s is unchanged, as it continues after these %d frames", path, video.num_frames)

@@ -4,23 +4,22 @@ The file holds the model's digest, not the model.
 """
 
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ..config import MAX_SEED, RolloutConfig
 from ..digest import hash_content
 from ..errors import ConfigError, SessionError, StoreError, shorten
-from ..files import check_regular
 from ..model.dtypes import COMPUTE_DTYPES, is_finite, name_dtype
 from ..units import MAX_SIZE, SIZE_STEP
 from ..untrusted import parse_json, read_field
-from ..weights.tensor_file import write_tensor_file
+from ..weights.tensor_file import read_metadata, read_tensors, write_tensor_file
 from .boundary import Boundary
 from .session import Prompt, Session, Switch
 
@@ -38,8 +37,24 @@ class NotASession(SessionError):
     """The file is not a session."""
 
 
+def check_session_path(path: str | Path) -> None:
+    """Check that a session may be written to a path: it replaces no file but a session. Raises StoreError."""
+    if not os.path.isfile(path) or not os.path.getsize(path):
+        return
+    try:
+        is_session = read_metadata(Path(path)).get("format") == FORMAT
+    except (OSError, SafetensorError):
+        is_session = False
+    if not is_session:
+        raise StoreError(f"{path} is not a saved session, so it is not replaced; choose another name")
+
+
 def save_session(session: Session, path: str | Path) -> None:
-    """Write the session; `path` then holds all of it or is unchanged. Raises StoreError if the disk refuses."""
+    """Write the session; `path` then holds all of it or is unchanged.
+
+    Raises StoreError if the disk refuses, or if another file than a session has that name.
+    """
+    check_session_path(path)
     embeddings = {switch.prompt.digest: switch.prompt.embedding for switch in session.switches}
     prompts = list(embeddings)
     header = {
@@ -82,16 +97,13 @@ def load_session(path: str | Path) -> Session:
     gets new keys over its content (`Session.rekeyed`), so that its blocks never mix with those of a store.
     """
     try:
-        check_regular(Path(path))
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-        if metadata.get("format") != FORMAT:
-            raise NotASession(f"{path} is a safetensors file, but not a LongLive session; choose a saved session")
-        tensors = load_file(path)
+        tensors, metadata = read_tensors(Path(path))
     except FileNotFoundError as error:
         raise SessionError(f"there is no session at {path}; save one first, or check the name") from error
     except (OSError, SafetensorError, RuntimeError) as error:
         raise NotASession(f"{path} is not a whole session file ({shorten(error)}); save the session again") from error
+    if metadata.get("format") != FORMAT:
+        raise NotASession(f"{path} is a safetensors file, but not a LongLive session; choose a saved session")
     if metadata.get("version") != str(VERSION):
         version = shorten(metadata.get("version"))
         raise SessionError(f"{path} is a session of version {version}, expected {VERSION}; update LongLive Sessions")

@@ -17,14 +17,14 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import VAE
 from PIL import Image
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
 from ...longlive.config import RolloutConfig
 from ...longlive.digest import hash_tensors
 from ...longlive.errors import TuningError
-from ...longlive.files import atomic_write, check_regular
+from ...longlive.files import atomic_write
 from ...longlive.tuning.accelerator import make_accelerator
 from ...longlive.tuning.adapter import import_peft
 from ...longlive.tuning.config import (
@@ -43,6 +43,7 @@ from ...longlive.tuning.run import ADAPTER_FILE, METRICS_FILE, STEPS_KEY, run_tu
 from ...longlive.tuning.sample import render_sample
 from ...longlive.tuning.trainer import Trainer
 from ...longlive.video.writer import VideoWriter
+from ...longlive.weights.tensor_file import read_metadata
 from . import paths
 from .conditioning import Pairs, check_embedding_width
 from .identity import hash_model
@@ -267,9 +268,7 @@ def refuse_to_replace(path: Path) -> None:
     if not path.exists():
         return
     try:
-        check_regular(path)
-        with safe_open(path, "pt") as file:
-            is_ours = STEPS_KEY in (file.metadata() or {})
+        is_ours = STEPS_KEY in read_metadata(path)
     except (OSError, SafetensorError):
         is_ours = False
     if not is_ours:

@@ -334,6 +334,13 @@ def test_an_output_that_cannot_be_written_is_refused_before_anything_is_computed
     assert not (tmp_path / "blocks").exists()
 
 
+def test_a_file_in_the_place_of_the_session_is_refused_before_anything_is_computed(render, tmp_path, caplog):
+    (tmp_path / "story.session.safetensors").write_text("mine")
+    assert render(STORY, "story.mp4") == 1
+    assert "is not a saved session" in caplog.text
+    assert not (tmp_path / "blocks").exists()
+
+
 def test_a_video_resumed_after_an_interrupt_is_the_uninterrupted_one_to_the_byte(render, tmp_path):
     assert render("6f | a red fox\n", "story.mp4") == 0
     assert render(STORY.replace("3f | a red fox", "6f | a red fox"), "story.mp4") == 0

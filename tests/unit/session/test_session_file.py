@@ -12,7 +12,7 @@ import tiny
 import torch
 from disks import read_only
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from saved_sessions import MODEL, list_content
 
 from longlive.config import Positions, RolloutConfig
@@ -21,6 +21,7 @@ from longlive.rollout.sampler import Sampler
 from longlive.session import session_file
 from longlive.session.session import Session
 from longlive.session.session_file import load_session, save_session
+from longlive.weights import tensor_file
 
 
 @contextmanager
@@ -118,6 +119,56 @@ def test_a_read_only_folder_is_reported_and_the_old_file_untouched(video):
 def test_a_folder_that_is_a_file_is_reported(path, video):
     with pytest.raises(StoreError, match="cannot be written"):
         save_session(video, path / "video")
+
+
+@pytest.mark.parametrize("kind", ["a tuning's checkpoint", "a LoRA", "notes"])
+def test_a_file_that_is_no_session_is_not_replaced(tmp_path, video, kind):
+    path = tmp_path / "video.safetensors"
+    match kind:
+        case "a tuning's checkpoint":
+            save_file({"x": torch.zeros(1)}, path, {"longlive_tuning": "{}"})
+        case "a LoRA":
+            save_file({"x": torch.zeros(1)}, path)
+        case "notes":
+            path.write_text("mine")
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match=r"video\.safetensors is not a saved session.*; choose another name"):
+        save_session(video, path)
+    assert path.read_bytes() == before
+
+
+def test_an_empty_file_and_a_damaged_session_are_replaced(path, video):
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    for before in (bytes(content), b""):
+        path.write_bytes(before)
+        save_session(video, path)
+        assert list_content(load_session(path)) == list_content(video)
+
+
+def test_a_session_replaced_while_it_is_read_is_the_old_one_or_the_new_one(path, video, monkeypatch):
+    longer = Sampler(MODEL).sample(video, 1)
+    opened = []
+
+    class Replaced:
+        """A file that another process replaces when the reader has closed it."""
+
+        def __init__(self, *arguments):
+            self.file = safe_open(*arguments)
+
+        def __enter__(self):
+            opened.append(self)
+            return self.file.__enter__()
+
+        def __exit__(self, *error):
+            self.file.__exit__(*error)
+            if len(opened) == 1:
+                monkeypatch.setattr(tensor_file, "safe_open", safe_open)
+                save_session(longer, path)
+
+    monkeypatch.setattr(tensor_file, "safe_open", Replaced)
+    assert list_content(load_session(path)) in (list_content(video), list_content(longer))
+    assert list_content(load_session(path)) == list_content(longer)
 
 
 def test_an_interrupt_while_saving_leaves_the_old_file_alone(path, video, monkeypatch):
