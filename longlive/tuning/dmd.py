@@ -2,8 +2,8 @@
 
 The gradient is Yin et al.'s eq. 7, its weight eq. 8 (arXiv 2311.18828; see also Self-Forcing §3.3). The critic learns
 to denoise the student's clips. The student moves from what the critic makes of a noisy clip towards what the teacher
-makes of it. Both see a whole clip at once, without a KV cache. Noise is added with the student's table of shift 5, but
-flows become clean latents with one of shift 8, as in the reference (measured).
+makes of it. Both see a whole clip at once, without a KV cache. Noise is added with the student's table (the
+released shift is 5), but flows become clean latents with one of shift 8, as in the reference (measured).
 
 Dimension key: B videos, F frames, C channels, H rows and W columns of cells, L rows and D width of a prompt embedding.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..config import MAX_STEP
+from ..config import MAX_STEP, RolloutConfig
 from ..model.causal import CausalWan
 from ..model.wan import WanModel
 from ..rollout.schedule import Schedule, add_noise, clean_from_flow, flow_from_clean
@@ -22,7 +22,7 @@ from .graph_cache import GraphCache, GraphPass
 from .student import CheckpointedWan
 
 SCORE_SHIFT = 8.0  # of the table that turns flows into clean latents
-NOISE_SHIFT = 5.0  # of the table that noise is added with
+NOISE_SHIFT = RolloutConfig().shift  # of the table that noise is added with, for a student of the released shift
 MIN_TIMESTEP, MAX_TIMESTEP = 20.0, 980.0  # of a noisy clip
 
 
@@ -59,17 +59,18 @@ class ClipNoise:
 
     timesteps_B: Tensor  # 0..1000
     noise_BFCHW: Tensor
+    shift: float  # of the table that noise is added with: the student's
 
     @classmethod
-    def of_index(cls, index_B: Tensor, noise_BFCHW: Tensor) -> "ClipNoise":
+    def of_index(cls, index_B: Tensor, noise_BFCHW: Tensor, shift: float = NOISE_SHIFT) -> "ClipNoise":
         """Warp integers 0..999 by the student's shift into timesteps."""
         plain = index_B.float() / MAX_STEP
-        warped = NOISE_SHIFT * plain / (1 + (NOISE_SHIFT - 1) * plain) * MAX_STEP
-        return cls(warped.clamp(MIN_TIMESTEP, MAX_TIMESTEP), noise_BFCHW)
+        warped = shift * plain / (1 + (shift - 1) * plain) * MAX_STEP
+        return cls(warped.clamp(MIN_TIMESTEP, MAX_TIMESTEP), noise_BFCHW, shift)
 
     @property
     def sigma_B1111(self) -> Tensor:
-        return Schedule(NOISE_SHIFT).sigma(self.timesteps_B).view(-1, 1, 1, 1, 1)
+        return Schedule(self.shift).sigma(self.timesteps_B).view(-1, 1, 1, 1, 1)
 
     def add_to(self, latents_BFCHW: Tensor) -> Tensor:
         return add_noise(latents_BFCHW, self.noise_BFCHW, self.sigma_B1111)
@@ -101,6 +102,7 @@ def compute_student_loss(
 
     The gradient of a latent is (critic - teacher) / mean |clip - teacher|, the mean over all frames of a video. The
     loss is half its mean square over the new frames, so only these have a gradient, divided by their number of values.
+    A score network that gives NaN or infinity in any frame makes the loss NaN.
     """
     latents = clip.latents_BFCHW.detach()
     with torch.no_grad():
@@ -110,7 +112,9 @@ def compute_student_loss(
         unprompted = teacher(noisy, clip_noise.timesteps_B, unprompted_BLD)
         real = prompted + guidance * (prompted - unprompted)
         distance_B = (latents - real).abs().mean((1, 2, 3, 4), keepdim=True)
-        gradient = ((fake - real) / distance_B).nan_to_num()
+        difference = fake - real
+        gradient = (difference / distance_B).nan_to_num()  # 0 / 0 where a clip is what the teacher makes of it
+        gradient = torch.where(difference.isfinite().all(), gradient, torch.nan)  # a broken network must be noticed
     target = (clip.latents_BFCHW.double() - gradient.double()).detach()
     return 0.5 * clip.average_new((clip.latents_BFCHW.double() - target).square()), gradient.abs().mean()
 

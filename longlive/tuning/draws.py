@@ -27,6 +27,7 @@ class ChunkDraws:
     videos: tuple[int, ...]  # their places in the batch of all processes
     block_shape: tuple[int, int, int, int]  # F, C, H, W
     num_steps: int
+    shift: float  # of the student's schedule
 
     @property
     def exit_step(self) -> int:
@@ -43,7 +44,7 @@ class ChunkDraws:
         """Draw the noise under which the score networks see a clip. Each video has its own level."""
         index = [random.Random(f"level {self.seed} {self.chunk} {video}").randrange(MAX_STEP) for video in self.videos]  # noqa: S311 (counted, no secret)
         noise = self._draw_normal(CLIP_PLACE, tuple(clip_BFCHW.shape[1:]))
-        return ClipNoise.of_index(torch.tensor(index, device=clip_BFCHW.device), noise.to(clip_BFCHW))
+        return ClipNoise.of_index(torch.tensor(index, device=clip_BFCHW.device), noise.to(clip_BFCHW), self.shift)
 
     def _draw_normal(self, place: int, shape: tuple[int, ...]) -> Tensor:
         return torch.stack([compute_noise(self.seed, (video, place, self.chunk), shape) for video in self.videos])

@@ -39,7 +39,7 @@ def test_law_a_student_rolls_out_what_a_sampler_does(positions, boundary):
     student = Student(model.tree, config)
     student.steps = replace(student.steps, context_sigma=torch.tensor(0.0))
     texts = [tiny.prompt(number).embedding for number in (0, 1)]
-    draws = ChunkDraws(0, 0, (0,), (3, 16, 2, 4), 4)
+    draws = ChunkDraws(0, 0, (0,), (3, 16, 2, 4), 4, 5.0)
 
     rollout, made = Rollout(model, config, (1, 16, 2, 4)), []
     for block in range(7):
@@ -76,7 +76,9 @@ def test_cached_keys_carry_gradients_only_where_asked():
     for kv_gradients in (False, True):
         network = tiny_tuning.make_networks()[0].requires_grad_(True)
         student = Student(network, tiny_tuning.CONFIG.rollout, kv_gradients=kv_gradients)
-        clip, _ = student(GraphCache.empty(3), 0, 2, tiny.prompt(0).embedding, ChunkDraws(0, 0, (0,), (3, 16, 2, 4), 4))
+        clip, _ = student(
+            GraphCache.empty(3), 0, 2, tiny.prompt(0).embedding, ChunkDraws(0, 0, (0,), (3, 16, 2, 4), 4, 5.0)
+        )
         clip[:, 3:].square().mean().backward()
         weight = student.tree.blocks[0].self_attn.k.weight
         assert weight.grad is not None
