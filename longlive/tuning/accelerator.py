@@ -1,8 +1,12 @@
 """The accelerator of a tuning: precision, processes and TensorBoard, by `accelerate`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import torch
 
 from ..errors import TuningError
 from .config import Precision, TuneConfig
@@ -37,3 +41,19 @@ def make_accelerator(config: TuneConfig, folder: Path, *, on_cpu: bool = False) 
     if with_tensorboard:
         accelerator.init_trackers("tensorboard")
     return accelerator
+
+
+@contextmanager
+def fail_together(accelerator: "Accelerator") -> Iterator[None]:
+    """Wait at the end of the block until all processes are there. If it fails in one, it fails in all of them.
+
+    Otherwise the others would wait without end for the one that failed. They raise TuningError.
+    """
+    error = None
+    try:
+        yield
+    except Exception as caught:
+        error = caught
+    has_failed = torch.tensor(float(error is not None), device=accelerator.device)
+    if accelerator.reduce(has_failed, "sum"):
+        raise error or TuningError("another process of this tuning failed; its message says why")

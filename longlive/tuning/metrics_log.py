@@ -1,6 +1,8 @@
 """The metrics log of a training: one line of JSON per logged step, for people and plots."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import TuningError
@@ -24,13 +26,24 @@ class MetricsLog:
         return [metrics for line in lines if (metrics := _parse_line(line))]
 
     def add(self, step: int, metrics: dict[str, float]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
+        """Append a line. Raises TuningError if the disk refuses."""
+        with self._report_disk_errors(), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
 
     def truncate(self, num_steps: int) -> None:
-        """Drop the lines of later steps, which will be made again."""
+        """Drop the lines of later steps, which will be made again. Raises TuningError if the disk refuses."""
         kept = [f"{json.dumps(line)}\n" for line in self.read() if line["step"] <= num_steps]
-        write_text(self.path, "".join(kept))
+        with self._report_disk_errors():
+            write_text(self.path, "".join(kept))
+
+    @contextmanager
+    def _report_disk_errors(self) -> Iterator[None]:
+        """Turn an OSError into a TuningError."""
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or error
+            raise TuningError(f"{self.path} cannot be written: {reason}; free some space") from error
 
 
 def _parse_line(line: str) -> dict[str, float]:

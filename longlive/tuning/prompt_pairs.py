@@ -12,6 +12,7 @@ import re
 import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from ..errors import DataError, shorten
@@ -51,7 +52,10 @@ Prompt: {prompt}"""
 
 @dataclass(frozen=True, slots=True)
 class PromptPair:
-    """The prompts of a video before and after its switch. If they are equal, it has none."""
+    """The prompts of a video before and after its switch.
+
+    If they are equal, its prompt never changes; it is only recached where another video of its batch switches.
+    """
 
     first: str
     second: str
@@ -92,9 +96,10 @@ def parse_pairs(text: str) -> tuple[PromptPair, ...]:
     return pairs
 
 
-def shuffle(count: int, seed: int, epoch: int) -> list[int]:
+@lru_cache(maxsize=2)  # two epochs meet in a batch
+def shuffle(count: int, seed: int, epoch: int) -> tuple[int, ...]:
     """Return the numbers 0 to `count` - 1 in an order that follows from seed and epoch alone, on every machine."""
-    return sorted(range(count), key=lambda index: hashlib.sha256(f"{seed} {epoch} {index}".encode()).digest())
+    return tuple(sorted(range(count), key=lambda index: hashlib.sha256(f"{seed} {epoch} {index}".encode()).digest()))
 
 
 def make_requests(prompts: Sequence[str], template: str = TEMPLATE) -> Iterator[dict]:

@@ -10,8 +10,9 @@ from safetensors import SafetensorError
 
 from ..errors import TuningError
 from ..weights.tensor_file import write_tensor_file
+from .accelerator import fail_together
 from .adapter import export_lora, make_lora
-from .checkpoints import Checkpoints
+from .checkpoints import Checkpoints, refuse_checkpoint_folder
 from .metrics_log import MetricsLog
 from .sample import write_sample
 from .trainer import Trainer
@@ -32,39 +33,54 @@ def run_tuning(
     `watch` is called after every step with its number and metrics. If it raises, the tuning saves a checkpoint and
     ends with that error. Raises TuningError.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    refuse_checkpoint_folder(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TuningError(f"the folder {folder} cannot be made: {error.strerror}; choose another folder") from error
     checkpoints, metrics_log = Checkpoints(trainer, folder), MetricsLog(folder / METRICS_FILE)
-    options, is_main = trainer.config.run, trainer.accelerator.is_main_process
-    if checkpoints.resume():
-        log.info("resumed at step %d", trainer.num_steps)
-    if is_main:
-        metrics_log.truncate(trainer.num_steps)
+    options, accelerator = trainer.config.run, trainer.accelerator
+    is_main = accelerator.is_main_process
+    with fail_together(accelerator):
+        if checkpoints.resume():
+            log.info("resumed at step %d", trainer.num_steps)
+        if is_main:
+            metrics_log.truncate(trainer.num_steps)
     while trainer.num_steps < options.steps:
         started = time.monotonic()
         metrics = trainer.step()
         metrics["seconds"] = round(time.monotonic() - started, 3)
-        trainer.accelerator.log(metrics, step=trainer.num_steps)
-        if is_main:
-            metrics_log.add(trainer.num_steps, metrics)
+        accelerator.log(metrics, step=trainer.num_steps)
         try:
+            with fail_together(accelerator):
+                if is_main:
+                    metrics_log.add(trainer.num_steps, metrics)
             watch(trainer.num_steps, metrics)
         except BaseException:
             checkpoints.save()
             raise
         if trainer.num_steps % options.save_every == 0 or trainer.num_steps == options.steps:
             checkpoints.save()
-            if is_main:
-                export_result(trainer, folder)
+            with fail_together(accelerator):
+                if is_main:
+                    export_result(trainer, folder)
         if is_main and options.sample_every and trainer.num_steps % options.sample_every == 0:
             write_sample(trainer, folder / f"sample-{trainer.num_steps:06d}.mp4")
-    return export_result(trainer, folder) if is_main else folder / ADAPTER_FILE
+    with fail_together(accelerator):
+        if is_main:
+            export_result(trainer, folder)
+    return folder / choose_result_name(trainer)
+
+
+def choose_result_name(trainer: Trainer) -> str:
+    return ADAPTER_FILE if trainer.config.learn.rank else WEIGHTS_FILE
 
 
 def export_result(trainer: Trainer, folder: Path) -> Path:
     """Write the tuned weights as they are now: an adapter, or all weights. Raises TuningError if the disk refuses."""
     metadata = {STEPS_KEY: str(trainer.num_steps)}
     learn = trainer.config.learn
-    path = folder / (ADAPTER_FILE if learn.rank else WEIGHTS_FILE)
+    path = folder / choose_result_name(trainer)
     try:
         if learn.rank:
             export_lora(make_lora(trainer.tuned_weights, learn.alpha), path, metadata)

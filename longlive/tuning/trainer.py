@@ -158,6 +158,7 @@ class Trainer:
             tuple(self._places),
             (self.config.rollout.block, *self.parts.shape_CHW),
             len(self.config.rollout.steps),
+            self.config.rollout.shift,
         )
         with torch.set_grad_enabled(with_graph):
             clip, self.batches[micro_batch] = self.stream.make_chunk(
@@ -167,16 +168,19 @@ class Trainer:
         return clip, draws
 
     def _begin_videos(self) -> VideoBatch:
-        """Begin videos with the next prompt pairs in the shuffled order, and draw the frame where they switch."""
+        """Begin videos with the next prompt pairs in the shuffled order, and draw the frame where they switch.
+
+        The videos of all processes switch together, unless no prompt of them changes.
+        """
         count, everywhere = len(self.parts.pairs), self.config.learn.batch * self.accelerator.num_processes
-        numbers = [self.num_batches * everywhere + place for place in self._places]
+        numbers = range(self.num_batches * everywhere, (self.num_batches + 1) * everywhere)
         pairs = [shuffle(count, self.config.run.seed, number // count)[number % count] for number in numbers]
-        halves = [(self.parts.pairs[pair].first, self.parts.pairs[pair].second) for pair in pairs]
-        has_switch = any(not torch.equal(first, second) for first, second in halves)
+        has_switch = any(not torch.equal(pair.first, pair.second) for pair in map(self.parts.pairs.__getitem__, pairs))
         switches = self.config.stream.switches if has_switch else ()
         draw = random.Random(f"switch {self.config.run.seed} {self.num_batches}")  # noqa: S311 (counted, no secret)
         self.num_batches += 1
-        return self.stream.begin(tuple(pairs), draw.choice(switches) if switches else None)
+        own = tuple(pairs[place] for place in self._places)
+        return self.stream.begin(own, draw.choice(switches) if switches else None)
 
     @property
     def _places(self) -> range:

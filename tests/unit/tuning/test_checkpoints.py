@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from longlive.errors import TuningError
 from longlive.tuning import checkpoints
-from longlive.tuning.run import ADAPTER_FILE, run_tuning
+from longlive.tuning.run import ADAPTER_FILE, METRICS_FILE, run_tuning
 
 PROGRAM = Path(__file__).parents[1] / "tiny_tuning.py"
 
@@ -51,7 +51,7 @@ def test_a_loss_of_nan_stops_the_tuning_and_keeps_the_checkpoint(tmp_path):
     weight = trainer.parts.critic.get_parameter("patch_embedding.weight")
     weight.data.fill_(torch.nan)
     with pytest.raises(
-        TuningError, match=r"the critic's loss is nan at step 3; the last checkpoint and its adapter are good"
+        TuningError, match=r"the student's loss is nan at step 3; the last checkpoint and its adapter are good"
     ):
         run_tuning(trainer, tmp_path)
     assert all(torch.isfinite(value).all() for value in trainer.tuned_weights.values())
@@ -95,6 +95,54 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
     with pytest.raises(TuningError, match=r"No space left on device; free some space; .*000001 is good"):
         run_tuning(trainer, tmp_path)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_checkpoint_that_another_process_cannot_write_ends_this_process_too(two_checkpoints, monkeypatch):
+    """Otherwise this process would wait for the other one without end."""
+    trainer = tiny_tuning.make_trainer()
+    saved = checkpoints.Checkpoints(trainer, two_checkpoints.parent)
+    assert saved.resume()
+    before = sorted(two_checkpoints.rglob("*"))
+    monkeypatch.setattr(trainer.accelerator, "reduce", lambda failed, how: failed + 1)
+    with pytest.raises(TuningError, match="another process of this tuning failed; its message says why"):
+        saved.save()
+    assert sorted(two_checkpoints.rglob("*")) == before
+
+
+def test_a_metrics_log_that_cannot_be_written_loses_no_step(tmp_path):
+    trainer = tiny_tuning.make_trainer(tiny_tuning.with_run(save_every=100))
+
+    def break_log(step, _):
+        (tmp_path / METRICS_FILE).unlink()
+        (tmp_path / METRICS_FILE).mkdir()
+
+    with pytest.raises(TuningError, match=r"curve\.jsonl cannot be written: Is a directory; free some space"):
+        run_tuning(trainer, tmp_path, watch=break_log)
+    assert find_newest_step(tmp_path) == 2
+
+
+def test_a_folder_that_cannot_be_made_is_a_tuning_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(TuningError, match=r"folder .*tuning cannot be made: Not a directory"):
+        run_tuning(tiny_tuning.make_trainer(), tmp_path / "file" / "tuning")
+
+
+def test_a_folder_of_other_files_among_the_checkpoints_is_neither_resumed_nor_removed(two_checkpoints):
+    """As a tuning of the name a/checkpoints/000001 would be for the tuning a."""
+    other = two_checkpoints / "000004" / ADAPTER_FILE
+    other.parent.mkdir()
+    other.write_bytes(b"mine")
+    trainer = tiny_tuning.make_trainer(tiny_tuning.with_run(steps=4, keep=1))
+    with pytest.raises(TuningError, match=r"no checkpoint could be written to .*000004"):
+        run_tuning(trainer, two_checkpoints.parent)
+    assert other.read_bytes() == b"mine"
+    assert find_newest_step(two_checkpoints.parent) == 4
+
+
+@pytest.mark.parametrize("name", ["000002", "000009", "000009/mine"])
+def test_a_tuning_among_the_checkpoints_of_another_is_refused(two_checkpoints, name):
+    with pytest.raises(TuningError, match="is a place for checkpoints of another tuning; choose another"):
+        run_tuning(tiny_tuning.make_trainer(), two_checkpoints / name)
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):

@@ -29,6 +29,14 @@ def test_a_torn_last_line_is_skipped(tmp_path):
     assert [line["step"] for line in log.read()] == [1, 2]
 
 
+def test_a_log_that_cannot_be_written_is_a_tuning_error(tmp_path):
+    (tmp_path / "file").touch()
+    log = MetricsLog(tmp_path / "file" / "curve.jsonl")
+    for write in (lambda: log.add(1, {"loss": 0.5}), lambda: log.truncate(0)):
+        with pytest.raises(TuningError, match=r"curve\.jsonl cannot be (read|written)"):
+            write()
+
+
 def test_a_missing_log_is_empty(tmp_path):
     assert MetricsLog(tmp_path / "none.jsonl").read() == []
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -17,10 +18,13 @@ from patience import wait_for_end
 from safetensors.torch import load_file
 
 from longlive.errors import TuningError
+from longlive.tuning import prompt_pairs
 from longlive.tuning.accelerator import make_accelerator
 from longlive.tuning.adapter import find_trainable
+from longlive.tuning.config import RunConfig
 from longlive.tuning.draws import ChunkDraws
-from longlive.tuning.run import ADAPTER_FILE, export_result, run_tuning
+from longlive.tuning.parts import EmbeddedPair
+from longlive.tuning.run import ADAPTER_FILE, WEIGHTS_FILE, export_result, run_tuning
 from longlive.tuning.trainer import Trainer
 from longlive.weights.lora import Lora
 
@@ -98,6 +102,39 @@ def test_all_weights_may_be_tuned(tmp_path):
     assert load_file(export_result(trainer, tmp_path)).keys() == before.keys()
 
 
+def test_every_process_knows_where_the_weights_are_written(tmp_path, monkeypatch):
+    trainer = tiny_tuning.make_trainer(tiny_tuning.with_learn(rank=0))
+    trainer.num_steps = trainer.config.run.steps
+    monkeypatch.setattr(type(trainer.accelerator), "is_main_process", False)
+    assert run_tuning(trainer, tmp_path) == tmp_path / WEIGHTS_FILE
+
+
+def test_law_a_process_decides_on_a_switch_as_one_with_the_double_batch_does():
+    """The first video never changes its prompt, the second does: both switch, whichever process makes them."""
+    parts = tiny_tuning.make_parts()
+    first, second = parts.pairs[:2]
+    pairs = EmbeddedPair(first.first, first.first), second
+    one = tiny_tuning.make_trainer(tiny_tuning.with_learn(batch=2), pairs=pairs)
+    begun = [one._begin_videos() for _ in range(6)]
+    assert all(videos.switch is not None for videos in begun)
+    for process in (0, 1):
+        two = tiny_tuning.make_trainer(pairs=pairs)
+        two.accelerator = SimpleNamespace(num_processes=2, process_index=process, device=torch.device("cpu"))
+        of_two = [two._begin_videos() for _ in range(6)]
+        assert [videos.switch for videos in of_two] == [videos.switch for videos in begun]
+        assert [videos.pairs[0] for videos in of_two] == [videos.pairs[process] for videos in begun]
+
+
+def test_the_order_of_the_pairs_is_computed_once_per_epoch(monkeypatch):
+    computed = []
+    sort = prompt_pairs.hashlib.sha256
+    monkeypatch.setattr(prompt_pairs.hashlib, "sha256", lambda text: computed.append(text) or sort(text))
+    trainer = tiny_tuning.make_trainer(replace(tiny_tuning.with_learn(batch=4), run=RunConfig(seed=7)))
+    for _ in range(5):  # 20 videos of 5 pairs: 4 epochs
+        trainer._begin_videos()
+    assert len(computed) == 4 * 5
+
+
 def test_the_teacher_never_learns_and_the_base_stays():
     trainer = tiny_tuning.make_trainer()
     frozen = {
@@ -131,7 +168,7 @@ def test_half_precision_reaches_every_weight_that_learns():
     recorder = tiny_tuning.Recorder(trainer)
     late = []  # steps that exit after passes without a graph
     for step in range(5):
-        chunk = ChunkDraws(config.run.seed, trainer.num_chunks, (0,), (3, 16, 2, 4), 4)
+        chunk = ChunkDraws(config.run.seed, trainer.num_chunks, (0,), (3, 16, 2, 4), 4, 5.0)
         if step % config.learn.ratio == 0 and chunk.exit_step > 0:
             late.append(step)
         trainer.step()
