@@ -8,7 +8,7 @@ from ..model import rope
 from ..model.causal import make_sinusoid
 from ..model.vae import Past, WanVAE
 from ..model.vae_streams import StreamingDecoder, decode, encode, split_passes
-from ..rollout.schedule import Schedule, add_noise, clean_from_flow, flow_from_clean
+from ..rollout.schedule import Schedule, add_noise, convert_clean_to_flow, convert_flow_to_clean
 from .recorded_run import RecordedRun
 
 
@@ -47,10 +47,10 @@ def replay_schedules(run: RecordedRun) -> dict[str, Tensor]:
         }
     x, n = run.tensors["in.x"], run.tensors["in.n"]
     sigma = Schedule(run.read_values("shifts")[0]).sigma(run.tensors["in.t"]).view(-1, *[1] * (x.ndim - 1))
-    found["out.flow_from_x0"] = flow_from_clean(x, n, sigma)
+    found["out.flow_from_x0"] = convert_clean_to_flow(x, n, sigma)
     for suffix, dtype in (("", torch.float32), ("_bf16", torch.bfloat16)):
         found[f"out.add_noise{suffix}"] = add_noise(x.to(dtype), n.to(dtype), sigma)
-        found[f"out.x0_from_flow{suffix}"] = clean_from_flow(x.to(dtype), n.to(dtype), sigma)
+        found[f"out.x0_from_flow{suffix}"] = convert_flow_to_clean(x.to(dtype), n.to(dtype), sigma)
     return found
 
 

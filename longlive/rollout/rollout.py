@@ -17,7 +17,7 @@ from ..model.placement import Placement
 from ..units import count_pixel_frames
 from .kv_cache import RollingKVCache
 from .noise import Noise
-from .schedule import DenoisingSteps, add_noise, clean_from_flow, fill_timesteps
+from .schedule import DenoisingSteps, add_noise, convert_flow_to_clean, fill_timesteps
 
 
 class PassKind(Enum):
@@ -81,7 +81,7 @@ class Rollout:
         for step, timestep in enumerate(self.steps.timesteps.tolist()):
             flow = self._pass(noisy, timestep, text, place)
             assert flow is not None
-            clean = clean_from_flow(noisy, flow, sigmas[step])
+            clean = convert_flow_to_clean(noisy, flow, sigmas[step])
             self.watch(Pass(PassKind.DENOISE, place, step, timestep, flow, clean))
             if step + 1 < len(sigmas):
                 noisy = add_noise(clean, draws[step + 1], sigmas[step + 1])
@@ -104,7 +104,7 @@ class Rollout:
         """Write clean latents into the KV cache. Context noise is not added, it only sets the timestep (reference)."""
         clean = latents.to(self.model.device, self.model.dtype)
         flow = self._pass(clean, self.config.context_noise, text, place, with_flow=self.exhaustive)
-        estimate = None if flow is None else clean_from_flow(clean, flow, self.steps.context_sigma)
+        estimate = None if flow is None else convert_flow_to_clean(clean, flow, self.steps.context_sigma)
         self.watch(Pass(kind, place, 0, self.config.context_noise, flow, estimate))
 
     def _copy_to_model(self, draw: Tensor) -> Tensor:

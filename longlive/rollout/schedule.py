@@ -60,13 +60,13 @@ def add_noise(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
     return ((1 - sigma) * clean.float() + sigma * noise.float()).to(noise.dtype)
 
 
-def clean_from_flow(noisy: Tensor, flow: Tensor, sigma: Tensor) -> Tensor:
+def convert_flow_to_clean(noisy: Tensor, flow: Tensor, sigma: Tensor) -> Tensor:
     """x_0 = x_t - sigma v, in float64, as `flow`'s dtype. `sigma` broadcasts."""
     wide = choose_float(flow.device)
     return (noisy.to(wide) - sigma.to(wide) * flow.to(wide)).to(flow.dtype)
 
 
-def flow_from_clean(noisy: Tensor, clean: Tensor, sigma: Tensor) -> Tensor:
+def convert_clean_to_flow(noisy: Tensor, clean: Tensor, sigma: Tensor) -> Tensor:
     """v = (x_t - x_0) / sigma, in float64, as `clean`'s dtype. `sigma` broadcasts."""
     wide = choose_float(clean.device)
     return ((noisy.to(wide) - clean.to(wide)) / sigma.to(wide)).to(clean.dtype)

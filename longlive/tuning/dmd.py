@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..config import MAX_STEP, RolloutConfig
 from ..model.causal import CausalWan
 from ..model.wan import WanModel
-from ..rollout.schedule import Schedule, add_noise, clean_from_flow, flow_from_clean
+from ..rollout.schedule import Schedule, add_noise, convert_clean_to_flow, convert_flow_to_clean
 from ..rollout.window import Window
 from .graph_cache import GraphCache, GraphPass
 from .student import CheckpointedWan
@@ -38,7 +38,7 @@ class Score(nn.Module):
     def forward(self, noisy_BFCHW: Tensor, timesteps_B: Tensor, embedding_BLD: Tensor) -> Tensor:
         """Denoise latents; return the clean ones [B, F, C, H, W]."""
         flow = self.compute_flow(noisy_BFCHW, timesteps_B, embedding_BLD)
-        return clean_from_flow(noisy_BFCHW, flow, self.schedule.sigma(timesteps_B).view(-1, 1, 1, 1, 1))
+        return convert_flow_to_clean(noisy_BFCHW, flow, self.schedule.sigma(timesteps_B).view(-1, 1, 1, 1, 1))
 
     def compute_flow(self, noisy_BFCHW: Tensor, timesteps_B: Tensor, embedding_BLD: Tensor) -> Tensor:
         """Compute the flow of a clip in one pass: the cache is empty and every frame attends all frames of the clip."""
@@ -124,5 +124,5 @@ def compute_critic_loss(critic: nn.Module, clip: ScoredClip, clip_noise: ClipNoi
     latents = clip.latents_BFCHW.detach()
     noisy = clip_noise.add_to(latents)
     clean = critic(noisy, clip_noise.timesteps_B, clip.embedding_BLD)
-    flow = flow_from_clean(noisy, clean, clip_noise.sigma_B1111)
+    flow = convert_clean_to_flow(noisy, clean, clip_noise.sigma_B1111)
     return clip.average_new((flow - (clip_noise.noise_BFCHW - latents)).square())

@@ -18,7 +18,7 @@ from ..model.causal import CausalWan, TextKeys
 from ..model.placement import Placement
 from ..model.wan import WanModel
 from ..rollout.rollout import Pass, PassKind
-from ..rollout.schedule import DenoisingSteps, add_noise, clean_from_flow, fill_timesteps
+from ..rollout.schedule import DenoisingSteps, add_noise, convert_flow_to_clean, fill_timesteps
 from ..rollout.window import Window
 from .graph_cache import GraphCache, GraphPass
 
@@ -126,7 +126,7 @@ class Student(nn.Module):
         graph_pass = GraphPass(cache, self.window, moves_sink=self.config.positions is Positions.UNBOUNDED)
         flow = self.wan.forward(x, fill_timesteps(x, timestep), text, graph_pass, place)
         assert flow is not None
-        return Pass(kind, place, step, timestep, flow, clean_from_flow(x, flow.to(x.dtype), sigma)), graph_pass
+        return Pass(kind, place, step, timestep, flow, convert_flow_to_clean(x, flow.to(x.dtype), sigma)), graph_pass
 
     def _loses_links(self, place: Placement, exit_step: int) -> bool:
         """Whether the reference has lost the graph of its cached frames here: it rolls its cache without a graph."""

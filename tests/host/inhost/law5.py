@@ -36,7 +36,7 @@ def check_law5() -> dict[str, float]:
     ours = sample_by_rollout(patcher, prompt, noise)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(causal, "make_sinusoid", lambda t, width: comfy.ldm.wan.model.sinusoidal_embedding_1d(width, t))
-        patch.setattr(rollout, "clean_from_flow", lambda noisy, flow, sigma: noisy - flow * sigma)
+        patch.setattr(rollout, "convert_flow_to_clean", lambda noisy, flow, sigma: noisy - flow * sigma)
         swapped = sample_by_rollout(patcher, prompt, noise)
     return {
         "size": theirs.abs().max().item(),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from longlive.config import MAX_STEP, RolloutConfig
-from longlive.rollout.schedule import Schedule, add_noise, clean_from_flow, flow_from_clean
+from longlive.rollout.schedule import Schedule, add_noise, convert_clean_to_flow, convert_flow_to_clean
 
 
 def test_the_released_steps_bend_to_the_released_times():
@@ -52,8 +52,8 @@ def test_flow_and_clean_are_two_ways_to_say_the_same():
     clean, noise = (torch.randn(5, 3, 2, generator=generator) for _ in range(2))
     sigma = torch.tensor([0.1, 0.5, 0.625, 0.9, 1.0]).view(5, 1, 1)
     noisy = add_noise(clean, noise, sigma)
-    torch.testing.assert_close(flow_from_clean(noisy, clean, sigma), noise - clean, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(clean_from_flow(noisy, noise - clean, sigma), clean, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(convert_clean_to_flow(noisy, clean, sigma), noise - clean, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(convert_flow_to_clean(noisy, noise - clean, sigma), clean, rtol=1e-5, atol=1e-5)
 
 
 def test_full_noise_is_noise_and_none_is_clean():
@@ -69,8 +69,8 @@ def test_conversions_compute_wide_and_answer_in_the_dtype_they_were_given(dtype)
     sigma = torch.tensor(0.6371)
     expected = {
         add_noise: (1 - sigma.double()) * x.double() + sigma.double() * y.double(),
-        clean_from_flow: x.double() - sigma.double() * y.double(),
-        flow_from_clean: (x.double() - y.double()) / sigma.double(),
+        convert_flow_to_clean: x.double() - sigma.double() * y.double(),
+        convert_clean_to_flow: (x.double() - y.double()) / sigma.double(),
     }
     for convert, wide in expected.items():
         found = convert(x, y, sigma)
