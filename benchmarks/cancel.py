@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "host")]
 
 from host_process import ComfyUI  # noqa: E402
-from videos import count_frames, count_stored, find_folder, interrupt_node, make_video, make_video_graph, remake_video  # noqa: E402
+from host_state import count_stored, find_store  # noqa: E402
+from videos import count_frames, interrupt_node, make_video, make_video_graph, remake_video  # noqa: E402
 
 from longlive.config import RolloutConfig  # noqa: E402
 
@@ -31,7 +32,7 @@ def main(count: int) -> int:
             ("timeline", "blocks", steps, steps * (BLOCKS - 1), 0.05),
         ):
             for _ in range(count):
-                shutil.rmtree(find_folder(host) if where == "timeline" else find_folder(host) / "fragments")
+                shutil.rmtree(find_store(host).parent if where == "timeline" else find_store(host, "fragments"))
                 host.free()
                 value, delay = rng.randrange(first, last), rng.uniform(0, step)
                 shown = count_frames(interrupt_node(host, graph, where, value, delay))

@@ -16,7 +16,9 @@ torch.set_num_threads(1)
 
 # test_boot comes first because it checks a ComfyUI that has run nothing. The others take longest, so they start early
 # and the two processes end at about the same time.
-FIRST = "test_boot test_editor test_workflows test_miniature test_soak test_trainer test_training".split()
+FIRST = """
+test_boot test_editor test_workflows test_session_laws test_miniature test_soak test_trainer test_training
+""".split()
 # By folder: how a test's parameters name the host or front end that it uses, and the one it uses if they name none.
 SHARED = {
     "tests/host/": (re.compile(r"\[.*?(\d+\.\d+\.\d+)"), NEWEST.version),

@@ -11,11 +11,13 @@ from pathlib import Path
 import model_files
 from host_messages import Graph
 from hosts import REPOSITORY
+from torch import Tensor
 
 from longlive.config import Positions, RolloutConfig
 from longlive.miniature.files import load_miniature
 from longlive.model.causal import CausalWan
 from longlive.model.text_encoder import HashedWords
+from longlive.model.vae import denormalise
 from longlive.rollout.sampler import Sampler
 from longlive.session.boundary import Boundary
 from longlive.session.session import Prompt, Session
@@ -29,6 +31,10 @@ ACTIVE = 0  # the mode of a node that is neither muted nor bypassed
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 SEEDS = {"seed", "noise_seed"}  # the interface adds a widget to these inputs, unless their options say otherwise
 NO_LORA = "none"
+CLASSIC = ("--cache-classic", "--preview-method", "none")  # flags of a host
+FOX, OWL, SLEEP = "a red fox in the snow", "a red fox meets an owl in the snow", "the red fox in the snow sleeps"
+STEPS = len(RolloutConfig().steps)
+TOLERANCE = 1e-4  # between the host and `compute_expected`: their layers round differently
 
 
 def read_example(path: Path) -> dict:
@@ -143,6 +149,11 @@ def read_links(item: Mapping, sources: Mapping[int, list]) -> dict[str, list]:
 def compute_expected(graph: Graph, node_id: str, models: Path | None = None) -> Session:
     """Make the session of node `node_id` with `longlive` alone, from the files in `models` or the pack's own."""
     return Direct(graph, models).make_session(node_id)
+
+
+def to_vae_space(session: Session) -> Tensor:
+    """Return the latents of a session as the nodes of a host exchange them."""
+    return denormalise(session.latents()).transpose(1, 2)
 
 
 class Direct:

@@ -3,7 +3,8 @@
 import random
 import shutil
 
-from videos import count_frames, count_stored, find_folder, interrupt_node, make_video, make_video_graph, remake_video
+from host_state import count_stored, find_store
+from videos import count_frames, interrupt_node, make_video, make_video_graph, remake_video
 
 BLOCKS = 3
 
@@ -26,7 +27,7 @@ def test_an_interrupt_in_decode_shows_the_film_so_far_and_the_next_queue_finishe
         len([*host.output.rglob("*.mp4")]),
     )
     for value in random.Random(0).sample(range(1, BLOCKS), 1):
-        shutil.rmtree(find_folder(host) / "fragments")
+        shutil.rmtree(find_store(host, "fragments"))
         host.free()
         shown = interrupt_node(host, make_video_graph("a green ring stays still by day", seed=2), "decode", value)
         assert count_frames(shown) >= 9
@@ -40,7 +41,7 @@ def test_an_interrupt_in_decode_shows_the_film_so_far_and_the_next_queue_finishe
 def test_an_interrupt_in_sampling_shows_what_is_finished_and_the_next_queue_finishes_it(host):
     whole = remake_video(host, make_video_graph("a green ring stays still by day", seed=3))
     for value in random.Random(1).sample(range(5, 4 * BLOCKS), 1):
-        shutil.rmtree(find_folder(host))
+        shutil.rmtree(find_store(host).parent)
         host.free()
         shown = interrupt_node(host, make_video_graph("a green ring stays still by day", seed=3), "timeline", value)
         assert count_frames(shown) == 3 * count_stored(host, "blocks")  # a picture for each latent

@@ -8,7 +8,7 @@ import pytest
 from graphs import node
 from host_messages import HostError
 from host_process import ComfyUI
-from test_refusals import BEGUN
+from short_graphs import SESSION
 
 SOCKETS = {
     "MODEL": ["model", 0],
@@ -19,7 +19,7 @@ SOCKETS = {
     "LONGLIVE_OPTIONS": ["options", 0],
     "LONGLIVE_PAIRS": ["pairs", 0],
 }
-SOURCES = BEGUN | {
+SOURCES = SESSION | {
     "vae": node("VAELoader", vae_name=model_files.VAE.name),
     "options": node("LongLiveOptions", **graphs.list_released_options()),
     "pairs": node("LongLivePromptPairs", clip=["clip", 0], pairs="a -> b", file="", negative=""),

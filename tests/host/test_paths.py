@@ -10,7 +10,8 @@ import pytest
 from graphs import node
 from host_messages import HostError
 from host_process import ComfyUI
-from test_refusals import BEGUN, SHORT, end_graph, read_refusal
+from host_state import read_refusal
+from short_graphs import SESSION, SHORT, end_graph
 
 CONTENT = "what the server keeps to itself"
 HOSTILE = (
@@ -111,14 +112,14 @@ def test_a_session_is_kept_in_its_folder_only(newest, outside, name):
     load = node("LongLiveLoadSession", model=["model", 0], name=name)
     if name not in ("folder", "pipe.txt", "loop", "secret.txt", "~/secret.txt"):  # with .safetensors, names like others
         save = node("LongLiveSaveSession", session=["session", 0], name=name)
-        assert "is not a name for a session" in read_refusal(newest, end_graph(BEGUN | {"save": save}, "save"))
-        assert "is not a name for a session" in read_refusal(newest, end_graph(BEGUN | {"load": load}, "load"))
+        assert "is not a name for a session" in read_refusal(newest, end_graph(SESSION | {"save": save}, "save"))
+        assert "is not a name for a session" in read_refusal(newest, end_graph(SESSION | {"load": load}, "load"))
     assert read_files(outside) == before
 
 
 def test_a_pipe_is_no_session(newest, outside):
     load = node("LongLiveLoadSession", model=["model", 0], name="pipe.txt")
-    assert "it is a pipe, not a file" in read_refusal(newest, end_graph(BEGUN | {"load": load}, "load"))
+    assert "it is a pipe, not a file" in read_refusal(newest, end_graph(SESSION | {"load": load}, "load"))
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=lambda name: ascii(name)[:30])

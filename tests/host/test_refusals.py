@@ -1,45 +1,13 @@
-"""Bad input meets one clear sentence: what was found, what was expected, the cure. Nothing stays behind."""
+"""Wrong input is refused with one sentence: what was found, what was expected, the cure. Nothing stays behind."""
 
-import contextlib
-import pickle
-import re
-import subprocess
-from collections.abc import Iterator
-from pathlib import Path
-
-import graphs
 import model_files
 import pytest
 import torch
-from graphs import chain, node, save_latents
-from host_messages import Graph, HostError
-from host_process import ComfyUI
+from graphs import FOX, chain, node
+from host_messages import HostError
+from host_state import count_stored, read_refusal
 from safetensors.torch import save_file
-from test_workflows import FOX, OWL, count_alive, count_stored, find_store, forget, read_latents
-
-
-def read_refusal(host: ComfyUI, graph: Graph) -> str:
-    """What a graph is refused with, one sentence; after it no memory is alive and no half file is left."""
-    with pytest.raises(HostError) as refusal:
-        host.run(graph)
-    message, _, trace = str(refusal.value).partition("\n")
-    assert re.search(r"longlive\.\w+: ", message), f"{message}\n{trace}"
-    assert count_alive(host)["caches"] == 0
-    assert [path for path in host.base.rglob("*.part")] == []
-    return message.partition(": ")[2].partition(": ")[2]
-
-
-def end_graph(graph: Graph, node_id: str) -> dict:
-    """The graph with something behind node `node_id`, or the host would not run it."""
-    return {**graph, "end": node("TestProbe", value=[node_id, 0])}
-
-
-def change_inputs(graph: Graph, node_id: str, **inputs) -> dict:
-    return {**graph, node_id: {**graph[node_id], "inputs": {**graph[node_id]["inputs"], **inputs}}}
-
-
-SHORT = end_graph(chain((FOX, 1), seed=1), "chunk0")
-BEGUN = {id: SHORT[id] for id in ("model", "clip", "text0", "session")}
+from short_graphs import SESSION, SHORT, change_inputs, decode_with, end_graph, load_from, save_as
 
 
 @pytest.mark.parametrize(
@@ -75,7 +43,7 @@ def test_a_video_without_a_prompt(newest):
 
 @pytest.mark.parametrize("type", ["LongLiveDecode", "LongLiveSessionToLatent"])
 def test_a_video_without_frames(newest, type):
-    graph = BEGUN | {"vae": node("VAELoader", vae_name=model_files.VAE.name)}
+    graph = SESSION | {"vae": node("VAELoader", vae_name=model_files.VAE.name)}
     graph["out"] = node(type, session=["session", 0])
     if type == "LongLiveDecode":
         graph["out"]["inputs"] |= {"vae": ["vae", 0], "filename_prefix": "none"}
@@ -141,7 +109,7 @@ def test_a_length_the_host_itself_refuses(newest, length):
     ids=repr,
 )
 def test_a_timeline_that_does_not_parse_is_refused_before_anything_runs(newest, script, told):
-    graph = BEGUN | {"timeline": node("LongLiveTimeline", session=["session", 0], clip=["clip", 0], script=script)}
+    graph = SESSION | {"timeline": node("LongLiveTimeline", session=["session", 0], clip=["clip", 0], script=script)}
     with pytest.raises(HostError) as refusal:
         newest.run(end_graph(graph, "timeline"))
     assert told in str(refusal.value)
@@ -156,7 +124,7 @@ def test_a_timeline_that_does_not_parse_is_refused_before_anything_runs(newest, 
     ids=repr,
 )
 def test_a_timeline_that_cannot_be_made(newest, script, told):
-    graph = BEGUN | {"timeline": node("LongLiveTimeline", session=["session", 0], clip=["clip", 0], script=script)}
+    graph = SESSION | {"timeline": node("LongLiveTimeline", session=["session", 0], clip=["clip", 0], script=script)}
     before = count_stored(newest)
 
     assert read_refusal(newest, end_graph(graph, "timeline")).startswith(told)
@@ -181,167 +149,6 @@ def test_a_timeline_that_cannot_be_made(newest, script, told):
 )
 def test_senseless_options(newest, options, told):
     assert read_refusal(newest, end_graph(chain((FOX, 1), seed=1, options=options), "chunk0")) == told
-
-
-NEEDS_WAN = "expected a Wan2.1 text-to-video network; load longlive_base with LongLive Model Loader"
-
-
-@pytest.fixture(scope="module")
-def strangers(newest: ComfyUI) -> None:
-    """Files that are not what they claim, in the folders of the host."""
-    wan = model_files.make_dit_weights()
-    patch = "patch_embedding.weight"
-    folder = newest.models / "diffusion_models"
-    save_file(
-        wan
-        | {
-            patch: torch.zeros(256, 36, 1, 2, 2),
-            "img_emb.proj.0.weight": torch.ones(1280),
-            "img_emb.proj.0.bias": torch.ones(1280),
-        },
-        folder / "i2v.safetensors",
-    )
-    save_file(
-        wan
-        | {
-            patch: torch.zeros(256, 48, 1, 2, 2),
-            "head.head.weight": torch.zeros(192, 256),
-            "head.head.bias": torch.zeros(192),
-        },
-        folder / "5b.safetensors",
-    )
-    save_file(make_flux_weights(), folder / "flux.safetensors")
-    save_file(
-        {
-            "model.diffusion_model.input_blocks.0.0.weight": torch.ones(4, 4),
-            "model.diffusion_model.label_emb.0.0.weight": torch.ones(4, 4),
-        },
-        folder / "sdxl.safetensors",
-    )
-    whole = (newest.models / model_files.DIT).read_bytes()
-    (folder / "truncated.safetensors").write_bytes(whole[: len(whole) // 2])
-    (folder / "code.pt").write_bytes(pickle.dumps({"generator": Path("/")}, protocol=2))
-    (folder / "page.pt").write_bytes(b"<!DOCTYPE html><html>")
-
-    adapter = model_files.make_lora_weights()
-    loras = newest.models / "loras"
-    save_file({f"lora_unet_{key}": tensor for key, tensor in make_flux_adapter().items()}, loras / "flux.safetensors")
-    deeper = {key.replace("blocks.", "blocks.9"): tensor for key, tensor in adapter.items()}
-    save_file(deeper, loras / "nothing.safetensors")
-    save_file(adapter | {key: tensor.clone() for key, tensor in deeper.items()}, loras / "partly.safetensors")
-    save_file({key: torch.ones(4, 8) for key in adapter}, loras / "other_size.safetensors")
-
-    for part, first in (("encoder", "0.weight"), ("decoder", "1.weight")):
-        path = newest.models / "vae_approx" / f"taesd_{part}.safetensors"
-        path.parent.mkdir(exist_ok=True)
-        save_file({first: torch.zeros(64, 3 if part == "encoder" else 4, 3, 3)}, path)
-
-
-def make_flux_weights() -> dict[str, torch.Tensor]:
-    """As much of another network as ComfyUI needs to take it for one."""
-    return {
-        "double_blocks.0.img_attn.norm.key_norm.scale": torch.ones(128),
-        "img_in.weight": torch.zeros(256, 64),
-        "txt_in.weight": torch.zeros(256, 4096),
-        "vector_in.in_layer.weight": torch.zeros(256, 768),
-    }
-
-
-def make_flux_adapter() -> dict[str, torch.Tensor]:
-    module = "double_blocks_0_img_attn_proj"
-    return {f"{module}.lora_down.weight": torch.ones(2, 8), f"{module}.lora_up.weight": torch.ones(8, 2)}
-
-
-@pytest.mark.usefixtures("strangers")
-@pytest.mark.parametrize(
-    ("file", "told"),
-    [
-        ("i2v", f"the MODEL is WAN21 (i2v), {NEEDS_WAN}"),
-        ("5b", "the MODEL takes 48 latent channels and makes 48, Wan2.1 text-to-video has 16; load longlive_base with"),
-        ("flux", f"the MODEL is Flux (no Wan), {NEEDS_WAN}"),
-    ],
-)
-def test_a_model_of_another_kind_from_the_stock_loader(newest, file, told):
-    other = node("UNETLoader", unet_name=f"{file}.safetensors", weight_dtype="default")
-    assert read_refusal(newest, SHORT | {"model": other}).startswith(told)
-
-
-@pytest.mark.usefixtures("strangers")
-@pytest.mark.parametrize(
-    ("file", "told"),
-    [
-        (
-            "i2v.safetensors",
-            "i2v.safetensors holds Wan image-to-video weights; expected LongLive or Wan2.1 text-to-video",
-        ),
-        ("5b.safetensors", "5b.safetensors holds Wan2.2 5B weights (48 latent channels, as LongLive 2.0); expected"),
-        ("flux.safetensors", "flux.safetensors holds"),
-        ("sdxl.safetensors", "sdxl.safetensors holds an SDXL checkpoint; expected LongLive or Wan2.1"),
-        ("truncated.safetensors", "truncated.safetensors is truncated or damaged"),
-        ("code.pt", "code.pt is a pickle of more than tensors"),
-        ("page.pt", "page.pt is a web page instead of the weights; download the file itself"),
-    ],
-)
-def test_a_file_that_is_not_what_it_claims(newest, file, told):
-    loader = node("LongLiveModelLoader", model_name=file, lora_name="none", lora_strength=1.0, weight_dtype="default")
-
-    assert read_refusal(newest, SHORT | {"model": loader}).startswith(told)
-
-
-@pytest.mark.usefixtures("strangers")
-@pytest.mark.parametrize(
-    ("file", "told"),
-    [
-        ("flux", "flux.safetensors holds a LoRA for Flux; expected a LoRA for LongLive or Wan2.1"),
-        ("nothing", "nothing.safetensors matches no module of the model (it has blocks.9"),
-        ("other_size", "other_size.safetensors"),
-    ],
-)
-def test_a_lora_for_another_model(newest, file, told):
-    assert read_refusal(newest, SHORT | {"model": load_with_lora(f"{file}.safetensors")}).startswith(told)
-
-
-@pytest.mark.usefixtures("strangers")
-def test_a_lora_that_matches_in_part_is_reported(newest):
-    graph = {"model": load_with_lora("partly.safetensors"), "report": node("PreviewAny", source=["model", 1])}
-
-    assert "partly.safetensors is used in part: 20 modules, without 20 modules that the model lacks" in newest.run(
-        graph
-    ).text("report")
-
-
-def load_with_lora(lora: str) -> dict:
-    return node(
-        "LongLiveModelLoader",
-        model_name=model_files.DIT.name,
-        lora_name=lora,
-        lora_strength=1.0,
-        weight_dtype="default",
-    )
-
-
-def decode_with(vae: str, prefix: str = "refused") -> dict:
-    graph = chain((FOX, 1), seed=1) | {"vae": node("VAELoader", vae_name=vae)}
-    return graph | {"out": node("LongLiveDecode", session=["chunk0", 0], vae=["vae", 0], filename_prefix=prefix)}
-
-
-@pytest.mark.usefixtures("strangers")
-def test_a_vae_of_images(newest):
-    told = read_refusal(newest, decode_with("taesd"))
-
-    assert told.startswith(
-        "this VAE is not Wan2.1's: found a TAESD of 4 latent channels, expected 16 of a video; connect"
-    )
-
-
-def save_as(name: str) -> dict:
-    return chain((FOX, 1), seed=1) | {"save": node("LongLiveSaveSession", session=["chunk0", 0], name=name)}
-
-
-def load_from(name: str) -> dict:
-    return end_graph(
-        {"model": SHORT["model"], "load": node("LongLiveLoadSession", model=["model", 0], name=name)}, "load"
-    )
 
 
 @pytest.mark.parametrize("graph", [save_as, load_from], ids=["save", "load"])
@@ -374,62 +181,3 @@ def test_a_damaged_session(newest):
 def test_a_prefix_that_leaves_the_output_folder(newest):
     with pytest.raises(HostError, match="is not a name for a video"):
         newest.run(decode_with(model_files.VAE.name, "../x"))
-
-
-def test_a_folder_that_is_a_file(newest):
-    (newest.output / "longlive").mkdir(exist_ok=True)
-    (newest.output / "longlive" / "blocked").touch()
-
-    told = read_refusal(newest, save_as("blocked/film"))
-    assert told.startswith("the session cannot be written to")
-    assert told.endswith("free some space or choose another folder")
-
-
-@contextlib.contextmanager
-def mount_disk(folder: Path, options: str) -> Iterator[None]:
-    """A small disk of its own at `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("mounting a small disk needs root")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
-
-
-@pytest.mark.parametrize("options", ["size=8k", "ro"])
-def test_a_disk_that_refuses_a_session(newest, options):
-    with mount_disk(newest.output / "longlive" / "disk", options):
-        told = read_refusal(newest, save_as("disk/film"))
-
-    assert told.startswith("the session cannot be written to")
-    assert told.endswith("free some space or choose another folder")
-
-
-@pytest.mark.parametrize("options", ["size=4k", "ro"])
-def test_a_disk_that_refuses_a_video(newest, options):
-    with mount_disk(newest.output / "disk", options):
-        told = read_refusal(newest, decode_with(model_files.VAE.name, f"disk/{options}"))
-
-    assert "cannot be written after" in told
-    assert told.endswith("free some space or choose a folder you may write to")
-
-
-@pytest.mark.parametrize("options", ["size=4k", "ro"])
-def test_a_disk_that_refuses_blocks_costs_no_video(newest, options):
-    forget(newest)
-    with mount_disk(find_store(newest), options):
-        newest.run(chain((FOX, 2), seed=2, name="kept"))
-        assert count_alive(newest)["caches"] == 0
-
-    assert "finished work cannot be stored in" in newest.log
-    assert read_latents(newest, "kept").shape[2] == 6
-
-
-def test_after_all_that_the_host_makes_videos(newest):
-    newest.run(save_latents(chain((FOX, 1), (OWL, 1), seed=4), "chunk1", "after_all"))
-
-    direct = graphs.compute_expected(chain((FOX, 1), (OWL, 1), seed=4), "chunk1", newest.models)
-    assert read_latents(newest, "after_all").shape[2] == direct.num_frames
-    assert count_alive(newest)["caches"] == 0

@@ -9,10 +9,10 @@ import torch
 from graphs import WORKFLOWS, node, read_example, save_latents
 from host_messages import HostError, Interrupted
 from host_process import ComfyUI
+from host_state import read_refusal
 from hosts import NEWEST
 from inside import call_inside
 from safetensors.torch import load_file, save_file
-from test_refusals import read_refusal
 
 STEPS = 3
 WORKFLOW = WORKFLOWS[-1]

@@ -4,23 +4,13 @@ import json
 
 import graphs
 import pytest
-from graphs import chain, chunk, node, save_latents, write_script
+from graphs import FOX, OWL, STEPS, chain, chunk, node, save_latents, write_script
 from host_messages import HostError, Interrupted
 from host_process import ComfyUI
+from host_state import count_alive, forget, is_nothing_alive, read_latents, remake, wait_for_previews
 from hosts import NEWEST
 from inside import call_inside
 from model_files import GEOMETRY
-from test_workflows import (
-    FOX,
-    OWL,
-    STEPS,
-    count_alive,
-    forget,
-    is_nothing_alive,
-    read_latents,
-    remake,
-    wait_for_previews,
-)
 
 from longlive.units import SIZE_STEP
 

@@ -1,6 +1,5 @@
 """Videos that tests and benchmarks make in a real ComfyUI, interrupt and make again."""
 
-import shutil
 import time
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 from graphs import node
 from host_messages import Event, Graph, Interrupted
 from host_process import ComfyUI
+from host_state import forget
 
 PROMPTS = ("a red ring moves left at night", "a blue ring moves down at dusk")
 
@@ -24,14 +24,6 @@ def make_video_graph(last: str, seed: int = 1, blocks: int = 1) -> Graph:
     }
 
 
-def find_folder(host: ComfyUI) -> Path:
-    return host.base / "user" / "longlive"
-
-
-def count_stored(host: ComfyUI, what: str) -> int:
-    return sum(1 for _ in (find_folder(host) / what).glob("??/*.safetensors"))
-
-
 def make_video(host: ComfyUI, graph: Graph) -> bytes:
     [file] = host.run(graph).outputs["decode"]["images"]
     return (host.output / file["subfolder"] / file["filename"]).read_bytes()
@@ -39,8 +31,7 @@ def make_video(host: ComfyUI, graph: Graph) -> bytes:
 
 def remake_video(host: ComfyUI, graph: Graph) -> bytes:
     """Make the video again, with all stored work and the host's cache removed."""
-    shutil.rmtree(find_folder(host), ignore_errors=True)
-    host.free()
+    forget(host)
     return make_video(host, graph)
 
 

@@ -1,0 +1,126 @@
+"""The laws of sessions in the real ComfyUI, on short chains of nodes (laws 3 and 7 of `docs/architecture.md`)."""
+
+import json
+
+import model_files
+import pytest
+import torch
+from graphs import CLASSIC, FOX, OWL, SLEEP, STEPS, WORKFLOWS, chain, chunk, node, read_example, save_latents
+from host_messages import HostError, Interrupted
+from host_state import count_alive, count_stored, forget, is_nothing_alive, read_latents, remake, wait_for_previews
+from hosts import NEWEST
+from patience import wait_until
+
+from longlive.miniature.files import DIT, load_miniature
+from longlive.miniature.world import SIZE
+
+
+def test_law_3_one_long_chunk_is_three_short_ones(host):
+    together = chain((FOX, 7), seed=5, name="chunks")
+    together["chunk0"] = chunk("session", 5.25, "seconds")
+    apart = chain((FOX, 2), seed=5) | {"more": chunk("chunk0", 2), "rest": chunk("more", 9, "frames")}
+
+    assert torch.equal(remake(host, together, "chunks"), remake(host, save_latents(apart, "rest", "chunks"), "chunks"))
+
+
+def test_a_host_without_a_cache_denoises_no_block_twice(boot):
+    host = boot(NEWEST, "--cache-none")
+    host.run(chain((FOX, 2), (OWL, 2), (SLEEP, 1), seed=6, name="last"))
+    again = host.run(chain((FOX, 2), (OWL, 2), (FOX, 1), seed=6, name="last"))
+    cacheless = read_latents(host, "last")
+
+    assert {"model", "session", "chunk0", "chunk1", "chunk2"} <= set(again.executed)
+    assert len(again.previews) == STEPS
+    assert torch.equal(remake(host, chain((FOX, 2), (OWL, 2), (FOX, 1), seed=6, name="last"), "last"), cacheless)
+
+
+def test_without_a_previewer_the_video_is_made_all_the_same(boot):
+    history = boot(NEWEST, *CLASSIC).run(chain((FOX, 2), seed=7, name="unseen"))
+
+    assert history.previews == ()
+    assert history.text("saved_chunk0") == "(1, 16, 6, 4, 4) torch.float32"
+
+
+LONG = 12  # blocks: long enough to be met in the middle
+
+
+def make_long_video(name: str) -> dict:
+    return chain((FOX, LONG), seed=8, width=SIZE, height=SIZE, name=name)
+
+
+def test_law_3_an_interrupted_video_resumes_where_it_was(host):
+    forget(host)
+    prompt_id = host.queue(make_long_video("interrupted"))
+    wait_for_previews(host, prompt_id, STEPS + 2)
+    host.interrupt()
+    with pytest.raises(Interrupted, match="LongLiveChunkSampler"):
+        host.wait(prompt_id)
+    finished = count_stored(host)
+
+    assert is_nothing_alive(host)
+    assert 0 < finished < LONG
+    resumed = host.run(make_long_video("interrupted"))
+    assert len(resumed.previews) == STEPS * (LONG - finished)
+    assert torch.equal(read_latents(host, "interrupted"), remake(host, make_long_video("whole"), "whole"))
+
+
+def test_law_3_a_killed_host_resumes_where_it_was(host):
+    forget(host)
+    host.queue(make_long_video("killed"))
+    wait_until(lambda: count_stored(host), host.pid, "the first block in the store")
+    host.kill()
+    finished = count_stored(host)
+    host.start()
+
+    assert 0 < finished < LONG
+    resumed = host.run(make_long_video("killed"))
+    assert len(resumed.previews) == STEPS * (LONG - finished)
+    assert torch.equal(read_latents(host, "killed"), remake(host, make_long_video("whole"), "whole"))
+
+
+def test_law_7_free_leaves_nothing(host):
+    graph = read_example(WORKFLOWS[0]) | {"probe": node("TestProbe", value=["8", 0])}
+    before = json.loads(host.run(graph).text("probe"))
+    host.free()
+    after = count_alive(host)
+
+    assert (before["caches"], after["caches"], after["warm"]) == (0, 0, 0)
+    assert before["warm"] == load_miniature().model.geometry.num_layers
+    weights = DIT.stat().st_size
+    assert before["tensor_bytes"] > weights > 20 * after["tensor_bytes"]
+
+
+def test_law_7_a_failing_node_leaves_the_host_usable(host):
+    graph = chain((FOX, 1), seed=9)
+    after = graph | {"fail": node("TestFail", value=["chunk0", 0], fail=True), "more": chunk("fail", 1)}
+    within = chain((FOX, 2), seed=10, name="within")
+    within["attention"] = node("TestAttention", model=["model", 0], fail_at=30)  # of 40: in the second block
+    within["session"]["inputs"]["model"] = ["attention", 0]
+
+    with pytest.raises(HostError, match="TestFail was told"):
+        host.run(save_latents(after, "more", "after"))
+    assert count_alive(host)["caches"] == 0
+    with pytest.raises(HostError, match="TestAttention was told"):
+        host.run(within)
+    assert is_nothing_alive(host)
+    host.run(chain((FOX, 2), seed=10, name="usable"))
+    assert torch.equal(read_latents(host, "usable"), remake(host, chain((FOX, 2), seed=10, name="anew"), "anew"))
+
+
+def test_the_end_of_the_position_table_is_told_with_its_cure(host):
+    options = {"block": 64, "window": 128, "sink": 0, "steps": "1000"}
+    graph = chain((FOX, 16), seed=11, width=16, height=16, options=options) | {"more": chunk("chunk0", 1)}
+
+    with pytest.raises(HostError, match=r"reach frame 1088 .* end at frame 1024 .*unbounded"):
+        host.run(save_latents(graph, "more", "past_the_end"))
+    assert count_alive(host)["caches"] == 0
+
+
+def test_attention_of_the_model_is_used(host):
+    graph = chain((FOX, 1), seed=12, name="attended")
+    graph["attention"] = node("TestAttention", model=["model", 0], fail_at=0)
+    graph["session"]["inputs"]["model"] = ["attention", 0]
+    forget(host)
+    host.run(graph)
+
+    assert count_alive(host)["attention_calls"] == 2 * model_files.GEOMETRY.num_layers * STEPS
