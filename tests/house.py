@@ -22,7 +22,7 @@ VERBS = """
 add allocate append apply assemble attach attend average begin bind build cast catch check choose claim clean clear
 clone close collect colour compare compute conform continue convert convolve copy correlate count create crop decode
 define denoise denormalise describe detach digest dilate discard divide draw embed encode enlarge escape estimate
-evaluate execute expect explain export extend fade fill find fingerprint finish flush fold format forward free get
+evaluate execute expect explain export extend fade fail fill find fingerprint finish flush fold format forward free get
 hand hash hold identify import initialize interrupt join keep lay lighten list load locate lower make mark match
 measure merge modulate move name normalise observe open optimize order pad parse pass perturb place plan plot predict
 prepare project push put read rebuild recache recognise refuse release reload remove remux rename render replace
@@ -108,29 +108,32 @@ class House:
         paths = [*self.library.rglob("*.py"), *(self.root / "nodes").rglob("*.py"), self.root / "__init__.py"]
         return {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(paths)}
 
-    def own_room(self) -> list[str]:
+    def list_own_room(self) -> list[str]:
         """List the modules of the library that are in no package."""
         return sorted(path.name for path in self.library.glob("*.py") if not path.stem.startswith("__"))
 
-    def upward_imports(self) -> list[str]:
+    def list_upward_imports(self) -> list[str]:
         """List the imports of a module in a higher package."""
         return [
-            f"{self._module(path)} -> {target}"
-            for path, target in self._imports()
-            if self._rank(target) > self._rank(self._module(path))
+            f"{self._name_module(path)} -> {target}"
+            for path, target in self._list_imports()
+            if self._rank(target) > self._rank(self._name_module(path))
         ]
 
-    def arrows(self) -> set[tuple[str, str]]:
+    def collect_arrows(self) -> set[tuple[str, str]]:
         """Collect the pairs (importer, imported) of packages, and of modules that are in none."""
         pairs = {
-            tuple(self._package(module) or module for module in (self._module(path), target))
-            for path, target in self._imports()
+            tuple(self._find_package(module) or module for module in (self._name_module(path), target))
+            for path, target in self._list_imports()
         }
         return {(start, end) for start, end in pairs if start != end}
 
-    def package_cycles(self) -> list[str]:
+    def list_package_cycles(self) -> list[str]:
         """List the groups of packages that import each other, also by way of others; "own" means modules in none."""
-        rooms = {(self._package(start) or "own", self._package(end) or "own") for start, end in self.arrows()}
+        rooms = {
+            (self._find_package(start) or "own", self._find_package(end) or "own")
+            for start, end in self.collect_arrows()
+        }
         arrows = {(start, end) for start, end in rooms if start != end}
         reached = {package: reach(package, arrows) for pair in arrows for package in pair}
         groups = {
@@ -140,20 +143,20 @@ class House:
         }
         return [" ".join(group) for group in sorted(groups)]
 
-    def functions_without_verb(self, *, listed: bool = False) -> list[str]:
+    def list_functions_without_verb(self, *, listed: bool = False) -> list[str]:
         """List the functions whose first word is not a known verb: those in EXCEPTIONS if `listed`, else the others."""
         exceptions = {name for name, _ in EXCEPTIONS}
         return [
             f"{path.relative_to(self.root)}:{function.lineno} {function.name}"
             for path, tree in self.trees.items()
-            for function in functions_of(tree)
+            for function in list_functions(tree)
             if not starts_with_verb(function) and (function.name in exceptions) == listed
         ]
 
-    def num_functions(self) -> int:
-        return sum(len(list(functions_of(tree))) for tree in self.trees.values())
+    def count_functions(self) -> int:
+        return sum(len(list(list_functions(tree))) for tree in self.trees.values())
 
-    def shared_names(self) -> list[str]:
+    def list_shared_names(self) -> list[str]:
         """List the functions and classes of one name in several modules, and the constants of one name and two values.
 
         A private name belongs to its module alone.
@@ -161,7 +164,7 @@ class House:
         conventions = {name for name, _ in CONVENTIONS}
         defined: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
         for path, tree in self.trees.items():
-            for name, value in definitions(tree):
+            for name, value in list_definitions(tree):
                 defined[name][value or str(path)].append(path.relative_to(self.root).as_posix())
         return [
             f"{name}: {', '.join(itertools.chain(*places.values()))}"
@@ -169,25 +172,25 @@ class House:
             if len(places) > 1 and not name.startswith("_") and name not in conventions
         ]
 
-    def readme_words(self) -> int:
+    def count_readme_words(self) -> int:
         return len((self.root / "README.md").read_text(encoding="utf-8").split())
 
-    def long_files(self) -> list[str]:
+    def list_long_files(self) -> list[str]:
         """List the source files of more than 350 lines, tests included."""
         paths = [
             path
             for folder in ("longlive", "nodes", "web", "tests", "benchmarks")
-            for path in files_in(self.root / folder)
+            for path in find_files(self.root / folder)
         ]
         lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in paths}
         return [f"{path.relative_to(self.root)} ({n})" for path, n in sorted(lengths.items()) if n > MAX_LINES]
 
-    def _module(self, path: Path) -> str:
+    def _name_module(self, path: Path) -> str:
         """The dotted name of a module inside the library."""
         parts = path.relative_to(self.library).with_suffix("").parts
         return ".".join(part for part in parts if part != "__init__")
 
-    def _package(self, module: str) -> str:
+    def _find_package(self, module: str) -> str:
         """The package of a module; empty if it is in none."""
         package = module.partition(".")[0]
         folders = {path.name for path in self.library.iterdir() if path.is_dir()}
@@ -195,24 +198,24 @@ class House:
 
     def _rank(self, module: str) -> int:
         """The place of a module's package in PACKAGES, from 1; 0 for a module in none."""
-        package = self._package(module)
+        package = self._find_package(module)
         return PACKAGES.index(package) + 1 if package else 0
 
-    def _imports(self) -> Iterator[tuple[Path, str]]:
+    def _list_imports(self) -> Iterator[tuple[Path, str]]:
         """Yield the imports inside the library as (file, dotted name); not those of `longlive` and `__main__`."""
         for path, tree in self.trees.items():
-            if not path.is_relative_to(self.library) or self._module(path) in {"", "__main__"}:
+            if not path.is_relative_to(self.library) or self._name_module(path) in {"", "__main__"}:
                 continue
             for node in ast.walk(tree):
                 if isinstance(node, ast.ImportFrom) and node.level:
                     folder = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
                     for name in [alias.name for alias in node.names] if folder.is_dir() else [""]:
-                        target = self._module(folder / name) if folder.is_relative_to(self.library) else ""
+                        target = self._name_module(folder / name) if folder.is_relative_to(self.library) else ""
                         if target and name != "__version__":
                             yield path, target
 
 
-def files_in(folder: Path) -> list[Path]:
+def find_files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.suffix in {".py", ".js", ".mjs", ".css"}]
 
 
@@ -228,7 +231,7 @@ def reach(package: str, arrows: set[tuple[str, str]]) -> set[str]:
     return seen
 
 
-def functions_of(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+def list_functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
     """Every function and method except properties and dunders."""
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not re.fullmatch("__.*__", node.name):
@@ -243,7 +246,7 @@ def starts_with_verb(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     return not name or name.partition("_")[0] in VERBS or f"{name}_".startswith((*CONVERSIONS, *PREDICATES))
 
 
-def definitions(tree: ast.Module) -> Iterator[tuple[str, str]]:
+def list_definitions(tree: ast.Module) -> Iterator[tuple[str, str]]:
     """The module-level names with their values; functions and classes have none."""
     for node in tree.body:
         match node:
@@ -258,24 +261,24 @@ def definitions(tree: ast.Module) -> Iterator[tuple[str, str]]:
                 yield from ((ast.unparse(name), ast.unparse(value)) for name, value in zip(names, values, strict=False))
 
 
-def rows_of(house: House) -> dict[str, list[str] | int]:
+def measure_rows(house: House) -> dict[str, list[str] | int]:
     return {
-        "modules in the library's own room": house.own_room(),
-        "import arrows between rooms": len(house.arrows()),
-        "imports that point upwards": house.upward_imports(),
-        "cycles of packages": house.package_cycles(),
-        "functions": house.num_functions(),
-        "functions without a verb": house.functions_without_verb(),
-        "listed functions without a verb": len(house.functions_without_verb(listed=True)),
-        "names of two things": house.shared_names(),
-        "words of the README": house.readme_words(),
-        "files over 350 lines": house.long_files(),
+        "modules in the library's own room": house.list_own_room(),
+        "import arrows between rooms": len(house.collect_arrows()),
+        "imports that point upwards": house.list_upward_imports(),
+        "cycles of packages": house.list_package_cycles(),
+        "functions": house.count_functions(),
+        "functions without a verb": house.list_functions_without_verb(),
+        "listed functions without a verb": len(house.list_functions_without_verb(listed=True)),
+        "names of two things": house.list_shared_names(),
+        "words of the README": house.count_readme_words(),
+        "files over 350 lines": house.list_long_files(),
     } | {name: len(list_stops(walk)) for name, walk in WALKS.items()}
 
 
 def main(*roots: str) -> None:
     """Print a row for each measure, and what was found in the last repository."""
-    columns = [rows_of(House(Path(root).resolve())) for root in roots or [ROOT]]
+    columns = [measure_rows(House(Path(root).resolve())) for root in roots or [ROOT]]
     for name, last in columns[-1].items():
         counts = [row[name] if isinstance(row[name], int) else len(row[name]) for row in columns]  # type: ignore[arg-type]
         sys.stdout.write(f"{name:36}{''.join(f'{count:8}' for count in counts)}\n")

@@ -23,7 +23,7 @@ class Patience:
     def __init__(self, pid: int, what: str) -> None:
         self.pid, self.what = pid, what
         self._begin = self._moved = self._looked = time.monotonic()
-        self._worked = worked_seconds(pid)
+        self._worked = count_worked_seconds(pid)
 
     def check(self) -> None:
         now = time.monotonic()
@@ -32,14 +32,14 @@ class Patience:
             raise TimeoutError(f"{waited}, the limit of one wait")
         if now - self._looked < QUIET_SECONDS / 8:  # reading the times of all processes costs milliseconds
             return
-        self._looked, worked = now, worked_seconds(self.pid)
+        self._looked, worked = now, count_worked_seconds(self.pid)
         if abs(worked - self._worked) >= WORK_SECONDS:  # fewer than before when a child has ended
             self._moved, self._worked = now, worked
         elif now - self._moved > QUIET_SECONDS:
             raise TimeoutError(f"{waited}; process {self.pid} has stood still for {now - self._moved:.0f} s")
 
 
-def worked_seconds(pid: int) -> float:
+def count_worked_seconds(pid: int) -> float:
     """Processor time of a process and its children so far; 0 when it has ended."""
     try:
         process = psutil.Process(pid)

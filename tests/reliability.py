@@ -7,7 +7,7 @@ from pathlib import Path
 PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+def make_table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Make a table in Markdown; numbers get separators of thousands."""
     cells = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
     lines = [heads, ["---"] * len(heads), *cells]

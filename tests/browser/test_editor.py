@@ -128,7 +128,7 @@ def test_a_workflow_is_saved_from_inside_and_there_after_a_reload(desk: Desk):
     assert desk.prompts()[2] == GREEN
 
 
-def test_a_copied_node_has_an_editor_of_its_own(desk: Desk):
+def test_a_copied_node_has_a_separate_editor(desk: Desk):
     desk.select("LongLiveTimeline")
     desk.page.evaluate("() => { app.canvas.copyToClipboard(); app.canvas.pasteFromClipboard(); }")
     desk.page.wait_for_function("() => app.graph.nodes.filter(node => node.type === 'LongLiveTimeline').length === 2")

@@ -17,7 +17,7 @@ import torch
 sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("..", "", "unit", "host")]
 
 from harness import SEED, Outcomes, attack_all  # noqa: E402
-from reliability import table, write_table  # noqa: E402
+from reliability import make_table, write_table  # noqa: E402
 from targets import TARGETS  # noqa: E402
 
 log = logging.getLogger("fuzz")
@@ -62,7 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
 def count_outcomes(found: dict[str, Outcomes]) -> str:
     rows = [[name, o.inputs, o.right, o.refused, len(o.unclear)] for name, o in found.items()]
     rows.append(["all", *(sum(column) for column in zip(*(row[1:] for row in rows), strict=True))])
-    return table(["target", "inputs", "right result", "one clear error", "unclear"], rows)
+    return make_table(["target", "inputs", "right result", "one clear error", "unclear"], rows)
 
 
 if __name__ == "__main__":

@@ -88,16 +88,16 @@ def mutate_json(draw: random.Random, value: object) -> object:
     """A changed copy: up to three entries replaced, removed, renamed, doubled or put inside each other."""
     root = [copy.deepcopy(value)]
     for _ in range(draw.choice((1, 1, 2, 3))):
-        change_entry(draw, *draw.choice(list(entries_of(root))))
+        change_entry(draw, *draw.choice(list(list_entries(root))))
     return root[0]
 
 
-def entries_of(value: object):
+def list_entries(value: object):
     """Every (container, key) of nested JSON."""
     if isinstance(value, dict | list):
         for key in list(value) if isinstance(value, dict) else range(len(value)):
             yield value, key
-            yield from entries_of(value[key])
+            yield from list_entries(value[key])
 
 
 def change_entry(draw: random.Random, holder, key) -> None:
@@ -167,9 +167,9 @@ def change_tensor(draw: random.Random, tensors: dict[str, Tensor], name: str) ->
         case 0:
             del tensors[name]
         case 1:
-            tensors[odd_name(draw, name)] = tensors.pop(name)
+            tensors[make_odd_name(draw, name)] = tensors.pop(name)
         case 2:
-            tensors[odd_name(draw, name)] = tensor.clone()
+            tensors[make_odd_name(draw, name)] = tensor.clone()
         case 3:
             tensors[name] = tensor.to(draw.choice(DTYPES))
         case 4:
@@ -186,7 +186,7 @@ def change_tensor(draw: random.Random, tensors: dict[str, Tensor], name: str) ->
             tensors[name] = flat.reshape(tensor.shape)
 
 
-def odd_name(draw: random.Random, name: str) -> str:
+def make_odd_name(draw: random.Random, name: str) -> str:
     """Another name for a tensor, some of a layer that is not there."""
     parts = name.split(".")
     index = draw.randrange(len(parts))

@@ -49,13 +49,13 @@ def close_host() -> None:
 
 
 @functools.cache
-def inputs_of(class_type: str) -> dict[str, list]:
+def read_inputs(class_type: str) -> dict[str, list]:
     """The inputs of a node: name -> [type, options]."""
     kinds = host().object_info()[class_type]["input"]
     return {name: [*entry, {}][:2] for kind in ("required", "optional") for name, entry in kinds.get(kind, {}).items()}
 
 
-def graph_of(draw: random.Random) -> tuple[dict, str]:
+def make_graph(draw: random.Random) -> tuple[dict, str]:
     """A graph that runs and one of our nodes in it."""
     graph = chain(("a red fox", 1), ("an owl", 1), seed=draw.randrange(4), options={})
     graph |= {
@@ -78,9 +78,9 @@ def graph_of(draw: random.Random) -> tuple[dict, str]:
     return graph, draw.choice([id for id, item in graph.items() if item["class_type"].startswith(OURS)])
 
 
-def worse(draw: random.Random, graph: dict, node_id: str) -> None:
+def spoil_inputs(draw: random.Random, graph: dict, node_id: str) -> None:
     """Change one or two inputs of a node."""
-    inputs, known = graph[node_id]["inputs"], inputs_of(graph[node_id]["class_type"])
+    inputs, known = graph[node_id]["inputs"], read_inputs(graph[node_id]["class_type"])
     for _ in range(draw.choice((1, 1, 2)) if known else 0):
         name = draw.choice(list(known))
         options = known[name][1]
@@ -101,9 +101,9 @@ def worse(draw: random.Random, graph: dict, node_id: str) -> None:
 
 def attack_prompt(draw: random.Random, folder: Path) -> None:
     """The host refuses it, or our node does with one clear error, or it runs; the host lives on and does not grow."""
-    graph, node_id = graph_of(draw)
-    worse(draw, graph, node_id)
-    sent = part_of(graph, node_id) | {"end": node("TestProbe", value=[node_id, 0])}
+    graph, node_id = make_graph(draw)
+    spoil_inputs(draw, graph, node_id)
+    sent = take_part(graph, node_id) | {"end": node("TestProbe", value=[node_id, 0])}
     (folder / "prompt.json").write_text(json.dumps(sent))
     try:
         run(sent)
@@ -113,7 +113,7 @@ def attack_prompt(draw: random.Random, folder: Path) -> None:
         check_growth()
 
 
-def part_of(graph: dict, node_id: str) -> dict:
+def take_part(graph: dict, node_id: str) -> dict:
     """A node and all it needs; links may lead nowhere."""
     found, waiting = {}, [node_id]
     while waiting:

@@ -15,7 +15,7 @@ SHARE = 25  # one input of so many
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
-def test_every_input_comes_to_the_right_result_or_one_clear_error(target):
+def test_every_input_ends_in_the_right_result_or_one_clear_error(target):
     outcomes = attack_all(target, range(0, target.inputs, SHARE))
     assert not outcomes.unclear, "\n".join(outcomes.unclear)
     assert outcomes.right + outcomes.refused == len(range(0, target.inputs, SHARE))

@@ -39,7 +39,7 @@ JSON_TOKENS = ("{", "}", "[", "]", ":", ",", '"', "null", "NaN", "1e999", "9" * 
 
 
 @functools.cache
-def editor() -> subprocess.Popen:
+def start_editor() -> subprocess.Popen:
     """A node that reads scripts as the editor does."""
     program = Path(__file__).with_name("timeline.mjs")
     process = subprocess.Popen(["node", str(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -48,18 +48,18 @@ def editor() -> subprocess.Popen:
 
 
 def close_editor() -> None:
-    if editor.cache_info().currsize:
-        process = editor()
+    if start_editor.cache_info().currsize:
+        process = start_editor()
         for pipe in (process.stdin, process.stdout):
             assert pipe is not None
             pipe.close()
         process.wait()
-        editor.cache_clear()
+        start_editor.cache_clear()
 
 
 def read_in_editor(script: str, block: int):
     """Segments as lists, or what the editor says against the script."""
-    process = editor()
+    process = start_editor()
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.write(json.dumps([script, block]).encode() + b"\n")

@@ -21,7 +21,7 @@ def test_an_edit_of_the_last_prompt_decodes_its_blocks_alone_also_after_a_restar
     assert remake_video(host, make_video_graph("a yellow square moves up by day")) == edited
 
 
-def test_an_interrupt_in_decode_shows_the_film_so_far_and_the_next_queue_finishes_it(host):
+def test_an_interrupt_in_decode_shows_the_video_so_far_and_the_next_queue_finishes_it(host):
     whole, before = (
         remake_video(host, make_video_graph("a green ring stays still by day", seed=2)),
         len([*host.output.rglob("*.mp4")]),

@@ -32,7 +32,7 @@ CHECKS = {
 
 
 @pytest.mark.parametrize("release", HOSTS, ids=lambda host: host.version)
-def test_models_are_told_apart_and_known_again(release):
+def test_models_are_distinguished_and_recognised(release):
     for module, checks in CHECKS.items():
         call_inside(release, module, *checks)
 

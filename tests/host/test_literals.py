@@ -41,7 +41,7 @@ def make_graph(type: str, info: dict, bad: str, literal: object) -> dict:
 
 
 @pytest.mark.parametrize("literal", LITERALS, ids=repr)
-def test_a_value_that_is_no_link_is_refused_in_a_sentence(host: ComfyUI, literal):
+def test_a_value_that_is_not_a_link_is_refused_in_a_sentence(host: ComfyUI, literal):
     tried = 0
     for type, info in host.object_info().items():
         sockets = [name for name, spec in read_inputs(info).items() if spec[0] in SOCKETS] if "LongLive" in type else []

@@ -61,7 +61,7 @@ def test_law_3_a_session_is_continued_as_if_never_saved(host):
     assert torch.equal(continued, remake(host, chain((FOX, 7), seed=14, name="seven"), "seven"))
 
 
-def test_a_model_is_known_again_while_a_lora_lies_on_its_weights(host):
+def test_a_model_keeps_its_identity_while_a_lora_patches_its_weights(host):
     video = chain((FOX, 1), seed=17) | {"save": node("LongLiveSaveSession", session=["chunk0", 0], name="known")}
     forget(host)
     host.run(add_stock_lora(host, sample_in_host()))  # the network stays in memory, its weights patched
@@ -84,7 +84,7 @@ def sample_in_host() -> dict:
     }
 
 
-def test_a_session_saved_anew_is_read_anew(host):
+def test_a_session_saved_again_is_read_again(host):
     for blocks in (1, 2):
         video = chain((FOX, blocks), seed=16) | {
             "save": node("LongLiveSaveSession", session=["chunk0", 0], name="anew")

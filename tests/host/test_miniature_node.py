@@ -67,7 +67,7 @@ def test_another_size_is_refused(host):
         host.run(graph)
 
 
-def test_a_word_outside_the_grammar_is_told(host):
+def test_a_word_outside_the_grammar_is_named(host):
     told = "'fox' left out of the prompt 'a red fox moves left at night': the miniature knows red"
     host.run(make_stock_graph("a red fox moves left at night"))
 

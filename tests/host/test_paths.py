@@ -117,13 +117,13 @@ def test_a_session_is_kept_in_its_folder_only(newest, outside, name):
     assert read_files(outside) == before
 
 
-def test_a_pipe_is_no_session(newest, outside):
+def test_a_pipe_is_refused_as_a_session(newest, outside):
     load = node("LongLiveLoadSession", model=["model", 0], name="pipe.txt")
     assert "it is a pipe, not a file" in read_refusal(newest, end_graph(SESSION | {"load": load}, "load"))
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=lambda name: ascii(name)[:30])
-def test_a_film_is_written_into_the_output_folder_only(newest, outside, name):
+def test_a_video_is_written_into_the_output_folder_only(newest, outside, name):
     before = read_files(outside), {path for path in newest.base.iterdir()}
     prefix = name.format(outside=outside)
     graph = SHORT | {"vae": node("VAELoader", vae_name=model_files.VAE.name)}

@@ -87,7 +87,7 @@ def make_flux_adapter() -> dict[str, torch.Tensor]:
     [
         ("i2v", f"the MODEL is WAN21 (i2v), {NEEDS_WAN}"),
         ("5b", "the MODEL takes 48 latent channels and makes 48, Wan2.1 text-to-video has 16; load longlive_base with"),
-        ("flux", f"the MODEL is Flux (no Wan), {NEEDS_WAN}"),
+        ("flux", f"the MODEL is Flux (not Wan), {NEEDS_WAN}"),
     ],
 )
 def test_a_model_of_another_kind_from_the_stock_loader(newest, file, told):

@@ -107,7 +107,7 @@ def test_law_7_a_failing_node_leaves_the_host_usable(host):
     assert torch.equal(read_latents(host, "usable"), remake(host, chain((FOX, 2), seed=10, name="anew"), "anew"))
 
 
-def test_the_end_of_the_position_table_is_told_with_its_cure(host):
+def test_a_video_beyond_the_position_table_is_refused_with_the_cure(host):
     options = {"block": 64, "window": 128, "sink": 0, "steps": "1000"}
     graph = chain((FOX, 16), seed=11, width=16, height=16, options=options) | {"more": chunk("chunk0", 1)}
 

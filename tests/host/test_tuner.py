@@ -164,7 +164,7 @@ def test_a_tuning_that_cannot_begin(newest, inputs, told):
         ("a red ring ->", "line 1 has an empty prompt; write a prompt there or remove the line"),
     ],
 )
-def test_pairs_that_are_none(newest, pairs, told):
+def test_texts_without_pairs_are_refused(newest, pairs, told):
     graph = make_tuning("none")
     graph[PAIRS] = graph[PAIRS] | {"inputs": graph[PAIRS]["inputs"] | {"pairs": pairs}}
 

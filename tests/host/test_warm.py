@@ -90,7 +90,7 @@ def test_law_7_what_a_chain_leaves_warm_is_one_memory_and_free_frees_it(host):
     assert freed["tensor_bytes"] <= empty["tensor_bytes"]
 
 
-def test_a_memory_that_was_taken_back_is_rebuilt_and_the_video_is_the_same(host):
+def test_a_cache_that_the_host_freed_is_rebuilt_and_the_video_is_the_same(host):
     whole = remake(host, make_timeline(6, 32, "undisturbed"), "undisturbed")
     of_timeline = count_calls(host)
     pieces = remake(host, make_chain(6, 32, "disturbed", "TestUnload"), "disturbed")
@@ -100,7 +100,7 @@ def test_a_memory_that_was_taken_back_is_rebuilt_and_the_video_is_the_same(host)
     assert pieces.equal(whole)
 
 
-def test_comfyui_takes_a_warm_memory_back_as_it_unloads_a_model(host):
+def test_comfyui_frees_a_warm_cache_when_it_would_unload_a_model(host):
     call_inside(host.host, "warm", *CHECKS)
 
 
@@ -166,7 +166,7 @@ def test_law_7_an_interrupted_sampler_frees_the_memory_it_took_over(host):
     assert is_nothing_alive(host)
 
 
-def test_a_video_that_goes_on_after_an_error_elsewhere_is_right(host):
+def test_a_video_that_continues_after_an_error_elsewhere_is_right(host):
     """It goes on warm: the sampler before the failing node ended well."""
     graph = make_chain(3, 39, "kept")
     failing = {**graph, "fail": node("TestFail", value=["chunk2", 0], fail=True), "more": chunk("fail", 1)}

@@ -33,14 +33,14 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def archived(checkout: Path) -> set[str]:
     """The names of the files in the archive that `comfy node pack` makes."""
-    comfy("node", "pack", folder=checkout)
+    run_comfy("node", "pack", folder=checkout)
     archive = checkout / "node.zip"
     assert archive.stat().st_size < MAX_BYTES
     with zipfile.ZipFile(archive) as content:
         return set(content.namelist())
 
 
-def comfy(*arguments: str, folder: Path) -> str:
+def run_comfy(*arguments: str, folder: Path) -> str:
     home = folder.parent / "home"
     home.mkdir(exist_ok=True)
     return subprocess.run(
@@ -56,7 +56,7 @@ def comfy(*arguments: str, folder: Path) -> str:
 
 
 def test_registry_accepts_the_metadata(checkout):
-    assert "All validation checks passed successfully" in comfy("node", "validate", folder=checkout)
+    assert "All validation checks passed successfully" in run_comfy("node", "validate", folder=checkout)
 
 
 def test_archive_holds_what_the_pack_needs(checkout, archived):
@@ -69,7 +69,7 @@ def test_archive_holds_what_the_pack_needs(checkout, archived):
     assert (REQUIRED | needed) - archived == set()
 
 
-def test_archive_holds_nothing_else(archived):
+def test_archive_has_no_other_files(archived):
     assert {name.split("/")[0] for name in archived if "/" in name} <= ALLOWED_FOLDERS
     assert {name for name in archived if "/" not in name} <= REQUIRED | {"CHANGELOG.md"}
 
@@ -81,7 +81,7 @@ def test_entry_point_knows_one_node_api():
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.relative_to(REPOSITORY).as_posix())
 def test_code_has_no_line_the_scanners_refuse(file):
-    assert list(refused(ast.parse(file.read_text()))) == []
+    assert list(list_refused(ast.parse(file.read_text()))) == []
 
 
 @pytest.mark.parametrize(
@@ -97,15 +97,15 @@ def test_code_has_no_line_the_scanners_refuse(file):
     ],
 )
 def test_scan_finds(line):
-    assert len(list(refused(ast.parse(line)))) == 1
+    assert len(list(list_refused(ast.parse(line)))) == 1
 
 
 @pytest.mark.parametrize("line", ["model.eval()", "torch.load(path, weights_only=True)", "re.compile('a')"])
 def test_scan_passes_over(line):
-    assert list(refused(ast.parse(line))) == []
+    assert list(list_refused(ast.parse(line))) == []
 
 
-def refused(tree: ast.Module) -> Iterator[str]:
+def list_refused(tree: ast.Module) -> Iterator[str]:
     for node in ast.walk(tree):
         match node:
             case ast.Import(names=names):

@@ -84,7 +84,7 @@ class Render:
         assert run.exitcode is not None, "the command line does not end"
         return run.exitcode
 
-    def parts(self) -> list[Path]:
+    def list_parts(self) -> list[Path]:
         return [*self.folder.rglob("*.part")]
 
     @property
@@ -95,10 +95,10 @@ class Render:
     def age_parts(self) -> None:
         """Make the partial files of a killed process old enough to be removed."""
         long_ago = time.time() - 2 * ABANDONED_SECONDS
-        for part in self.parts():
+        for part in self.list_parts():
             os.utime(part, (long_ago, long_ago))
 
-    def num_stored(self) -> int:
+    def count_stored(self) -> int:
         return len([*self.store.glob("??/*.safetensors")])
 
     def check_store(self) -> None:
@@ -135,7 +135,7 @@ class Whole:
     def check(self, render: Render) -> None:
         assert torch.equal(load_session(render.session).latents(), self.latents), "other latents after a resume"
         assert render.video.read_bytes() == self.video, "another file after a resume"
-        assert render.parts() == [], f"left over: {render.parts()}"
+        assert render.list_parts() == [], f"left over: {render.list_parts()}"
 
     def check_beginning(self, render: Render) -> None:
         """Check what an interrupt leaves: the session of a beginning, a file that plays, no partial file."""
@@ -145,4 +145,4 @@ class Whole:
         if render.video.exists():
             with av.open(render.video) as video:
                 assert sum(1 for _ in video.decode(video=0)) > 0, "a video without a frame"
-        assert render.parts() == [], f"left over: {render.parts()}"
+        assert render.list_parts() == [], f"left over: {render.list_parts()}"

@@ -26,7 +26,7 @@ import tiny  # noqa: E402
 import tiny_tuning  # noqa: E402
 import torch  # noqa: E402
 from patience import LIMIT_SECONDS  # noqa: E402
-from reliability import table, write_table  # noqa: E402
+from reliability import make_table, write_table  # noqa: E402
 from renders import BLOCKS, Render, Whole, check_entries, processes  # noqa: E402
 
 from longlive.config import Positions, RolloutConfig  # noqa: E402
@@ -65,7 +65,7 @@ def stop_often(folder: Path, count: int, seed: int, numbers: tuple[int, ...], wh
         shutil.copytree(whole.cache, render.folder / "cache")
         for _ in range(min(STOPS_PER_RENDER, count - hits)):
             run, begin = render.start(), time.monotonic()
-            stored = render.num_stored()
+            stored = render.count_stored()
             run.join(draw.uniform(0, longest * max(1, BLOCKS - stored) / BLOCKS))
             number = draw.choice(numbers)
             os.kill(run.pid, number) if run.exitcode is None else None
@@ -78,7 +78,7 @@ def stop_often(folder: Path, count: int, seed: int, numbers: tuple[int, ...], wh
                     longest = min(longest, time.monotonic() - begin)  # the machine is quicker than before
                 break
             hits += 1
-            places[render.num_stored()] += 1
+            places[render.count_stored()] += 1
             if number == signal.SIGKILL:
                 assert run.exitcode == -number
                 render.age_parts()
@@ -289,7 +289,7 @@ def run_command() -> int:
                 rows.append(soak(Path(folder), options.count or count, options.seed))
             log.info("%s: %s (%.0f s)", name, rows[-1], time.monotonic() - begin)
     if options.only is None and not options.count:
-        write_table("soak", table(["what", "times", "outcome"], rows))
+        write_table("soak", make_table(["what", "times", "outcome"], rows))
     return 0
 
 

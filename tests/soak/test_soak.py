@@ -5,7 +5,7 @@ import soak
 
 
 @pytest.mark.parametrize(("part", "count"), [("kills", 3), ("interrupts", 3), ("hour", 40), ("store", 1), ("disks", 2)])
-def test_what_is_stopped_or_starved_comes_out_as_if_nothing_had_happened(tmp_path, part, count):
+def test_runs_that_are_stopped_or_starved_give_the_undisturbed_result(tmp_path, part, count):
     attack, _ = soak.PARTS[part]
     what, times, outcome = attack(tmp_path, count, soak.SEED)
     assert times == count

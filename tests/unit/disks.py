@@ -15,7 +15,7 @@ def read_only(folder: Path) -> Iterator[None]:
     for path in everything:
         path.chmod(0o555 if path.is_dir() else 0o444)
     try:
-        with another_user():
+        with become_another_user():
             yield
     finally:
         for path in everything:
@@ -24,19 +24,19 @@ def read_only(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def closed_to_us(folder: Path) -> Iterator[None]:
+def close_folder(folder: Path) -> Iterator[None]:
     """Make a folder one that nobody may enter, also root, who becomes another user until the block ends."""
     folder.parent.chmod(0o755)
     folder.chmod(0)
     try:
-        with another_user():
+        with become_another_user():
             yield
     finally:
         folder.chmod(0o755)
 
 
 @contextmanager
-def another_user() -> Iterator[None]:
+def become_another_user() -> Iterator[None]:
     """Make root another user until the block ends; others stay who they are."""
     if os.geteuid():
         yield

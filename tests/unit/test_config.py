@@ -71,7 +71,7 @@ def test_a_senseless_setting_is_refused_by_the_rule_it_breaks(fields, rule):
     ],
     ids=str,
 )
-def test_settings_at_the_edge_of_a_rule_are_taken(fields):
+def test_settings_at_the_edge_of_a_rule_are_accepted(fields):
     config = RolloutConfig(**fields)
     assert {name: getattr(config, name) for name in fields} == fields
 

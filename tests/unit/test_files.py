@@ -40,7 +40,7 @@ def irregular(tmp_path) -> dict[str, Path]:
 @UNIX
 @pytest.mark.parametrize("read", [check_regular, open_regular, read_bytes, read_text, is_claimed])
 @pytest.mark.parametrize("kind", ["a pipe", "a socket", "a device", "a folder"])
-def test_what_is_no_file_is_refused_and_not_waited_for(irregular, read, kind):
+def test_what_is_not_a_file_is_refused_without_waiting(irregular, read, kind):
     with pytest.raises(OSError, match=f"it is {kind}, not a file"):
         read(irregular[kind])
 
@@ -58,7 +58,7 @@ def test_a_path_that_no_system_has_is_an_os_error(name):
         open_regular(Path(name))
 
 
-def test_a_missing_file_is_told_from_one_that_cannot_be_read(tmp_path):
+def test_a_missing_file_and_an_unreadable_one_have_different_messages(tmp_path):
     with pytest.raises(FileNotFoundError):
         open_regular(tmp_path / "none")
 
@@ -85,7 +85,7 @@ def test_text_that_is_not_utf8_names_the_line(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["my_film", "a b", "v1.2", "夜のボート", "console", "com10", "nullify.txt", "x" * 200])
-def test_plain_names_are_taken(name):
+def test_plain_names_are_accepted(name):
     assert is_plain_name(name)
 
 

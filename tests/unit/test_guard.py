@@ -23,17 +23,17 @@ DANGEROUS_CALLS = {"eval", "exec", "compile", "__import__"}
 DANGEROUS_METHODS = {("os", "system"), ("os", "popen"), ("os", "execv"), ("os", "spawnv")}
 
 
-def module_of(path: Path) -> str:
+def name_module(path: Path) -> str:
     """Dotted name under its package: `model.wan` of longlive/model/wan.py, empty for a package's own file."""
     parts = path.relative_to(LIBRARY if path.is_relative_to(LIBRARY) else ROOT).with_suffix("").parts
     return ".".join(part for part in parts if part != "__init__")
 
 
-def file_of(module: str) -> Path:
+def find_file(module: str) -> Path:
     return LIBRARY.joinpath(*module.split(".")).with_suffix(".py")
 
 
-def imports_of(path: Path) -> list[tuple[int, str]]:
+def list_imports(path: Path) -> list[tuple[int, str]]:
     """(dots, module) of every import in a file; of a package, the modules taken from it."""
     found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -47,17 +47,17 @@ def imports_of(path: Path) -> list[tuple[int, str]]:
     return found
 
 
-def library_imports(path: Path) -> list[str]:
+def list_library_imports(path: Path) -> list[str]:
     """Modules of the library that one of its files imports."""
     package = path.parent.relative_to(LIBRARY).parts
     return [
         ".".join([*package[: len(package) - level + 1], name])
-        for level, name in imports_of(path)
+        for level, name in list_imports(path)
         if level and name != "__version__"
     ]
 
 
-def calls_in(path: Path) -> list[ast.Call]:
+def list_calls(path: Path) -> list[ast.Call]:
     return [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
 
 
@@ -67,29 +67,31 @@ def rank(module: str) -> int:
     return PACKAGES.index(package) + 1 if package in PACKAGES else 0
 
 
-def relative(path: Path) -> str:
+def to_relative(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-library_files = pytest.mark.parametrize("path", sorted(LIBRARY.rglob("*.py")), ids=relative)
-all_files = pytest.mark.parametrize("path", FILES, ids=relative)
+library_files = pytest.mark.parametrize("path", sorted(LIBRARY.rglob("*.py")), ids=to_relative)
+all_files = pytest.mark.parametrize("path", FILES, ids=to_relative)
 
 
 @library_files
 def test_imports_of_the_library_run_downwards_only(path):
-    module = module_of(path)
-    assert module in ("", "__main__") or not [name for name in library_imports(path) if rank(name) > rank(module)]
+    module = name_module(path)
+    assert module in ("", "__main__") or not [name for name in list_library_imports(path) if rank(name) > rank(module)]
 
 
 @library_files
 def test_modules_import_modules_and_not_the_public_names(path):
     """`longlive` loads its modules on first use, so an import of its names could be circular."""
-    found = library_imports(path)
-    assert [name for name in found if not file_of(name).is_file() and not file_of(name).with_suffix("").is_dir()] == []
+    found = list_library_imports(path)
+    assert [
+        name for name in found if not find_file(name).is_file() and not find_file(name).with_suffix("").is_dir()
+    ] == []
 
 
 def test_no_two_modules_import_each_other():
-    TopologicalSorter({module_of(path): set(library_imports(path)) for path in LIBRARY.rglob("*.py")}).prepare()
+    TopologicalSorter({name_module(path): set(list_library_imports(path)) for path in LIBRARY.rglob("*.py")}).prepare()
 
 
 @pytest.mark.parametrize(
@@ -103,7 +105,7 @@ def test_no_two_modules_import_each_other():
     ],
 )
 def test_integers_are_kept_apart_from_tensors(module, never):
-    used = {name.partition(".")[0] for level, name in imports_of(file_of(module)) if not level}
+    used = {name.partition(".")[0] for level, name in list_imports(find_file(module)) if not level}
     assert not used & set(never)
 
 
@@ -118,26 +120,26 @@ def test_integers_are_kept_apart_from_tensors(module, never):
     ],
 )
 def test_each_owner_knows_nothing_of_the_others(module, never):
-    assert not never & set(library_imports(file_of(module)))
+    assert not never & set(list_library_imports(find_file(module)))
 
 
 @library_files
 def test_the_library_knows_neither_the_host_nor_the_nodes(path):
-    assert all(len(path.parent.relative_to(LIBRARY).parts) >= dots - 1 for dots, _ in imports_of(path))
-    assert not {name.partition(".")[0] for dots, name in imports_of(path) if not dots} & set(HOST)
+    assert all(len(path.parent.relative_to(LIBRARY).parts) >= dots - 1 for dots, _ in list_imports(path))
+    assert not {name.partition(".")[0] for dots, name in list_imports(path) if not dots} & set(HOST)
 
 
 @all_files
 def test_the_pack_imports_itself_relatively(path):
     """By its absolute name it would be another module, or ComfyUI's `nodes`."""
-    absolute = {name.partition(".")[0] for dots, name in imports_of(path) if not dots}
+    absolute = {name.partition(".")[0] for dots, name in list_imports(path) if not dots}
     assert not absolute & {"longlive", "nodes", "web", ROOT.name}
 
 
 @all_files
 def test_only_the_host_package_imports_what_is_inside_comfyui(path):
     """The other nodes import its node API and its lists of folders."""
-    used = {name.partition(".")[0] for dots, name in imports_of(path) if not dots}
+    used = {name.partition(".")[0] for dots, name in list_imports(path) if not dots}
     if path.parent == NODES:
         assert not used & set(HOST) - {"comfy_api", "folder_paths"}
     elif path.parent != NODES / "host":
@@ -147,15 +149,15 @@ def test_only_the_host_package_imports_what_is_inside_comfyui(path):
 @all_files
 def test_nothing_is_printed_but_by_the_command_line(path):
     if path != LIBRARY / "cli" / "terminal.py":
-        assert not [call.lineno for call in calls_in(path) if getattr(call.func, "id", "") == "print"]
+        assert not [call.lineno for call in list_calls(path) if getattr(call.func, "id", "") == "print"]
         assert "sys.stdout" not in path.read_text(encoding="utf-8")
 
 
 @all_files
 def test_no_file_runs_code_it_was_given(path):
-    used = {name.partition(".")[0] for dots, name in imports_of(path) if not dots}
+    used = {name.partition(".")[0] for dots, name in list_imports(path) if not dots}
     assert not used & DANGEROUS_MODULES
-    for call in calls_in(path):
+    for call in list_calls(path):
         function = call.func
         assert getattr(function, "id", "") not in DANGEROUS_CALLS
         if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name):
@@ -175,7 +177,7 @@ def test_the_entry_point_is_the_one_of_v3_nodes():
 @pytest.fixture(scope="module")
 def imported() -> set[str]:
     """The top-level modules a fresh process has after it imported every module of the library."""
-    modules = [f"longlive.{module_of(path)}".rstrip(".") for path in LIBRARY.rglob("*.py")]
+    modules = [f"longlive.{name_module(path)}".rstrip(".") for path in LIBRARY.rglob("*.py")]
     code = f"import importlib, sys; [importlib.import_module(m) for m in {modules}]; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     return {name.partition(".")[0] for name in done.stdout.split()}
@@ -209,6 +211,6 @@ def test_integers_are_decided_without_torch(name):
     while waiting:
         module = waiting.pop()
         seen.add(module)
-        path = file_of(module)
-        assert not {"torch", "numpy"} & {found.split(".")[0] for dots, found in imports_of(path) if not dots}, module
-        waiting += set(library_imports(path)) - seen
+        path = find_file(module)
+        assert not {"torch", "numpy"} & {found.split(".")[0] for dots, found in list_imports(path) if not dots}, module
+        waiting += set(list_library_imports(path)) - seen

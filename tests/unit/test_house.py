@@ -6,12 +6,12 @@ HOUSE = House()
 
 
 def test_few_modules_lie_outside_of_a_package():
-    assert len(HOUSE.own_room()) <= 8
+    assert len(HOUSE.list_own_room()) <= 8
 
 
 def test_no_packages_import_each_other():
-    assert not HOUSE.package_cycles()
+    assert not HOUSE.list_package_cycles()
 
 
 def test_functions_are_verbs():
-    assert not HOUSE.functions_without_verb()
+    assert not HOUSE.list_functions_without_verb()

@@ -46,36 +46,36 @@ def look(waiting: Patience, *, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("code", [BUSY, BUSY_CHILD], ids=["itself", "its child"])
-def test_a_silent_but_busy_process_is_waited_for(start, code):
+def test_a_wait_lasts_while_a_silent_process_works(start, code):
     look(Patience(start(code).pid, "a word of it"), seconds=3)
 
 
-def test_a_process_that_stands_still_is_not_waited_for(start):
+def test_a_wait_for_a_stuck_process_ends(start):
     process = start(STUCK)
     with pytest.raises(TimeoutError, match=rf"waited \d+ s for a word of it; process {process.pid} has stood still"):
         look(Patience(process.pid, "a word of it"), seconds=30)
 
 
-def test_no_process_is_waited_for_without_end(start, monkeypatch):
+def test_every_wait_has_a_limit(start, monkeypatch):
     monkeypatch.setattr(patience, "LIMIT_SECONDS", 1.0)
     with pytest.raises(TimeoutError, match="for the moon, the limit of one wait"):
         look(Patience(start(BUSY).pid, "the moon"), seconds=30)
 
 
-def test_a_stuck_process_is_killed_when_its_end_was_waited_for(start):
+def test_a_wait_for_the_end_kills_a_stuck_process(start):
     process = start(STUCK)
     with pytest.raises(TimeoutError, match="for its end"):
         wait_for_end(process, "its end")
     assert process.returncode == -signal.SIGKILL
 
 
-def test_a_process_that_ends_too_early_is_told():
+def test_a_process_that_ends_too_early_raises_an_error():
     process = subprocess.Popen([sys.executable, "-c", ""])
     with pytest.raises(RuntimeError, match=f"process {process.pid} ended before a file is there"):
         wait_until(lambda: False, process.pid, "a file is there")
     assert process.wait() == 0
 
 
-def test_what_a_command_says_is_collected():
+def test_the_output_of_a_command_is_collected():
     done = run_patiently([sys.executable, "-c", "import sys; print('out'); sys.exit('err')"], "two words")
     assert (done.returncode, done.stdout, done.stderr) == (1, "out\n", "err\n")

@@ -28,13 +28,13 @@ class Paint:
         conform_fields(self)
 
 
-def nested(levels: int) -> str:
+def nest_lists(levels: int) -> str:
     return "[" * levels + "]" * levels
 
 
 def test_plain_json_is_read():
     assert parse_json('{"a": [1, -2.5, null, true, "\\u00e9\\ud83d\\udea3"]}') == {"a": [1, -2.5, None, True, "é🚣"]}
-    assert parse_json(nested(MAX_DEPTH)) is not None
+    assert parse_json(nest_lists(MAX_DEPTH)) is not None
     assert parse_json(f"[{2**64 - 1}, {-(2**63)}]") == [2**64 - 1, -(2**63)]
 
 
@@ -50,8 +50,8 @@ def test_plain_json_is_read():
         (f"[{-(2**63) - 1}]", "out of range"),
         ("9" * 5000, "out of range"),
         ('{"a": {"b": 1, "b": 2}}', "'b' appears twice"),
-        (nested(MAX_DEPTH + 2), "nested deeper than 32 levels"),
-        (nested(1_000_000), "nested deeper than 32 levels"),
+        (nest_lists(MAX_DEPTH + 2), "nested deeper than 32 levels"),
+        (nest_lists(1_000_000), "nested deeper than 32 levels"),
         ('{"a":' * 100_000, "nested deeper than 32 levels"),
         ('["\\ud800"]', "not whole text"),
         ('{"\\udc00": 1}', "not whole text"),

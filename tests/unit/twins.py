@@ -24,15 +24,15 @@ PIECES = (
 Outcome = list[list[object]] | list[object]  # segments; or line, column and problem
 
 
-def random_scripts(seed: int, count: int) -> Iterator[tuple[str, int]]:
+def draw_scripts(seed: int, count: int) -> Iterator[tuple[str, int]]:
     """Make scripts of `PIECES` with the frames of a block; the same seed gives the same scripts."""
     draw = random.Random(seed)
     for _ in range(count):
-        lines = [_random_line(draw) for _ in range(draw.randint(1, 4))]
+        lines = [_draw_line(draw) for _ in range(draw.randint(1, 4))]
         yield draw.choice(("\n", "\n", "\r\n", "\r")).join(lines), draw.choice((1, 2, 3, 3, 3, 5, 7))
 
 
-def outcome(script: str, block: int) -> Outcome:
+def read_in_python(script: str, block: int) -> Outcome:
     """Read a script with Python's parser."""
     try:
         segments = parse_timeline(script, block)
@@ -41,7 +41,7 @@ def outcome(script: str, block: int) -> Outcome:
     return [[s.prompt, s.blocks, str(s.boundary), s.line, s.asked] for s in segments]
 
 
-def editor_outcomes(scripts: Sequence[tuple[str, int]]) -> list[Outcome]:
+def read_in_editor(scripts: Sequence[tuple[str, int]]) -> list[Outcome]:
     """Read scripts with the editor's parser, all in one process."""
     assert NODE
     lines = "".join(json.dumps(script) + "\n" for script in scripts)
@@ -49,13 +49,13 @@ def editor_outcomes(scripts: Sequence[tuple[str, int]]) -> list[Outcome]:
     return [json.loads(line) for line in done.stdout.split("\n") if line]
 
 
-def differences(scripts: Sequence[tuple[str, int]]) -> list[tuple[str, Outcome, Outcome]]:
+def list_differences(scripts: Sequence[tuple[str, int]]) -> list[tuple[str, Outcome, Outcome]]:
     """List the scripts that the parsers read differently, each with both outcomes."""
-    twins = zip(scripts, editor_outcomes(scripts), strict=True)
-    return [(text, mine, theirs) for (text, block), theirs in twins if (mine := outcome(text, block)) != theirs]
+    twins = zip(scripts, read_in_editor(scripts), strict=True)
+    return [(text, mine, theirs) for (text, block), theirs in twins if (mine := read_in_python(text, block)) != theirs]
 
 
-def _random_line(draw: random.Random) -> str:
+def _draw_line(draw: random.Random) -> str:
     """Make a line: one in five of random pieces; the others are right, some with one piece changed."""
     if draw.random() < 0.2:
         return "".join(draw.choices(PIECES, k=draw.randint(0, 12)))

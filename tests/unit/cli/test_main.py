@@ -49,18 +49,18 @@ def render(tmp_path, weights, pipeline, monkeypatch):
 
     def render(script: str, name: str, *more: str) -> int:
         (tmp_path / "story.txt").write_text(script, encoding="utf-8")
-        return main([*command(tmp_path, weights, pipeline, name), *more])
+        return main([*make_command(tmp_path, weights, pipeline, name), *more])
 
     return render
 
 
-def command(folder: Path, weights: Path, pipeline: Path, name: str) -> list[str]:
+def make_command(folder: Path, weights: Path, pipeline: Path, name: str) -> list[str]:
     files = ["--weights", str(weights), "--pipeline", str(pipeline), "-o", str(folder / name)]
     size = ["--width", "48", "--height", "32", "--store", str(folder / "blocks")]
     return ["render", str(folder / "story.txt"), *files, *size, "--device", "cpu", "--dtype", "fp32"]
 
 
-def pixel_frames(path: Path) -> int:
+def count_pixel_frames(path: Path) -> int:
     with av.open(path) as video:
         return sum(1 for _ in video.decode(video=0))
 
@@ -68,7 +68,7 @@ def pixel_frames(path: Path) -> int:
 def test_a_script_becomes_a_video_and_a_session(render, tmp_path, capsys):
     assert render(STORY, "story.mp4") == 0
     assert capsys.readouterr().out == f"{tmp_path / 'story.mp4'}\n"
-    assert pixel_frames(tmp_path / "story.mp4") == 4 * 12 - 3
+    assert count_pixel_frames(tmp_path / "story.mp4") == 4 * 12 - 3
     session = load_session(tmp_path / "story.session.safetensors")
     assert [switch.frame for switch in session.switches] == [0, 3, 9]
     assert [switch.prompt.text for switch in session.switches] == ["a red fox", "the red fox runs", "the snow"]
@@ -81,7 +81,7 @@ def test_a_session_continues_as_if_it_had_never_ended(render, tmp_path):
     assert render("3f | the red fox runs\n", "second.mp4", *more) == 0
     whole, second = (load_session(tmp_path / f"{name}.session.safetensors") for name in ("whole", "second"))
     assert torch.equal(whole.latents(), second.latents())
-    assert pixel_frames(tmp_path / "second.mp4") == 4 * 6 - 3
+    assert count_pixel_frames(tmp_path / "second.mp4") == 4 * 6 - 3
 
 
 def test_a_session_of_other_weights_is_refused(render, tmp_path, weights, caplog):
@@ -112,7 +112,7 @@ def test_ctrl_c_leaves_a_playable_file_and_a_session_to_continue(tmp_path, weigh
     blocks = tmp_path / "blocks"
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     run = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *command(tmp_path, weights, pipeline, "story.mp4")], env=environment
+        [sys.executable, "-c", PROGRAM, *make_command(tmp_path, weights, pipeline, "story.mp4")], env=environment
     )
     wait_until(lambda: len(list(blocks.rglob("*.safetensors"))) >= 3, run.pid, "three blocks are stored")
     run.send_signal(signal.SIGINT)
@@ -120,14 +120,14 @@ def test_ctrl_c_leaves_a_playable_file_and_a_session_to_continue(tmp_path, weigh
 
     session = load_session(tmp_path / "story.session.safetensors")
     assert 2 <= len(session.blocks) < 300  # the third may be in the store alone
-    assert 0 < pixel_frames(tmp_path / "story.mp4") <= session.pixel_frames
+    assert 0 < count_pixel_frames(tmp_path / "story.mp4") <= session.pixel_frames
     assert [path.name for path in tmp_path.iterdir() if ".part" in path.name] == []
 
 
 def test_the_demo_shows_five_prompts_in_twenty_seconds_and_names_its_recaches(tmp_path, caplog, capsys):
     caplog.set_level("INFO")
     assert main(["demo", "-o", str(tmp_path / "demo.mp4")]) == 0
-    assert pixel_frames(tmp_path / "demo.mp4") == 4 * 81 - 3
+    assert count_pixel_frames(tmp_path / "demo.mp4") == 4 * 81 - 3
     recaches = [record.message for record in caplog.records if record.message.startswith("recache")]
     assert len(recaches) == 4
     assert "frame 18: a yellow ring moves down at dusk" in recaches[0]
@@ -143,7 +143,7 @@ def test_the_miniature_renders_a_script_and_names_what_it_does_not_know(tmp_path
     rendered = ["render", str(script), "--miniature", "-o", str(tmp_path / "story.mp4"), "--store", str(tmp_path)]
     assert main(rendered) == 0
     assert "'fox' left out of the prompt" in caplog.text
-    assert pixel_frames(tmp_path / "story.mp4") == 9
+    assert count_pixel_frames(tmp_path / "story.mp4") == 9
     assert main([*rendered, "--width", "128"]) == 1
     assert "the miniature makes 64 x 64 pixels and nothing else, not 128 x 64" in caplog.text
 
@@ -246,7 +246,7 @@ def test_absurd_numbers_are_refused_before_anything_is_made(render, tmp_path, ca
     assert not (tmp_path / "absurd.mp4").exists()
 
 
-def test_nothing_from_a_file_takes_hold_of_the_terminal(render, tmp_path):
+def test_nothing_from_a_file_controls_the_terminal(render, tmp_path):
     assert render("3f | a red\x1b]0;fox\x07\u202e fox", "story.mp4") == 0
     path = tmp_path / "a\x1b[2Jb.session.safetensors"
     (tmp_path / "story.session.safetensors").rename(path)
@@ -265,14 +265,14 @@ def test_nothing_from_a_file_takes_hold_of_the_terminal(render, tmp_path):
 def test_sigterm_is_a_ctrl_c(tmp_path, weights, pipeline):
     (tmp_path / "story.txt").write_text("900f | a red fox\n")
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-    arguments = command(tmp_path, weights, pipeline, "story.mp4")
+    arguments = make_command(tmp_path, weights, pipeline, "story.mp4")
     run = subprocess.Popen([sys.executable, "-c", PROGRAM, *arguments], env=environment)
     fragments = tmp_path / "blocks-fragments"
     wait_until(lambda: len([*fragments.rglob("*.safetensors")]) >= 2, run.pid, "two fragments are kept")
     run.send_signal(signal.SIGTERM)
     assert wait_for_end(run, "the end after SIGTERM") == 143
     assert len(load_session(tmp_path / "story.session.safetensors").blocks) >= 2
-    assert pixel_frames(tmp_path / "story.mp4") >= 9
+    assert count_pixel_frames(tmp_path / "story.mp4") >= 9
     assert [path.name for path in tmp_path.iterdir() if ".part" in path.name] == []
 
 
@@ -317,7 +317,7 @@ def test_a_session_that_cannot_be_saved_does_not_cost_the_video(render, tmp_path
     monkeypatch.setattr(session_file, "write_tensor_file", full)
     assert render("3f | a red fox\n", "story.mp4") == 1
     assert "StoreError: the session cannot be written" in caplog.text
-    assert pixel_frames(tmp_path / "story.mp4") == 9
+    assert count_pixel_frames(tmp_path / "story.mp4") == 9
 
     monkeypatch.setattr(video, "remux", full)
     assert render("6f | a red fox\n", "other.mp4") == 1

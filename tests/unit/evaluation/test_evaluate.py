@@ -42,34 +42,35 @@ def write(path, pixels_FCHW):
     return path
 
 
-def noise(frames: int, rows: int = 32, columns: int = 48) -> torch.Tensor:
+def draw_picture(frames: int, rows: int = 32, columns: int = 48) -> torch.Tensor:
     """A picture that stands still."""
     coarse = torch.rand(1, 3, rows // 8, columns // 8, generator=torch.Generator().manual_seed(0))
     return (1.6 * torch.nn.functional.interpolate(coarse, (rows, columns)) - 0.8).expand(frames, -1, -1, -1)
 
 
-def numbers(report, title: str) -> list[dict]:
+def read_rows(report, title: str) -> list[dict]:
     return next(table.as_dict()["rows"] for table in report.tables if table.title == title)
 
 
 def test_a_still_video_is_consistent_and_does_not_drift(tmp_path):
-    report = evaluate_video(write(tmp_path / "still.mp4", noise(33)))
-    (segment,) = numbers(report, "Segments")
+    report = evaluate_video(write(tmp_path / "still.mp4", draw_picture(33)))
+    (segment,) = read_rows(report, "Segments")
     assert segment["consistency"] > 0.999
     assert segment["discontinuity"] is None
     assert segment["to, s"] == pytest.approx(33 / 16)
-    assert all(abs(row["drift"]) < 0.5 for row in numbers(report, "Drift"))
+    assert all(abs(row["drift"]) < 0.5 for row in read_rows(report, "Drift"))
 
 
 def test_a_grey_video_is_consistent_too(tmp_path):
-    (row,) = numbers(evaluate_video(write(tmp_path / "grey.mp4", torch.zeros_like(noise(33)))), "Segments")
+    (row,) = read_rows(evaluate_video(write(tmp_path / "grey.mp4", torch.zeros_like(draw_picture(33)))), "Segments")
     assert row["consistency"] == 1
 
 
 def test_a_video_that_fades_to_grey_drifts_in_contrast_saturation_and_sharpness(tmp_path):
-    fading = noise(48) * torch.linspace(1, 0.3, 48).view(-1, 1, 1, 1)
+    fading = draw_picture(48) * torch.linspace(1, 0.3, 48).view(-1, 1, 1, 1)
     drift = {
-        row["of 255"]: row["drift"] for row in numbers(evaluate_video(write(tmp_path / "fading.mp4", fading)), "Drift")
+        row["of 255"]: row["drift"]
+        for row in read_rows(evaluate_video(write(tmp_path / "fading.mp4", fading)), "Drift")
     }
     assert drift["contrast"] < -10
     assert drift["saturation"] < -20
@@ -78,7 +79,7 @@ def test_a_video_that_fades_to_grey_drifts_in_contrast_saturation_and_sharpness(
 
 
 def test_a_cut_is_a_discontinuity_and_a_pan_is_none(tmp_path):
-    pan = torch.stack([noise(1)[0].roll(i, -1) for i in range(40)])
+    pan = torch.stack([draw_picture(1)[0].roll(i, -1) for i in range(40)])
     features = read_features(write(tmp_path / "pan.mp4", pan))
     assert measure_discontinuity(features, 21) == pytest.approx(1, abs=0.3)
     features = read_features(write(tmp_path / "cut.mp4", torch.cat([pan[:21], -pan[21:]])))
@@ -104,7 +105,7 @@ def test_a_script_of_another_length_is_refused():
 @pytest.mark.parametrize("name", ["world", "large"])
 def test_a_clip_of_the_world_shows_every_word_even_when_compressed(world, name):
     folder, segments = world
-    rows = numbers(evaluate_world_video(folder / f"{name}.mp4", segments), "Words that are shown")
+    rows = read_rows(evaluate_world_video(folder / f"{name}.mp4", segments), "Words that are shown")
     assert len(rows) == 2
     for row in rows:
         assert [row[word] for word in ("colour", "shape", "motion", "background")] == [1, 1, 1, 1]
@@ -122,7 +123,7 @@ def test_words_are_looked_for_only_in_prompts_of_the_world(world):
         ]
 
 
-def test_a_file_that_is_no_video_is_refused(tmp_path):
+def test_a_file_that_is_not_a_video_is_refused(tmp_path):
     with pytest.raises(EvaluationError, match=r"missing\.mp4 cannot be read as a video: .*; give one that plays"):
         evaluate_video(tmp_path / "missing.mp4")
     (tmp_path / "text.mp4").write_text("no video")
@@ -146,7 +147,7 @@ def test_a_playlist_of_other_files_is_refused(world, name, text):
 
 def test_a_name_with_a_colon_is_a_file_and_not_an_address(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write(tmp_path / "12:30.mp4", noise(5))
+    write(tmp_path / "12:30.mp4", draw_picture(5))
     assert read_features(Path("12:30.mp4")).num_frames == 5
 
 

@@ -84,7 +84,7 @@ def test_flash_3_may_answer_with_the_output_or_with_a_pair(install, answer):
     assert torch.equal(attend(Q, K, V), attend_with_torch(Q, K, V))
 
 
-def test_sage_is_used_where_asked_for_alone_and_told_the_order_of_axes(install):
+def test_sage_is_used_only_on_request_and_gets_the_order_of_axes(install):
     called = install("sageattention", "flash_attn")
     attend, name = choose_attention(CUDA, torch.bfloat16, quantised=True)
     assert torch.equal(attend(Q, K, V), attend_with_torch(Q, K, V))

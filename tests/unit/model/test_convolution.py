@@ -10,7 +10,7 @@ from longlive.model.convolution import use_fast_convolutions
 CPU = torch.device("cpu")
 
 
-def kernels_of(layer: nn.Module, x: torch.Tensor) -> set[str]:
+def list_kernels(layer: nn.Module, x: torch.Tensor) -> set[str]:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         layer(x)
     return {event.key for event in profile.key_averages() if "conv" in event.key}
@@ -31,14 +31,14 @@ def test_what_onednn_makes_is_what_pytorch_makes(layer, shape):
     with torch.no_grad():
         expected = layer(x)
         with use_fast_convolutions(CPU):
-            assert "aten::mkldnn_convolution" in kernels_of(layer, x)
+            assert "aten::mkldnn_convolution" in list_kernels(layer, x)
             torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_small_convolution_is_slow_without_it():
     """Else this module could go."""
     with torch.no_grad():
-        assert "aten::slow_conv3d" in kernels_of(nn.Conv3d(4, 6, 3), torch.zeros(1, 4, 3, 4, 4))
+        assert "aten::slow_conv3d" in list_kernels(nn.Conv3d(4, 6, 3), torch.zeros(1, 4, 3, 4, 4))
 
 
 def test_gradients_other_precisions_and_padding_by_name_are_left_to_pytorch():

@@ -52,7 +52,7 @@ def test_a_device_without_float64_makes_a_video(positions, monkeypatch):
     monkeypatch.setattr(dtypes, "DEVICES_WITH_FLOAT64", ("cpu",))
     config = RolloutConfig(window=6, sink=1, positions=positions)
     with NoFloat64():
-        model = on_meta()
+        model = make_on_meta()
         rollout = Rollout(model, config, (1, 16, 4, 4))
         text = model.read_prompt(torch.empty(1, 6, 10, device="meta"))
         noise = lambda block, step: torch.empty(1, 3, 16, 4, 4, device="meta")  # noqa: E731
@@ -71,7 +71,7 @@ def test_timesteps_are_embedded_where_float64_is_and_copied_from_nowhere_else(de
         "longlive.model.causal.make_sinusoid",
         lambda t, width: embedded_on.append(t.device.type) or make_sinusoid(t, width),
     )
-    model = on_meta()
+    model = make_on_meta()
     rollout = Rollout(model, RolloutConfig(), (1, 16, 4, 4))
     text = model.read_prompt(torch.empty(1, 6, 10, device="meta"))
     clean = torch.empty(1, 3, 16, 4, 4, device="meta")
@@ -97,7 +97,7 @@ class Copies(TorchDispatchMode):
         return result
 
 
-def on_meta() -> CausalWan:
+def make_on_meta() -> CausalWan:
     tree = cast(WanTree, WanModel(GEOMETRY, device=torch.device("meta")))
     return CausalWan(
         tree=tree,

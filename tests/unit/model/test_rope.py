@@ -10,7 +10,7 @@ from longlive.model.rope import Rotation, make_frequencies, make_table, rotate
 GRID = (2, 3)
 
 
-def by_hand(x_BTNH: torch.Tensor, start: int, frames: int) -> torch.Tensor:
+def rotate_by_hand(x_BTNH: torch.Tensor, start: int, frames: int) -> torch.Tensor:
     """Each token turned by complex numbers of Python floats, one frequency at a time."""
     channels = x_BTNH.shape[-1]
     spatial = 2 * (channels // 6)
@@ -46,7 +46,7 @@ def test_a_rotation_is_what_one_gets_by_hand(head_dim, start):
     x = torch.randn(2, 3 * 6, 2, head_dim, generator=torch.Generator().manual_seed(0))
     turned = rotate(x, make_table(start, 3, GRID, head_dim, "cpu"))
     assert turned.dtype is torch.float32
-    torch.testing.assert_close(turned.double(), by_hand(x, start, 3), rtol=0, atol=2e-6)
+    torch.testing.assert_close(turned.double(), rotate_by_hand(x, start, 3), rtol=0, atol=2e-6)
 
 
 def test_angles_are_float64_so_that_far_positions_stay_exact():
@@ -91,7 +91,7 @@ def test_half_precision_is_turned_in_float32_and_rounded_once():
     assert torch.equal(rotate(x, turn), rotate(x.float(), turn).bfloat16())
 
 
-def test_the_sink_has_a_rotation_of_its_own():
+def test_the_sink_is_rotated_separately():
     own, sink = make_table(10, 1, GRID, 16, "cpu"), make_table(3, 2, GRID, 16, "cpu")
     x, y = torch.randn(1, 6, 2, 16), torch.randn(1, 12, 2, 16)
     rotation = Rotation(own, sink)

@@ -38,7 +38,7 @@ def pixels_BFCHW(golden):
     return golden["in.pixel"].transpose(1, 2)
 
 
-def streamed(coder, video_BFCHW, lengths):
+def stream(coder, video_BFCHW, lengths):
     return torch.cat([*(coder.push(piece) for piece in video_BFCHW.split(lengths, dim=1)), coder.flush()], dim=1)
 
 
@@ -49,21 +49,21 @@ CUTS = [[7], [1] * 7, [3, 3, 1], [2, 0, 5], [0, 4, 3], [6, 1]]
 def test_law_2_latent_by_latent_a_video_decodes_to_the_same_bits_in_any_cut(vae, golden, lengths):
     latents = golden["in.latent"]
     whole = StreamingDecoder(vae, at_once=1).push(latents)
-    assert torch.equal(streamed(StreamingDecoder(vae, at_once=1), latents, lengths), whole)
+    assert torch.equal(stream(StreamingDecoder(vae, at_once=1), latents, lengths), whole)
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 3, 20])
 @pytest.mark.parametrize("lengths", CUTS, ids=str)
 def test_law_2_a_video_decoded_in_any_cut_is_the_video_decoded_whole(vae, golden, lengths, at_once):
     latents = golden["in.latent"]
-    together = streamed(StreamingDecoder(vae, at_once=at_once), latents, lengths)
+    together = stream(StreamingDecoder(vae, at_once=at_once), latents, lengths)
     torch.testing.assert_close(together, decode(vae, latents), rtol=0, atol=DECODE_TOLERANCE)
 
 
 @pytest.mark.parametrize("lengths", [[9], [1] * 9, [4, 4, 1], [2, 0, 7], [8, 1]], ids=str)
 @pytest.mark.parametrize("at_once", [1, 2])
 def test_a_video_encoded_in_any_cut_is_the_video_encoded_whole(vae, pixels_BFCHW, lengths, at_once):
-    latents = streamed(StreamingEncoder(vae, at_once=at_once), pixels_BFCHW, lengths)
+    latents = stream(StreamingEncoder(vae, at_once=at_once), pixels_BFCHW, lengths)
     torch.testing.assert_close(latents, encode(vae, pixels_BFCHW), rtol=0, atol=ENCODE_TOLERANCE)
 
 

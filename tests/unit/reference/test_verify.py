@@ -37,7 +37,7 @@ def replay(request) -> Replay:
     return Replay(run, replay_of(run))
 
 
-def changed(tensor: torch.Tensor, index: int) -> torch.Tensor:
+def change_number(tensor: torch.Tensor, index: int) -> torch.Tensor:
     """A copy with one number changed by little: by one, by two steps of bfloat16, or by a thousandth."""
     copy = tensor.clone()
     flat = copy.view(-1)
@@ -50,7 +50,7 @@ def changed(tensor: torch.Tensor, index: int) -> torch.Tensor:
     return copy
 
 
-def altered(path: Path, folder: Path, meta: dict[str, str] | None = None, **tensors: torch.Tensor) -> Path:
+def alter_run(path: Path, folder: Path, meta: dict[str, str] | None = None, **tensors: torch.Tensor) -> Path:
     """A copy of a run with other tensors or metadata, its weights beside it."""
     run = RecordedRun.open(path)
     copy = folder / path.name
@@ -102,13 +102,13 @@ def test_one_changed_number_in_any_result_is_noticed(replay):
     for name, recorded in replay.run.results.items():
         last = recorded.numel() - 1
         for index in {0, last, int(torch.randint(recorded.numel(), (1,), generator=generator))}:
-            difference, allowed = measure_distance(kind, name, replay.results[name], changed(recorded, index))
+            difference, allowed = measure_distance(kind, name, replay.results[name], change_number(recorded, index))
             assert difference > allowed, (name, index)
         difference, allowed = measure_distance(kind, name, replay.results[name], recorded)
         assert difference <= allowed, name
 
 
-def test_a_result_that_is_no_number_or_of_another_shape_is_noticed(replay):
+def test_a_result_that_is_not_finite_or_has_another_shape_is_noticed(replay):
     kind = replay.run.meta["kind"]
     for name, recorded in replay.run.results.items():
         ours = replay.results[name]
@@ -138,7 +138,7 @@ def test_a_result_that_is_no_number_or_of_another_shape_is_noticed(replay):
 def test_a_copy_with_one_changed_number_fails(tmp_path, stem, name):
     path = REFERENCE / f"{stem}.safetensors"
     recorded = RecordedRun.open(path).results[name]
-    verdict = verify(altered(path, tmp_path, **{name: changed(recorded, recorded.numel() // 2)}))
+    verdict = verify(alter_run(path, tmp_path, **{name: change_number(recorded, recorded.numel() // 2)}))
     assert [failure.partition(" ")[0] for failure in verdict.failures] == [name]
     assert "allowed is" in verdict.failures[0]
 
@@ -147,12 +147,12 @@ def test_a_changed_input_fails_too(tmp_path):
     path = REFERENCE / "single_window6_sink3.safetensors"
     noise = RecordedRun.open(path).tensors["rng.renoise"].clone()
     noise[2, 1] += 0.01
-    assert verify(altered(path, tmp_path, **{"rng.renoise": noise})).failures
+    assert verify(alter_run(path, tmp_path, **{"rng.renoise": noise})).failures
 
 
 def test_a_result_the_replay_does_not_make_fails(tmp_path):
     path = REFERENCE / "scheduler.safetensors"
-    verdict = verify(altered(path, tmp_path, **{"out.unheard_of": torch.zeros(1)}))
+    verdict = verify(alter_run(path, tmp_path, **{"out.unheard_of": torch.zeros(1)}))
     assert verdict.failures == ("out.unheard_of is not reproduced",)
 
 
@@ -169,7 +169,7 @@ def test_the_other_kinds_are_those_verify_does_not_cover():
     }  # fmt: skip
 
 
-def test_what_is_no_run_is_refused(tmp_path):
+def test_what_is_not_a_recorded_run_is_refused(tmp_path):
     damaged = tmp_path / "damaged.safetensors"
     whole = (REFERENCE / "scheduler.safetensors").read_bytes()
     for content in (b"", b"no safetensors", whole[:-1], whole[:100]):
@@ -209,7 +209,7 @@ def test_a_run_without_its_weights_names_them(tmp_path):
     ids=lambda meta: str(meta)[:40],
 )
 def test_metadata_that_anyone_may_have_written_are_refused_in_a_short_sentence(tmp_path, meta):
-    path = altered(REFERENCE / "single.safetensors", tmp_path, meta)
+    path = alter_run(REFERENCE / "single.safetensors", tmp_path, meta)
     with pytest.raises(LongLiveError) as caught:
         verify(path)
     assert len(str(caught.value)) < 2000
@@ -228,17 +228,17 @@ def test_metadata_that_anyone_may_have_written_are_refused_in_a_short_sentence(t
 )
 def test_inputs_that_fit_no_network_are_refused(tmp_path, noise):
     with pytest.raises(WeightsError, match="is an incomplete run"):
-        verify(altered(REFERENCE / "single.safetensors", tmp_path, **{"in.noise": noise}))
+        verify(alter_run(REFERENCE / "single.safetensors", tmp_path, **{"in.noise": noise}))
 
 
 def test_a_result_of_another_dtype_is_refused(tmp_path):
     path = REFERENCE / "scheduler.safetensors"
     halves = {name: x.bfloat16() for name, x in RecordedRun.open(path).results.items()}
     with pytest.raises(WeightsError, match="is an incomplete run"):
-        verify(altered(path, tmp_path, **halves))
+        verify(alter_run(path, tmp_path, **halves))
 
 
-def test_a_pipe_is_no_run(tmp_path):
+def test_a_pipe_is_refused_as_a_recorded_run(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(WeightsError, match=r"cannot be read as a recorded run: it is a pipe, not a file"):
         verify(tmp_path / "pipe")

@@ -23,11 +23,11 @@ START = (0, Boundary.CUT)
 History = list[tuple[int, Boundary]]
 
 
-def window_of(config: RolloutConfig) -> Window:
+def make_window(config: RolloutConfig) -> Window:
     return Window(config.sink, config.recent)
 
 
-def random_history(rng: random.Random, config: RolloutConfig, blocks: int) -> tuple[History, int]:
+def draw_history(rng: random.Random, config: RolloutConfig, blocks: int) -> tuple[History, int]:
     """Segments of a video of `blocks` blocks, the last of which may begin at its very end."""
     starts = sorted(rng.sample(range(1, blocks + 1), rng.randint(0, min(5, blocks))))
     return [START, *((start * config.block, rng.choice(list(Boundary))) for start in starts)], blocks * config.block
@@ -35,7 +35,7 @@ def random_history(rng: random.Random, config: RolloutConfig, blocks: int) -> tu
 
 def list_passes(config: RolloutConfig, history: History, end: int) -> list[CachePass]:
     """List the clean passes and recaches of a video in the order they are made, from its first frame on."""
-    window, passes, origin = window_of(config), [], 0
+    window, passes, origin = make_window(config), [], 0
     for segment, (begins, boundary) in enumerate(history):
         match boundary:
             case Boundary.CUT:
@@ -78,7 +78,7 @@ def find_dependencies(passes: list[CachePass], upcoming: Placement, layers: int)
 def test_the_passes_are_those_made_the_first_time_back_to_the_last_cut(config):
     rng = random.Random(1)
     for _ in range(200):
-        history, end = random_history(rng, config, rng.randint(1, 40))
+        history, end = draw_history(rng, config, rng.randint(1, 40))
         assert list(list_cache_passes(config, history, end))[::-1] == list_passes(config, history, end)
 
 
@@ -88,9 +88,9 @@ def test_needed_are_exactly_the_passes_that_something_depends_on(config, layers)
     """Not one pass less, or the KV cache differs; not one more, or a rebuild is slow."""
     rng = random.Random(2)
     for _ in range(60):
-        history, end = random_history(rng, config, rng.randint(1, 40))
+        history, end = draw_history(rng, config, rng.randint(1, 40))
         passes = list_passes(config, history, end)
-        upcoming = window_of(config).place_block(end - passes[0].origin if passes else 0, config.block)
+        upcoming = make_window(config).place_block(end - passes[0].origin if passes else 0, config.block)
         found = choose_missing_passes(reversed(passes), upcoming, layers, made=None)
         assert found == [passes[index] for index in sorted(find_dependencies(passes, upcoming, layers))]
 
@@ -100,14 +100,14 @@ def test_a_warm_cache_lacks_nothing_when_the_video_continues(config):
     """Blocks and switches one by one: what is made now and what was made before cover every dependency."""
     rng, layers = random.Random(3), 3
     for _ in range(40):
-        history, end = random_history(rng, config, rng.randint(3, 30))
+        history, end = draw_history(rng, config, rng.randint(3, 30))
         start = rng.randrange(0, end, config.block)  # where the KV cache was rebuilt from nothing
         present: list[CachePass] = []
         made = None
         for now in range(start, end + 1, config.block):
             past = [switch for switch in history if switch[0] <= now]
             passes = list_passes(config, past, now)
-            upcoming = window_of(config).place_block(now - (passes[0].origin if passes else now), config.block)
+            upcoming = make_window(config).place_block(now - (passes[0].origin if passes else now), config.block)
             present += choose_missing_passes(list_cache_passes(config, past, now), upcoming, layers, made=made)
             made = next(list_cache_passes(config, past, now), None)
             assert {passes.index(passes[index]) for index in find_dependencies(passes, upcoming, layers)} <= {
@@ -115,9 +115,9 @@ def test_a_warm_cache_lacks_nothing_when_the_video_continues(config):
             }
 
 
-def test_with_nothing_new_nothing_is_made_again():
+def test_a_cache_that_is_up_to_date_needs_no_pass():
     config, history, end = RolloutConfig(), [START, (15, Boundary.RECACHE)], 30
-    upcoming = window_of(config).place_block(end, config.block)
+    upcoming = make_window(config).place_block(end, config.block)
     newest = next(list_cache_passes(config, history, end))
     assert choose_missing_passes(list_cache_passes(config, history, end), upcoming, 30, made=newest) == []
 
@@ -125,7 +125,7 @@ def test_with_nothing_new_nothing_is_made_again():
 def test_one_more_block_costs_one_clean_pass():
     config, history = RolloutConfig(), [START]
     newest = next(list_cache_passes(config, history, 30))
-    upcoming = window_of(config).place_block(33, config.block)
+    upcoming = make_window(config).place_block(33, config.block)
     (each,) = choose_missing_passes(list_cache_passes(config, history, 33), upcoming, 30, made=newest)
     assert (each.place.start, each.place.frames, isinstance(each, Recache)) == (30, 3, False)
 
@@ -166,7 +166,7 @@ def test_right_after_a_recache_only_it_and_the_sink_are_rebuilt(end, renew, sour
     config = RolloutConfig()
     history = [START, (end, Boundary.RENEW if renew else Boundary.RECACHE)]
     found = choose_missing_passes(
-        list_cache_passes(config, history, end), window_of(config).place_block(end, 3), 30, made=None
+        list_cache_passes(config, history, end), make_window(config).place_block(end, 3), 30, made=None
     )
     assert ["recache" if isinstance(each, Recache) else f"block {each.place.start}" for each in found] == sources
 
@@ -175,7 +175,7 @@ def test_switches_without_recache_do_not_hide_an_earlier_recache():
     config = RolloutConfig()
     history = [START, (30, Boundary.RENEW), (33, Boundary.KEEP), (36, Boundary.KEEP)]
     found = choose_missing_passes(
-        list_cache_passes(config, history, 39), window_of(config).place_block(39, 3), 30, made=None
+        list_cache_passes(config, history, 39), make_window(config).place_block(39, 3), 30, made=None
     )
     assert [(each.segment, isinstance(each, Recache)) for each in found] == [
         (1, True),
@@ -191,7 +191,7 @@ def test_switches_without_recache_do_not_hide_an_earlier_recache():
 def test_a_rebuild_is_as_deep_as_the_network_and_no_deeper(window, sink, block):
     """Each layer needs the frames that the ring holds besides the block; and there is the sink."""
     config, end = RolloutConfig(window=window, sink=sink, block=block), 900
-    upcoming = window_of(config).place_block(end, config.block)
+    upcoming = make_window(config).place_block(end, config.block)
     counts = [
         len(choose_missing_passes(list_cache_passes(config, [START], end), upcoming, layers, made=None))
         for layers in (1, 2, 3, 30)
@@ -203,6 +203,6 @@ def test_a_rebuild_is_as_deep_as_the_network_and_no_deeper(window, sink, block):
 def test_the_sink_of_a_small_block_comes_from_several_blocks():
     config = RolloutConfig(window=6, sink=3, block=1)
     found = choose_missing_passes(
-        list_cache_passes(config, [START], 50), window_of(config).place_block(50, 1), 1, made=None
+        list_cache_passes(config, [START], 50), make_window(config).place_block(50, 1), 1, made=None
     )
     assert [each.place.start for each in found] == [0, 1, 2, 48, 49]

@@ -127,10 +127,10 @@ class PlainRollout:
 
         for block in tree.blocks:
             e = {f: (block.modulation[0] + shifts[f]) for f in frames}
-            y = {f: norm(hidden[f], g.eps) * (1 + e[f][1]) + e[f][0] for f in frames}
+            y = {f: normalise(hidden[f], g.eps) * (1 + e[f][1]) + e[f][0] for f in frames}
             a = block.self_attn
-            q = {f: self.split_heads(rms(a.q(y[f]), a.norm_q.weight, g.eps)) for f in frames}
-            k = {f: self.split_heads(rms(a.k(y[f]), a.norm_k.weight, g.eps)) for f in frames}
+            q = {f: self.split_heads(normalise_rms(a.q(y[f]), a.norm_q.weight, g.eps)) for f in frames}
+            k = {f: self.split_heads(normalise_rms(a.k(y[f]), a.norm_k.weight, g.eps)) for f in frames}
             v = {f: self.split_heads(a.v(y[f])) for f in frames}
             for each in passes:
                 seen = [*each.past, *each.frames]
@@ -138,20 +138,22 @@ class PlainRollout:
                 values = torch.cat([v[f] for f in seen])
                 own = each.at[len(each.past) :]
                 for f, at in zip(each.frames, own, strict=True):
-                    hidden[f] = hidden[f] + e[f][2] * a.o(attention(self.rotate(q[f], at), keys, values))
+                    hidden[f] = hidden[f] + e[f][2] * a.o(attend(self.rotate(q[f], at), keys, values))
             a = block.cross_attn
             for f in frames:
                 text = texts[id(f.prompt)]
-                query = rms(a.q(norm(hidden[f], g.eps) * block.norm3.weight + block.norm3.bias), a.norm_q.weight, g.eps)
-                keys = self.split_heads(rms(a.k(text), a.norm_k.weight, g.eps))
-                hidden[f] = hidden[f] + a.o(attention(self.split_heads(query), keys, self.split_heads(a.v(text))))
-                hidden[f] = hidden[f] + e[f][5] * block.ffn(norm(hidden[f], g.eps) * (1 + e[f][4]) + e[f][3])
+                query = normalise_rms(
+                    a.q(normalise(hidden[f], g.eps) * block.norm3.weight + block.norm3.bias), a.norm_q.weight, g.eps
+                )
+                keys = self.split_heads(normalise_rms(a.k(text), a.norm_k.weight, g.eps))
+                hidden[f] = hidden[f] + a.o(attend(self.split_heads(query), keys, self.split_heads(a.v(text))))
+                hidden[f] = hidden[f] + e[f][5] * block.ffn(normalise(hidden[f], g.eps) * (1 + e[f][4]) + e[f][3])
 
         return [self.unpatched(hidden[f], times[f]) for f in upcoming.frames]
 
     def unpatched(self, x: Tensor, time: Tensor) -> Tensor:
         shift, scale = self.tree.head.modulation[0] + time
-        patches = self.tree.head.head(norm(x, self.geometry.eps) * (1 + scale) + shift)
+        patches = self.tree.head.head(normalise(x, self.geometry.eps) * (1 + scale) + shift)
         out = torch.empty(self.geometry.out_dim, 2 * GRID[0], 2 * GRID[1], dtype=x.dtype)
         for token, patch in enumerate(patches):
             row, column = divmod(token, GRID[1])
@@ -179,27 +181,27 @@ class PlainRollout:
         return torch.view_as_real(torch.view_as_complex(x_TNH.unflatten(-1, (-1, 2)).contiguous()) * turn).flatten(-2)
 
 
-def norm(x: Tensor, eps: float) -> Tensor:
+def normalise(x: Tensor, eps: float) -> Tensor:
     return (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, unbiased=False) + eps).sqrt()
 
 
-def rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def normalise_rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt() * weight
 
 
-def attention(q_TNH: Tensor, k_SNH: Tensor, v_SNH: Tensor) -> Tensor:
+def attend(q_TNH: Tensor, k_SNH: Tensor, v_SNH: Tensor) -> Tensor:
     scores = torch.einsum("tnh,snh->nts", q_TNH, k_SNH) / q_TNH.shape[-1] ** 0.5
     return torch.einsum("nts,snh->tnh", scores.softmax(-1), v_SNH).flatten(1)
 
 
-def exact(geometry: Geometry = tiny.GEOMETRY) -> CausalWan:
+def make_exact_model(geometry: Geometry = tiny.GEOMETRY) -> CausalWan:
     """The tiny network in float64, so that whatever differs is not rounding."""
     return CausalWan.of_tree(WanModel(geometry, dtype=torch.float64).requires_grad_(False))
 
 
 @pytest.fixture(scope="module")
 def model() -> CausalWan:
-    wide = exact()
+    wide = make_exact_model()
     wide.tree.load_state_dict({name: weight.double() for name, weight in MODEL.tree.state_dict().items()})
     return wide
 

@@ -43,33 +43,33 @@ def true_size() -> CausalWan:
     )
 
 
-def flops(work) -> float:
+def count_flops(work) -> float:
     with FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops() / TERA
 
 
-def latents(frames: int) -> torch.Tensor:
+def make_latents(frames: int) -> torch.Tensor:
     return torch.empty(1, frames, 16, HEIGHT // 8, WIDTH // 8, device="meta", dtype=torch.bfloat16)
 
 
-def prompt() -> torch.Tensor:
+def make_prompt() -> torch.Tensor:
     return torch.empty(1, 512, 4096, device="meta")
 
 
 def test_a_steady_block_and_a_recache_cost_what_the_roofline_says(true_size):
     rollout = Rollout(true_size, RolloutConfig(), (1, 16, HEIGHT // 8, WIDTH // 8))
-    text = true_size.read_prompt(prompt())
-    noise = lambda block, step: latents(3)  # noqa: E731
+    text = true_size.read_prompt(make_prompt())
+    noise = lambda block, step: make_latents(3)  # noqa: E731
     switched = [(0, Boundary.CUT), (60, Boundary.RECACHE)]
     recache, clean, *_ = list_cache_passes(rollout.config, switched, 60)  # as a Sampler gets them
     assert isinstance(recache, Recache)
-    window = latents(recache.place.frames)
+    window = make_latents(recache.place.frames)
 
-    denoise = flops(lambda: rollout.denoise(60, text, noise, 20))
-    reading = flops(lambda: true_size.read_prompt(prompt()))
-    clean_work = flops(lambda: rollout.clean_pass(clean.place.start, latents(clean.place.frames), text))
-    recache_work = flops(lambda: rollout.recache(recache.end, window, text, renew=recache.renew)) + reading
+    denoise = count_flops(lambda: rollout.denoise(60, text, noise, 20))
+    reading = count_flops(lambda: true_size.read_prompt(make_prompt()))
+    clean_work = count_flops(lambda: rollout.clean_pass(clean.place.start, make_latents(clean.place.frames), text))
+    recache_work = count_flops(lambda: rollout.recache(recache.end, window, text, renew=recache.renew)) + reading
     assert 28.0 < denoise / 4 <= 28.4
     assert denoise + clean_work <= 141.6
     assert 80 < recache_work <= 85.1
@@ -86,7 +86,7 @@ def test_a_lora_adds_no_work():
         model = CausalWan.of_tree(tree)
         rollout = Rollout(model, RolloutConfig(), (1, 16, 4, 6))
         text = model.read_prompt(torch.zeros(1, 8, 24))
-        return flops(lambda: rollout.clean_pass(0, torch.zeros(1, 3, 16, 4, 6), text))
+        return count_flops(lambda: rollout.clean_pass(0, torch.zeros(1, 3, 16, 4, 6), text))
 
     plain, merged = (build_model(weights, lora=chosen)[0] for chosen in (None, lora))
     assert not torch.equal(plain.blocks[0].self_attn.q.weight, merged.blocks[0].self_attn.q.weight)
@@ -120,10 +120,10 @@ def test_the_cache_is_written_in_place():
 
 def test_law_6_work_and_memory_of_a_block_stay_constant(true_size):
     rollout = Rollout(true_size, RolloutConfig(positions=Positions.UNBOUNDED), (1, 16, HEIGHT // 8, WIDTH // 8))
-    text, noise = true_size.read_prompt(prompt()), lambda block, step: latents(3)
+    text, noise = true_size.read_prompt(make_prompt()), lambda block, step: make_latents(3)
     work, held = zip(
         *(
-            (flops(lambda s=start: rollout.denoise(s, text, noise, 0)), rollout.cache.num_bytes)
+            (count_flops(lambda s=start: rollout.denoise(s, text, noise, 0)), rollout.cache.num_bytes)
             for start in (300, 3_000_000)
         ),
         strict=True,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from disks import closed_to_us
+from disks import close_folder
 from safetensors.torch import save_file
 from stored_blocks import (
     BLOCK_BYTES,
@@ -142,7 +142,7 @@ def test_an_entry_in_memory_of_another_shape_is_not_given():
 def test_an_entry_that_cannot_be_reached_counts_as_none(shared, caplog):
     """One in another user's folder, and one in a folder whose name is too long for the disk."""
     fill(Store(shared), [1])
-    with closed_to_us(shared / make_key(1)[:2]):
+    with close_folder(shared / make_key(1)[:2]):
         assert list_held(Store(shared), [1]) == []
     assert list_held(Store(shared / ("x" * 300)), [1]) == []
     assert list_warnings(caplog) == []

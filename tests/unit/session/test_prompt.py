@@ -15,7 +15,7 @@ def test_a_batch_of_prompts_is_refused(shape):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_a_prompt_of_what_is_no_number_is_refused(value):
+def test_a_prompt_that_is_not_finite_is_refused(value):
     embedding = torch.ones(1, 4, 10)
     embedding[0, 2, 3] = value
     with pytest.raises(ConditioningError, match=r"holds NaN or infinity.*load the text encoder again"):

@@ -25,7 +25,7 @@ def test_a_file_that_is_not_there_is_named():
 @pytest.mark.parametrize(
     "content", [b"", b"RIFF", b"\x80\x02}q\x00.", b"{}" * 20], ids=["empty", "riff", "pickle", "json"]
 )
-def test_what_is_no_safetensors_is_refused(tmp_path, content):
+def test_a_file_that_is_not_safetensors_is_refused(tmp_path, content):
     path = tmp_path / "video"
     path.write_bytes(content)
     with pytest.raises(NotASession, match="is not a whole session file"):
@@ -71,7 +71,7 @@ def change_switch(entry: int, **fields) -> list[dict]:
 
 
 @pytest.mark.parametrize("header", [{}, {"switches": change_switch(0)}], ids=["as it is", "switches"])
-def test_a_rewritten_file_is_taken_if_nothing_is_wrong_with_it(path, video, header):
+def test_a_rewritten_file_is_loaded_if_nothing_is_wrong_with_it(path, video, header):
     """So that the refusals below are for what they change."""
     rewrite(path, **header)
     assert list_content(load_session(path)) == list_content(video)
@@ -153,7 +153,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", [{"dtype": "float99"}, {"tensors": {"latents": torch.zeros(5)}}], ids=str)
-def test_a_dtype_or_a_shape_that_is_none_is_refused(path, damage):
+def test_an_unknown_dtype_or_a_wrong_shape_is_refused(path, damage):
     rewrite(path, **damage)
     with pytest.raises(SessionError, match=r"is damaged \(.*\); save the session again"):
         load_session(path)
@@ -169,7 +169,7 @@ def test_a_header_that_does_not_fit_is_refused(path, damage):
 @pytest.mark.parametrize(
     "text", ["[" * 100_000, '{"seed": NaN}', '{"seed": 1e999}', '{"seed": 1, "seed": 1}', "[]", "5", '"x"', "{", ""]
 )
-def test_a_header_that_is_no_object_is_refused(path, text):
+def test_a_header_that_is_not_an_object_is_refused(path, text):
     tensors = {name: x.clone() for name, x in load_file(path).items()}
     digest = hashlib.sha256(f"{text} {hash_tensors(tensors)}".encode()).hexdigest()
     save_file(tensors, path, {"format": "longlive.session", "version": "1", "session": text, "digest": digest})
@@ -200,7 +200,7 @@ def test_two_loads_of_one_file_have_the_same_keys_whatever_keys_it_states(path, 
     assert not set(first.keys) & {"a" * 64, *video.keys}
 
 
-def test_what_is_made_behind_a_loaded_session_is_found_again(path):
+def test_blocks_made_after_a_loaded_session_are_found_again(path):
     store = Store()
     ahead = Sampler(MODEL, store=store).sample(load_session(path), 2)
     found = []

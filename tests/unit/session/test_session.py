@@ -95,7 +95,7 @@ def test_a_video_without_frames_has_empty_latents():
     assert tiny.session().latents().shape == (1, 0, 16, 2, 4)
 
 
-def test_a_block_of_another_shape_is_our_own_mistake():
+def test_a_block_of_another_shape_fails_an_assertion():
     with pytest.raises(AssertionError, match=r"\[1, 2, 16, 2, 4\]|\(1, 3, 16, 2, 4\)"):
         tiny.session().extended_by(torch.zeros(1, 2, 16, 2, 4), "key")
 

@@ -85,7 +85,7 @@ def test_folders_on_the_way_are_made(tmp_path, video):
     assert list_content(load_session(tmp_path / "a" / "b" / "video")) == list_content(video)
 
 
-def test_what_was_loaded_does_not_hang_on_the_file(path, video):
+def test_a_loaded_session_does_not_depend_on_the_file(path, video):
     """On Windows an open file can be neither replaced nor removed: load, continue, save under the same name."""
     loaded = load_session(path)
     assert not [line for line in Path("/proc/self/maps").read_text().splitlines() if str(path) in line]

@@ -61,7 +61,7 @@ def test_keys_change_with_the_prompt_the_boundary_and_the_moment():
     assert len({session.compute_next_key(KERNEL) for session in continued}) == len(continued)
 
 
-def test_a_key_tells_all_that_came_before():
+def test_a_key_depends_on_all_earlier_blocks():
     """Two videos that differ in an early prompt only never share a later key."""
     other = make_video(1).switched_to(tiny.prompt(1), Boundary.KEEP)
     assert not set(make_video(4, other).keys[1:]) & set(make_video(6).keys)

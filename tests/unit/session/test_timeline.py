@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from growth import measure_growth
-from twins import NODE, differences, outcome, random_scripts
+from twins import NODE, draw_scripts, list_differences, read_in_python
 
 from longlive.errors import TimelineError
 from longlive.session.boundary import Boundary
@@ -84,8 +84,8 @@ def test_a_script_has_a_largest_size_in_code_points():
 def test_both_parsers_make_the_same_of_every_script():
     scripts = [(vector["script"], vector["block"]) for vector in VECTORS]
     scripts += [(script, 3) for script in LONG_SCRIPTS]
-    scripts += random_scripts(seed=0, count=3000)
-    assert differences(scripts) == []
+    scripts += draw_scripts(seed=0, count=3000)
+    assert list_differences(scripts) == []
 
 
 SHAPES = {
@@ -116,4 +116,4 @@ LONG_SCRIPTS = [make(2000) for make in SHAPES.values()]
 @pytest.mark.parametrize("make", SHAPES.values(), ids=SHAPES)
 def test_time_to_read_a_script_grows_with_its_length(make):
     """Four times the text takes four times as long, sixteen times where every part is tried with every other."""
-    assert measure_growth(lambda script: outcome(script, 3), make(4_000), make(16_000)) < 10
+    assert measure_growth(lambda script: read_in_python(script, 3), make(4_000), make(16_000)) < 10

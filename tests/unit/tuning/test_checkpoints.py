@@ -75,7 +75,7 @@ def test_a_checkpoint_of_another_configuration_is_refused_with_what_differs(tmp_
         run_tuning(tiny_tuning.make_trainer(tiny_tuning.with_learn(rank=2)), tmp_path)
 
 
-def test_a_longer_run_is_no_other_configuration(tmp_path):
+def test_a_longer_run_has_the_same_configuration(tmp_path):
     run_tuning(tiny_tuning.make_trainer(tiny_tuning.with_run(steps=1)), tmp_path)
     longer = tiny_tuning.make_trainer(tiny_tuning.with_run(steps=2, keep=1))
     run_tuning(longer, tmp_path)
@@ -184,7 +184,7 @@ def test_a_checkpoint_that_changed_is_refused(two_checkpoints, metadata, reason)
 
 
 @pytest.mark.parametrize("name", ["²", "٣", "000009", "notes"])
-def test_a_folder_that_is_no_checkpoint_is_passed_over(two_checkpoints, name):
+def test_a_folder_that_is_not_a_checkpoint_is_skipped(two_checkpoints, name):
     (two_checkpoints / name).mkdir()
     resumed = tiny_tuning.make_trainer()
     assert checkpoints.Checkpoints(resumed, two_checkpoints.parent).resume()
@@ -192,7 +192,7 @@ def test_a_folder_that_is_no_checkpoint_is_passed_over(two_checkpoints, name):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a pipe")
-def test_a_pipe_is_no_checkpoint(two_checkpoints):
+def test_a_pipe_is_refused_as_a_checkpoint(two_checkpoints):
     path = two_checkpoints / "000002" / "process0.safetensors"
     path.unlink()
     os.mkfifo(path)

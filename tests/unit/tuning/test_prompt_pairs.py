@@ -95,7 +95,7 @@ def test_a_missing_file_is_refused(tmp_path):
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a pipe")
 @pytest.mark.parametrize("name", ["pipe.txt", "pipe.jsonl"])
-def test_a_pipe_is_refused_and_not_waited_for(tmp_path, name):
+def test_a_pipe_is_refused_without_waiting(tmp_path, name):
     os.mkfifo(tmp_path / name)
     with pytest.raises(DataError, match=r"cannot be read \(it is a pipe, not a file\)"):
         read_pairs(tmp_path / name)

@@ -96,14 +96,14 @@ def test_a_file_that_cannot_be_meant_is_refused_in_a_sentence(text, sentence, tm
         (b"#" * 100_001, r"cannot be read \(it is larger than 100,000 bytes\)"),
     ],
 )
-def test_a_file_that_is_no_configuration_is_refused(content, sentence, tmp_path):
+def test_a_file_that_is_not_a_configuration_is_refused(content, sentence, tmp_path):
     (tmp_path / "tune.toml").write_bytes(content)
     with pytest.raises(TuningError, match=sentence):
         read_config(tmp_path / "tune.toml")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a pipe")
-def test_a_pipe_is_no_configuration(tmp_path):
+def test_a_pipe_is_refused_as_a_configuration(tmp_path):
     os.mkfifo(tmp_path / "tune.toml")
     with pytest.raises(TuningError, match=r"cannot be read \(it is a pipe, not a file\)"):
         read_config(tmp_path / "tune.toml")
@@ -149,7 +149,7 @@ def test_the_command_names_what_is_wrong(tmp_path, caplog):
     assert not (tmp_path / "out.jsonl").exists()
 
 
-def test_pairs_go_out_to_a_language_model_and_come_back(tmp_path, caplog):
+def test_pairs_are_made_with_a_language_model(tmp_path, caplog):
     prompts, requests = tmp_path / "prompts.txt", tmp_path / "requests.jsonl"
     prompts.write_text("a red fox runs through deep snow\n", encoding="utf-8")
     assert main(["pairs", "request", str(prompts), "-o", str(requests)]) == 0

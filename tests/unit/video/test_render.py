@@ -26,11 +26,11 @@ def vae() -> WanVAE:
     return vae.requires_grad_(False)
 
 
-def blocks_of(seed: int, count: int) -> list[torch.Tensor]:
+def draw_blocks(seed: int, count: int) -> list[torch.Tensor]:
     return list(torch.randn(1, 3 * count, 16, 4, 4, generator=torch.Generator().manual_seed(seed)).split(3, dim=1))
 
 
-BEGINNING, ENDING = blocks_of(0, BLOCKS), blocks_of(1, 2)
+BEGINNING, ENDING = draw_blocks(0, BLOCKS), draw_blocks(1, 2)
 
 
 class Counting(StreamingDecoder):
@@ -58,7 +58,7 @@ def render_file(path: Path, vae: WanVAE, blocks, store: Store | None = None, **s
 
 def test_a_video_with_another_ending_decodes_the_ending_alone_and_is_the_same_to_the_byte(tmp_path, vae):
     store = Store(tmp_path / "fragments", memory_bytes=0)
-    render_file(tmp_path / "first.mp4", vae, BEGINNING + blocks_of(2, 2), store)
+    render_file(tmp_path / "first.mp4", vae, BEGINNING + draw_blocks(2, 2), store)
     edited, decoder = render_file(tmp_path / "second.mp4", vae, BEGINNING + ENDING, store)
     assert (decoder.pushed, decoder.caught_up) == (2, 1)
     last = render_file.last

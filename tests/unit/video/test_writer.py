@@ -223,7 +223,7 @@ def test_an_interrupted_video_does_not_replace_a_longer_one_that_begins_alike(pa
     assert len(read_frames(path)) == 21
 
 
-def test_an_interrupted_video_replaces_a_file_that_is_no_video(path):
+def test_an_interrupted_video_replaces_a_file_that_is_not_a_video(path):
     path.write_text("notes, not a video")
     interrupt_after(path, 9)
     assert len(read_frames(path)) == 9

@@ -22,7 +22,7 @@ AN_HOUR_AGO = 1_700_000_000
 @pytest.fixture
 def file(tmp_path):
     path = tmp_path / "weights.pt"
-    return written(path, b"some weights")
+    return write_file(path, b"some weights")
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def reads(monkeypatch):
     return calls
 
 
-def written(path, content, seconds=AN_HOUR_AGO):
+def write_file(path, content, seconds=AN_HOUR_AGO):
     path.write_bytes(content)
     os.utime(path, (seconds, seconds))
     return path
@@ -68,7 +68,7 @@ def test_a_link_is_the_file_it_leads_to(file, cache, reads):
 
 
 def test_many_files_are_remembered_beside_each_other(tmp_path, cache, reads):
-    files = [written(tmp_path / f"{i}.pt", bytes([i])) for i in range(5)]
+    files = [write_file(tmp_path / f"{i}.pt", bytes([i])) for i in range(5)]
     first = [digest_file(file, cache_dir=cache) for file in files]
     assert [digest_file(file, cache_dir=cache) for file in files] == first
     assert len(set(first)) == len(reads) == 5
@@ -80,11 +80,11 @@ def test_many_files_are_remembered_beside_each_other(tmp_path, cache, reads):
 )
 def test_a_changed_file_is_hashed_again(file, cache, content, seconds):
     before = digest_file(file, cache_dir=cache)
-    written(file, content, seconds)
+    write_file(file, content, seconds)
     assert digest_file(file, cache_dir=cache) == hashlib.sha256(content).hexdigest() != before
 
 
-def swapped(file, content, *, in_place=False):
+def swap_content(file, content, *, in_place=False):
     """Another file of the same length and time of change, as tar, rsync and docker put one in the place of another."""
     times = file.stat().st_atime_ns, file.stat().st_mtime_ns
     other = file if in_place else file.with_name("other")
@@ -97,18 +97,18 @@ def swapped(file, content, *, in_place=False):
 @pytest.mark.parametrize("changed", [0, 10_000, -1])
 def test_a_file_of_the_same_size_and_time_is_hashed_again(tmp_path, cache, in_place, changed):
     content = bytearray(os.urandom(1_000_000))
-    file = written(tmp_path / "weights.pt", content)
+    file = write_file(tmp_path / "weights.pt", content)
     first = digest_file(file, cache_dir=cache)
     content[changed] ^= 1  # a byte of the sample or between
-    swapped(file, content, in_place=in_place)
+    swap_content(file, content, in_place=in_place)
     second = digest_file(file, cache_dir=cache)
     assert second == hashlib.sha256(content).hexdigest() != first
     content[changed] ^= 1
-    swapped(file, content, in_place=in_place)
+    swap_content(file, content, in_place=in_place)
     assert digest_file(file, cache_dir=cache) == first
 
 
-def test_where_the_disk_numbers_no_files_other_weights_are_told_by_a_sample(tmp_path, cache, monkeypatch):
+def test_without_file_numbers_a_sample_of_bytes_shows_other_weights(tmp_path, cache, monkeypatch):
     """As read-only images and some network drives are: every time and every number the same."""
     alike = SimpleNamespace(st_size=1_000_000, st_mtime_ns=1, st_ctime_ns=1, st_ino=0, st_mode=stat.S_IFREG)
     monkeypatch.setattr(module.os, "fstat", lambda _: alike)
@@ -127,7 +127,7 @@ def test_hard_links_to_one_file_share_its_digest(file, cache):
     )
 
 
-def test_what_an_earlier_version_remembered_is_made_anew(file, cache):
+def test_a_digest_that_an_earlier_version_remembered_is_computed_again(file, cache):
     cache.mkdir(parents=True)
     found = file.stat()
     (cache / "digests.json").write_text(json.dumps({str(file.resolve()): [found.st_size, found.st_mtime_ns, "a" * 64]}))
@@ -208,7 +208,7 @@ def test_a_missing_file_is_named(tmp_path, cache):
         digest_file(tmp_path / "gone.pt", cache_dir=cache)
 
 
-def test_a_pipe_a_loop_of_links_and_a_name_that_is_none_are_refused_at_once(tmp_path, cache):
+def test_a_pipe_a_loop_of_links_and_an_invalid_name_are_refused_at_once(tmp_path, cache):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for name in ("pipe", "loop", "a\0b", "/dev/zero"):
@@ -256,7 +256,7 @@ def test_every_dtype_has_a_digest(dtype):
     assert hash_tensors({"x": ones}) != hash_tensors({"x": ones.float().mul(0).to(dtype)})
 
 
-def test_a_digest_of_tensors_stays_the_same_for_ever():
+def test_a_digest_of_tensors_never_changes():
     head = b'["w", "torch.float32", [2]]'
     written_out = len(head).to_bytes(8, "little") + head + b"\x00\x00\x80\x3f\x00\x00\x00\x40"
     assert hash_tensors({"w": torch.tensor([1.0, 2.0])}) == hashlib.sha256(written_out).hexdigest()

@@ -60,7 +60,7 @@ def test_more_layers_than_any_model_has_are_refused(base, save):
 
 @pytest.mark.parametrize("name", ["num_heads", "text_len"])
 @pytest.mark.parametrize("value", ["a", 0.5, 2.0, -1, 0, 10**18, [2], {}, True])
-def test_a_geometry_that_is_none_is_refused(base, save, name, value):
+def test_a_stated_size_that_no_network_has_is_refused(base, save, name, value):
     stated = {"num_heads": 2, "text_len": 8} | {name: value}
     path = save("x.safetensors", base, metadata={"geometry": json.dumps(stated)})
     with pytest.raises(WeightsError, match=r"^x\.safetensors has sizes that no Wan2\.1 network has: .*; download"):
@@ -68,7 +68,7 @@ def test_a_geometry_that_is_none_is_refused(base, save, name, value):
 
 
 @pytest.mark.parametrize("value", ["x" * 10**6, None, [[]], {"a": 5}, "\x1b[2J"])
-def test_sizes_that_are_none_are_refused_in_a_short_sentence(base, save, value):
+def test_senseless_sizes_are_refused_in_a_short_sentence(base, save, value):
     stated = {"num_heads": 2, "text_len": 8, "ffn_dim": value}
     with pytest.raises(WeightsError, match=r"states ffn_dim .* but has 64") as caught:
         load_model(save("x.safetensors", base, metadata={"geometry": json.dumps(stated)}))

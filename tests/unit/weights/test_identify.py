@@ -67,7 +67,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize(("kind", "tensors"), KINDS, ids=[f"{kind.name}-{i}" for i, (kind, _) in enumerate(KINDS)])
-def test_a_kind_is_told_by_its_marks(kind, tensors):
+def test_a_kind_is_identified_by_its_tensors(kind, tensors):
     assert identify(normalise_names(tensors)) is kind
 
 

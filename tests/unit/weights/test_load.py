@@ -35,7 +35,7 @@ def test_bare_weights_load_from_every_suffix(base, save, suffix):
     assert assert_loads_as(base, save(f"model.{suffix}", base)).layout == "bare"
 
 
-def test_the_format_is_told_by_content_and_not_by_suffix(base, save):
+def test_the_format_follows_from_the_content_and_not_from_the_suffix(base, save):
     misnamed = save("model.safetensors", base).rename(save("x", b"").with_name("model.pt"))
     assert_loads_as(base, misnamed)
 

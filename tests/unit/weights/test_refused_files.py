@@ -31,7 +31,7 @@ def test_a_missing_file_is_named(tmp_path):
         (b"\x80\x02" + bytes(50), "is damaged or not a torch file|is a pickle of more than tensors"),
     ],
 )
-def test_what_is_no_weights_file_is_told_by_its_first_bytes(save, content, message):
+def test_what_is_not_a_weights_file_is_named_by_its_first_bytes(save, content, message):
     with pytest.raises(WeightsError, match=message):
         read_weights_file(save("file.pt", content))
 
@@ -121,7 +121,7 @@ def test_a_pipe_in_a_folder_is_refused_at_once(base, save, name):
         load_model(folder)
 
 
-def test_a_pipe_a_device_and_a_name_that_is_none_are_refused_at_once(tmp_path):
+def test_a_pipe_a_device_and_an_invalid_name_are_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe.pt")
     for path in (tmp_path / "pipe.pt", Path("/dev/zero"), Path("a\0b"), Path("~nobody-of-this-name/x.pt")):
         with pytest.raises(WeightsError, match=r"cannot be read|does not exist"):

@@ -94,20 +94,20 @@ def test_factors_without_a_common_rank_are_refused(tmp_path, down, up):
 
 
 @pytest.mark.parametrize("alpha", [float("nan"), float("inf"), [1.0, 2.0], [], 1j])
-def test_an_alpha_that_is_no_number_is_refused(tmp_path, alpha):
+def test_an_alpha_that_is_not_a_number_is_refused(tmp_path, alpha):
     with pytest.raises(WeightsError, match=f"states an alpha for {SINGLE} that is not a number; give `alpha`"):
         Lora.read(save_tensors(tmp_path, make_adapter(**{f"{SINGLE}.alpha": torch.tensor(alpha)})))
 
 
 @pytest.mark.parametrize("alpha", ["nan", "1e400", "-inf", "x" * 10**6, ""])
-def test_metadata_of_an_alpha_that_is_no_number_is_refused(tmp_path, alpha):
+def test_an_alpha_in_metadata_that_is_not_a_number_is_refused(tmp_path, alpha):
     path = save_tensors(tmp_path, make_adapter(), "lora.safetensors", metadata={"alpha": alpha})
     with pytest.raises(WeightsError, match=r"states alpha '.{0,300}, which is not a number; give `alpha`"):
         Lora.read(path)
 
 
 @pytest.mark.parametrize("alpha", ["[1]", "{}", '"x"'])
-def test_a_peft_folder_with_an_alpha_that_is_no_number_is_refused(tmp_path, alpha):
+def test_a_peft_folder_with_an_alpha_that_is_not_a_number_is_refused(tmp_path, alpha):
     folder = save_tensors(tmp_path, make_adapter(), "peft/adapter_model.safetensors").parent
     (folder / "adapter_config.json").write_text(f'{{"lora_alpha": {alpha}}}')
     with pytest.raises(WeightsError, match=r"states alpha .*, which is not a number; give `alpha`"):
@@ -132,7 +132,7 @@ def test_factors_that_no_network_computes_with_are_refused(tmp_path, dtype):
 
 
 @pytest.mark.parametrize("strength", [float("nan"), float("inf")])
-def test_a_strength_that_is_no_number_is_refused(base, lora, strength):
+def test_a_strength_that_is_not_finite_is_refused(base, lora, strength):
     for given in (lora, None):
         with pytest.raises(ConfigError, match=f"the strength of the LoRA is {strength}; give a number"):
             load_model(CAUSAL, lora=given, strength=strength)
