@@ -7,7 +7,7 @@ import sys
 from .. import __version__
 from ..errors import LongLiveError
 from . import demo, evaluate, info, pairs, render, tune, verify
-from .terminal import FAILED, PlainFormatter, catch_interrupts, choose_status, find_causes
+from .terminal import FAILED, Interrupts, PlainFormatter, choose_status, find_causes
 
 COMMANDS = (render, demo, evaluate, tune, pairs, info, verify)
 
@@ -20,9 +20,9 @@ def main(arguments: list[str] | None = None) -> int:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(PlainFormatter())
     logging.basicConfig(level=options.log_level, handlers=[handler])
-    interrupts: list[KeyboardInterrupt] = []
+    options.interrupts = interrupts = Interrupts()
     try:
-        with catch_interrupts(interrupts):
+        with interrupts.catch():
             return options.run(options)
     except LongLiveError as error:
         for each in reversed([*find_causes(error)]):
@@ -31,9 +31,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         return choose_status(interrupt)
     except Exception:
-        if not interrupts:
+        if not interrupts.caught:
             raise
-        return choose_status(interrupts[-1])
+        return choose_status(interrupts.caught[-1])
 
 
 def make_parser() -> argparse.ArgumentParser:

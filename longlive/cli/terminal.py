@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 from ..errors import LongLiveError, escape_lines
 
+log = logging.getLogger(__name__)
+
 # Exit statuses. The last two are those of a shell for SIGINT and SIGTERM.
 FAILED, NOT_A_RECORDED_RUN, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
@@ -17,29 +19,48 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM arrived. Work is kept as on a Ctrl-C."""
 
 
-@contextmanager
-def catch_interrupts(raised: list[KeyboardInterrupt]) -> Iterator[None]:
-    """Turn SIGTERM into an interrupt, so that as much work is kept as on Ctrl-C. Append both kinds to `raised`.
+class Interrupts:
+    """Ctrl-C and SIGTERM while a command runs; as much work is kept on the one as on the other.
 
-    Foreign code may turn an interrupt into another error: reading a safetensors file gives a ValueError.
+    `caught` holds all of them: foreign code may turn an interrupt into another error, as reading a safetensors file
+    does, which gives a ValueError.
     """
 
-    def interrupt(number: int, _: object) -> None:
-        raised.append(Terminated() if number == signal.SIGTERM else KeyboardInterrupt())
-        raise raised[-1]
+    def __init__(self) -> None:
+        self.caught: list[KeyboardInterrupt] = []
+        self._is_deferred = False
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = [signal.SIGTERM]
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        numbers.append(signal.SIGINT)
-    before = {number: signal.signal(number, interrupt) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    @contextmanager
+    def catch(self) -> Iterator[None]:
+        """Raise each interrupt where the program is, until the block ends. Does nothing outside the main thread."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        numbers = [signal.SIGTERM]
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            numbers.append(signal.SIGINT)
+        before = {number: signal.signal(number, self._interrupt) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def defer(self) -> Iterator[None]:
+        """Only catch the first interrupt until the block ends, for work that stops best between two steps."""
+        self._is_deferred = True
+        try:
+            yield
+        finally:
+            self._is_deferred = False
+
+    def _interrupt(self, number: int, _: object) -> None:
+        self.caught.append(Terminated() if number == signal.SIGTERM else KeyboardInterrupt())
+        if self._is_deferred and len(self.caught) == 1:
+            log.warning("stopping after this step; interrupt again to stop at once")
+            return
+        raise self.caught[-1]
 
 
 def choose_status(interrupt: KeyboardInterrupt) -> int:

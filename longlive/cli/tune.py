@@ -2,9 +2,6 @@
 
 import argparse
 import logging
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -16,7 +13,7 @@ from ..tuning.config import read_config
 from ..tuning.load import load_parts
 from ..tuning.run import run_tuning
 from ..tuning.trainer import Trainer
-from .terminal import INTERRUPTED
+from .terminal import choose_status
 
 log = logging.getLogger(__name__)
 
@@ -43,43 +40,22 @@ def run_tune(options: argparse.Namespace) -> int:
         parts = load_parts(config, folder / "embeddings", accelerator)
     trainer = Trainer(parts, config, accelerator)
     with (
-        catch_interrupt() as is_interrupted,
+        options.interrupts.defer(),
         tqdm(total=config.run.steps, unit="step", disable=None if accelerator.is_main_process else True) as bar,
     ):
 
         def watch(step: int, metrics: dict[str, float]) -> None:
             bar.update(step - bar.n)
             bar.set_postfix({name: f"{metrics[name]:.3g}" for name in ("student", "critic") if name in metrics})
-            interrupted = torch.tensor(float(is_interrupted()), device=accelerator.device)
-            if accelerator.reduce(interrupted, "sum"):  # all processes stop at the same step
-                raise KeyboardInterrupt
+            caught = options.interrupts.caught
+            is_interrupted = torch.tensor(float(bool(caught)), device=accelerator.device)
+            if accelerator.reduce(is_interrupted, "sum"):  # all processes stop at the same step
+                raise caught[-1] if caught else KeyboardInterrupt
 
         try:
             path = run_tuning(trainer, folder, watch=watch)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             log.warning("interrupted: run the same command again to resume from the last checkpoint")
-            return INTERRUPTED
+            return choose_status(interrupt)
     log.info("%s", path)
     return 0
-
-
-@contextmanager
-def catch_interrupt() -> Iterator[Callable[[], bool]]:
-    """Catch the first Ctrl-C and give a function that says whether it came; a second Ctrl-C stops at once.
-
-    A tuning that stops between two steps loses nothing.
-    """
-    interrupts: list[int] = []
-    before = signal.getsignal(signal.SIGINT)
-
-    def catch(*_) -> None:
-        if interrupts:
-            raise KeyboardInterrupt
-        interrupts.append(1)
-        log.warning("stopping after this step; press again to stop at once")
-
-    signal.signal(signal.SIGINT, catch)
-    try:
-        yield lambda: bool(interrupts)
-    finally:
-        signal.signal(signal.SIGINT, before)
