@@ -103,9 +103,8 @@ def add_video_options(command: argparse.ArgumentParser) -> None:
         default=released.positions.value,
         help="absolute positions end at frame 1024, unbounded ones never",
     )
-    command.add_argument(
-        "--store", type=Path, default=find_cache_folder() / "blocks", help="folder for finished blocks"
-    )
+    caches = find_cache_folder()
+    command.add_argument("--store", type=Path, default=caches and caches / "blocks", help="folder for finished blocks")
 
 
 def run_render(options: argparse.Namespace) -> int:
@@ -114,6 +113,8 @@ def run_render(options: argparse.Namespace) -> int:
 
 def render_script(options: argparse.Namespace, script: str) -> int:
     """Make the video of a script; return the exit status."""
+    if options.strength != 1 and not options.lora:
+        raise ConfigError("--strength belongs to --lora; leave it out, or give the LoRA too")
     check_output(options.output)
     check_session_path(options.output.with_suffix(SESSION_SUFFIX))
     device, dtype = find_device(options.device), COMPUTE_DTYPES[options.dtype]
@@ -292,6 +293,10 @@ def keep_session(video: Session, path: Path) -> None:
     log.info("session: %s, %d frames", path, video.num_frames)
 
 
-def find_cache_folder() -> Path:
-    """Find the folder for caches: that of XDG_CACHE_HOME, or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "longlive"
+def find_cache_folder() -> Path | None:
+    """Find the folder for caches: that of XDG_CACHE_HOME, or ~/.cache; None for a user without a home folder."""
+    try:
+        caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:
+        return None
+    return Path(caches) / "longlive"

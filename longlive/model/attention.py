@@ -8,6 +8,7 @@ import importlib
 import logging
 from collections.abc import Callable
 from functools import cache
+from importlib import metadata
 
 import torch
 import torch.nn.functional as F
@@ -21,26 +22,37 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """From q [B, T, N, H], k and v [B, S, N, H] to [B, T, N, H]."""
 
 HALF = (torch.float16, torch.bfloat16)
-HOPPER = 9  # compute capability 9.x
+AMPERE, HOPPER = 8, 9  # generations of GPUs: the first number of their compute capability
+FLASH3, FLASH2, SAGE = "flash_attn_interface", "flash_attn", "sageattention"  # modules
 
 
 def choose_attention(device: torch.device, dtype: torch.dtype, *, quantised: bool = False) -> tuple[Attend, str]:
-    """Choose a kernel; return it and its name: FlashAttention 3 or 2 if installed and suitable, else PyTorch's own.
+    """Choose a kernel; return it and its name with its release.
+
+    It is FlashAttention 3 or 2 if it is installed and made for this device, else PyTorch's own.
 
     SageAttention quantises, so it is used only on request. Raises ConfigError if it is requested but not available.
     """
     on_gpu = device.type == "cuda" and dtype in HALF
     if quantised:
         if on_gpu and (attend := load_sage()):
-            return attend, "sage"
+            return attend, name_release("sage", SAGE)
         raise ConfigError(
             f"SageAttention cannot run here ({device.type}, {dtype}); install sageattention and use a CUDA GPU "
             f"with bf16 or fp16, or leave it out"
         )
-    for load, name in ((load_flash3, "flash3"), (load_flash2, "flash2")):
-        if on_gpu and (attend := load()):
-            return attend, name
+    generation = torch.cuda.get_device_capability(device)[0] if on_gpu else 0
+    if generation == HOPPER and (attend := load_flash3()):
+        return attend, name_release("flash3", FLASH3)
+    if generation >= AMPERE and (attend := load_flash2()):
+        return attend, name_release("flash2", FLASH2)
     return attend_with_torch, "sdpa"
+
+
+def name_release(kernel: str, module: str) -> str:
+    """Name a kernel with the installed release it comes from: another one may round differently."""
+    names = sorted({*metadata.packages_distributions().get(module, [])})
+    return " ".join([kernel, *(f"{name} {metadata.version(name)}" for name in names)])
 
 
 def attend_with_torch(q_BTNH: Tensor, k_BSNH: Tensor, v_BSNH: Tensor) -> Tensor:
@@ -52,8 +64,8 @@ def attend_with_torch(q_BTNH: Tensor, k_BSNH: Tensor, v_BSNH: Tensor) -> Tensor:
 @cache
 def load_flash3() -> Attend | None:
     """Load FlashAttention 3 (arXiv 2407.08608), for Hopper. Some builds return (output, lse), some only the output."""
-    kernel = _load_optional("flash_attn_interface", "flash_attn_func")
-    if kernel is None or torch.cuda.get_device_capability()[0] != HOPPER:
+    kernel = _load_optional(FLASH3, "flash_attn_func")
+    if kernel is None:
         return None
 
     def attend(q_BTNH: Tensor, k_BSNH: Tensor, v_BSNH: Tensor) -> Tensor:
@@ -65,14 +77,14 @@ def load_flash3() -> Attend | None:
 
 @cache
 def load_flash2() -> Attend | None:
-    """Load FlashAttention 2 (arXiv 2307.08691)."""
-    return _load_optional("flash_attn", "flash_attn_func")
+    """Load FlashAttention 2 (arXiv 2307.08691), for Ampere and later."""
+    return _load_optional(FLASH2, "flash_attn_func")
 
 
 @cache
 def load_sage() -> Attend | None:
     """Load SageAttention (arXiv 2410.02367): 8-bit, fast on consumer cards, not exact."""
-    kernel = _load_optional("sageattention", "sageattn")
+    kernel = _load_optional(SAGE, "sageattn")
     if kernel is None:
         return None
     return lambda q_BTNH, k_BSNH, v_BSNH: kernel(q_BTNH, k_BSNH, v_BSNH, tensor_layout="NHD")

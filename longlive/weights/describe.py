@@ -4,10 +4,12 @@ from pathlib import Path
 
 from ..errors import WeightsError, list_names, shorten
 from ..model.dtypes import name_dtype
-from .identify import Kind, identify, name_size
+from .identify import CONVOLUTION_DIMS, Kind, identify, name_size
 from .load import is_trained_causal, read_geometry
 from .lora import Lora
 from .weights_file import WeightsFile, read_weights_file
+
+VAE_HEAD = "decoder.head.2.weight"
 
 
 def describe_file(path: str | Path) -> str:
@@ -30,8 +32,8 @@ def describe_file(path: str | Path) -> str:
         lora = Lora.of_weights_file(file)
         lines["modules"] = f"{len(lora.pairs)}, such as {shorten(next(iter(lora.pairs)))}"
         lines["rank"] = f"{list_names(lora.ranks)}, alpha {list_names(f'{alpha:g}' for alpha in lora.alphas)}"
-    elif kind is Kind.VAE and "decoder.head.2.weight" in tensors:
-        lines["width"] = str(tensors["decoder.head.2.weight"].shape[1])
+    elif kind is Kind.VAE and (head := tensors.get(VAE_HEAD)) is not None and head.dim() == CONVOLUTION_DIMS:
+        lines["width"] = str(head.shape[1])
     else:
         lines["names"] = list_names(tensors, 6)
     return "\n".join([file.name, *(f"  {title:<10}{text}" for title, text in lines.items())])

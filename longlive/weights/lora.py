@@ -118,6 +118,8 @@ class Lora:
                 unread.append(name)
         if halves := sorted(downs.keys() ^ ups.keys()):
             raise WeightsError(f"{source} has one factor of two for {list_names(halves)}; download it again")
+        if not downs:
+            raise WeightsError(f"{source} has no pair of factors, but {list_names(unread)}; download it again")
 
         pairs = {}
         for module, down in downs.items():

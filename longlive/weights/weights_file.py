@@ -85,10 +85,15 @@ def read_weights_file(path: str | Path, *, ema: bool | None = None) -> WeightsFi
 
 
 def read_shards(files: list[Path]) -> tuple[dict, dict[str, str]]:
-    """Read files that together hold one model; return all tensors and the metadata of the last file."""
+    """Read files that together hold one model; return all tensors and the metadata of the last file.
+
+    Raises WeightsError for a tensor that two files hold.
+    """
     state, metadata = {}, {}
     for file in files:
         tensors, metadata = read_tensor_file(file)
+        if twice := sorted(state.keys() & tensors.keys()):
+            raise WeightsError(f"{file.name} holds {list_names(twice)} once more; download the folder again")
         state |= tensors
     return state, metadata
 

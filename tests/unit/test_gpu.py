@@ -15,7 +15,7 @@ LIKE_WAN = Geometry(dim=256, ffn_dim=512, num_heads=2, num_layers=2, freq_dim=64
 
 @pytest.mark.parametrize(("kernel", "tolerance"), [("flash3", 2e-2), ("flash2", 2e-2), ("sage", 1e-1)])
 def test_a_kernel_computes_attention(kernel, tolerance):
-    attend = getattr(attention, kernel)()
+    attend = getattr(attention, f"load_{kernel}")()
     if attend is None:
         pytest.skip(f"{kernel} is not installed")
     q, k, v = (torch.randn(1, tokens, 12, 128, device="cuda", dtype=torch.bfloat16) for tokens in (390, 1560, 1560))

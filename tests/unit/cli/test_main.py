@@ -17,7 +17,7 @@ from patience import wait_for_end, wait_until
 from safetensors.torch import load_file, save_file
 
 from longlive.cli import info, tune
-from longlive.cli.main import main
+from longlive.cli.main import main, make_parser
 from longlive.session import session_file
 from longlive.session.session_file import load_session
 from longlive.video import writer as video
@@ -354,6 +354,23 @@ def test_a_session_that_cannot_be_saved_does_not_cost_the_video(render, tmp_path
     assert render("6f | a red fox\n", "other.mp4") == 1
     assert "VideoError" in caplog.text  # neither error hides the other
     assert caplog.text.index("VideoError") < caplog.text.rindex("StoreError")
+
+
+def test_without_a_home_folder_nothing_is_cached(weights, monkeypatch, capsys):
+    """As for a user of a container without an entry in its list of users."""
+
+    def refuse() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", refuse)
+    for environment in ({"XDG_CACHE_HOME": ""}, {"XDG_CACHE_HOME": "/nowhere"}):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        assert main(["info", str(weights)]) == 0
+        assert make_parser().parse_args(["render", "x", "--miniature", "-o", "x.mp4"]).store in (
+            None,
+            Path("/nowhere/longlive/blocks"),
+        )
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_anything_is_computed(render, tmp_path, caplog):

@@ -175,6 +175,10 @@ def test_the_command_takes_a_video_or_the_miniature(arguments):
             ["render", "demo.txt", "--miniature", "--pipeline", "wan", "-o", "demo.mp4"],
             "--pipeline belongs to real weights",
         ),
+        (
+            ["render", "demo.txt", "--miniature", "--strength", "0.5", "-o", "demo.mp4"],
+            "--strength belongs to --lora",
+        ),
     ],
 )
 def test_an_option_that_would_be_ignored_is_refused(arguments, sentence, tmp_path, monkeypatch, caplog):

@@ -59,6 +59,8 @@ def install(monkeypatch):
         (("flash_attn_interface", "flash_attn"), (8, 9), ["flash_attn"]),  # FlashAttention 3 is for Hopper
         (("flash_attn_interface", "flash_attn"), (10, 0), ["flash_attn"]),
         (("flash_attn_interface",), (8, 0), []),
+        (("flash_attn",), (8, 0), ["flash_attn"]),
+        (("flash_attn",), (7, 5), []),  # FlashAttention 2 begins with Ampere
         (("sageattention",), (9, 0), []),  # quantises: a choice of the user's, never a default
     ],
 )
@@ -130,6 +132,23 @@ def test_the_choice_is_made_once(install):
     before = choose_attention(CUDA, torch.bfloat16)
     install("flash_attn")
     assert choose_attention(CUDA, torch.bfloat16) == before
+
+
+def test_each_gpu_of_a_mixed_machine_has_its_own_choice(install, monkeypatch):
+    install("flash_attn_interface", "flash_attn")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: [(9, 0), (8, 9), (7, 5)][device.index])
+    chosen = [choose_attention(torch.device("cuda", index), torch.bfloat16)[1] for index in (0, 1, 2, 0)]
+    assert chosen == ["flash3", "flash2", "sdpa", "flash3"]
+
+
+@pytest.mark.parametrize(("module", "quantised"), [("flash_attn", False), ("sageattention", True)])
+def test_the_name_of_an_installed_kernel_has_its_release(install, monkeypatch, module, quantised):
+    """Another release may round differently, and the name is in the keys of blocks."""
+    install(module)
+    monkeypatch.setattr(attention.metadata, "packages_distributions", lambda: {module: ["kernels", "kernels"]})
+    monkeypatch.setattr(attention.metadata, "version", lambda name: {"kernels": "2.8"}[name])
+    _, name = choose_attention(CUDA, torch.bfloat16, quantised=quantised)
+    assert name in ("flash2 kernels 2.8", "sage kernels 2.8")
 
 
 def test_pytorch_s_own_is_softmax_of_scaled_products():

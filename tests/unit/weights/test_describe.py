@@ -3,6 +3,7 @@
 import pytest
 from tiny_weights import CAUSAL, add_prefix, make_tensors
 
+from longlive.errors import WeightsError
 from longlive.weights.describe import describe_file
 
 
@@ -35,6 +36,19 @@ def test_other_files_are_described_without_a_refusal(save):
     text = describe_file(save("x.safetensors", make_tensors(*"abcdefgh")))
     assert "weights of an unknown model" in text
     assert "  names     a, b, c, d, e, f and 2 more" in text
+
+
+def test_a_vae_of_an_odd_shape_is_described_without_its_width(save):
+    tensors = make_tensors("encoder.downsamples.0.residual.0.gamma", **{"decoder.head.2.weight": (3,)})
+    text = describe_file(save("vae.pt", tensors))
+    assert "kind      a Wan2.1 VAE" in text
+    assert "width" not in text
+
+
+def test_a_lora_without_a_pair_of_factors_is_refused(save):
+    path = save("lora.pt", make_tensors("blocks.0.self_attn.q.lora_C.weight"))
+    with pytest.raises(WeightsError, match=r"lora\.pt has no pair of factors, but .*lora_C\.weight; download it again"):
+        describe_file(path)
 
 
 @pytest.mark.parametrize(

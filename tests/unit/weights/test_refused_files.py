@@ -157,3 +157,12 @@ def test_many_names_twice_are_counted_in_a_moment(save):
     pairs = {f"{prefix}{n}": torch.zeros(1) for n in range(20_000) for prefix in ("", "model.")}
     with pytest.raises(WeightsError, match=r"has two tensors for 0, 1, 10, 100 and 19996 more"):
         normalise_names(pairs)
+
+
+def test_files_of_one_model_that_hold_a_tensor_twice_are_refused(base, save):
+    """Which of the two counted would depend on the names of the files."""
+    save("wan/config.json", "{}")
+    for number in (1, 2):
+        save(f"wan/diffusion_pytorch_model-{number}.safetensors", dict(base))
+    with pytest.raises(WeightsError, match=r"model-2\.safetensors holds .* once more; download the folder again"):
+        load_model(save("wan/config.json", "{}").parent)
