@@ -7,8 +7,23 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .config import Positions as Positions
     from .config import RolloutConfig as RolloutConfig
+    from .errors import ConditioningError as ConditioningError
+    from .errors import ConfigError as ConfigError
+    from .errors import DataError as DataError
+    from .errors import EvaluationError as EvaluationError
     from .errors import LongLiveError as LongLiveError
+    from .errors import PositionError as PositionError
+    from .errors import SamplingError as SamplingError
+    from .errors import ScriptError as ScriptError
+    from .errors import SessionError as SessionError
+    from .errors import StoreError as StoreError
+    from .errors import TimelineError as TimelineError
+    from .errors import TuningError as TuningError
+    from .errors import VideoError as VideoError
+    from .errors import WeightsError as WeightsError
+    from .miniature.files import Miniature as Miniature
     from .miniature.files import load_miniature as load_miniature
     from .model.causal import CausalWan as CausalWan
     from .model.text_encoder import UMT5 as UMT5
@@ -18,8 +33,10 @@ if TYPE_CHECKING:
     from .session.boundary import Boundary as Boundary
     from .session.session import Prompt as Prompt
     from .session.session import Session as Session
+    from .session.session_file import NotASession as NotASession
     from .session.session_file import load_session as load_session
     from .session.session_file import save_session as save_session
+    from .session.timeline import Segment as Segment
     from .session.timeline import parse_timeline as parse_timeline
     from .video.render import VideoRenderer as VideoRenderer
     from .video.render import render_video as render_video
@@ -30,9 +47,24 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 MODULES = {
-    "config": ("RolloutConfig",),
-    "errors": ("LongLiveError",),
-    "miniature.files": ("load_miniature",),
+    "config": ("Positions", "RolloutConfig"),
+    "errors": (
+        "ConditioningError",
+        "ConfigError",
+        "DataError",
+        "EvaluationError",
+        "LongLiveError",
+        "PositionError",
+        "SamplingError",
+        "ScriptError",
+        "SessionError",
+        "StoreError",
+        "TimelineError",
+        "TuningError",
+        "VideoError",
+        "WeightsError",
+    ),
+    "miniature.files": ("Miniature", "load_miniature"),
     "model.causal": ("CausalWan",),
     "model.text_encoder": ("UMT5",),
     "model.vae_streams": ("StreamingDecoder",),
@@ -40,8 +72,8 @@ MODULES = {
     "session.block_store": ("Store",),
     "session.boundary": ("Boundary",),
     "session.session": ("Prompt", "Session"),
-    "session.session_file": ("load_session", "save_session"),
-    "session.timeline": ("parse_timeline",),
+    "session.session_file": ("NotASession", "load_session", "save_session"),
+    "session.timeline": ("Segment", "parse_timeline"),
     "video.render": ("VideoRenderer", "render_video"),
     "video.writer": ("VideoWriter",),
     "weights.load": ("load_model",),

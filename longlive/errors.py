@@ -17,6 +17,7 @@ LongLiveError
 """
 
 from collections.abc import Iterable
+from functools import partial
 
 MAX_MESSAGE = 900  # characters
 MAX_SHOWN = 200  # characters of a text from outside that a message shows
@@ -48,6 +49,10 @@ class TimelineError(ScriptError):
     def __init__(self, problem: str, *, line: int, column: int) -> None:
         super().__init__(f"line {line}, column {column}: {problem}")
         self.problem, self.line, self.column = problem, line, column
+
+    def __reduce__(self) -> tuple:
+        """Let another process make the error again, which needs the names of the arguments."""
+        return partial(type(self), line=self.line, column=self.column), (self.problem,)
 
 
 class WeightsError(LongLiveError):

@@ -14,6 +14,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
+from uuid import UUID
 from weakref import WeakKeyDictionary
 
 import torch
@@ -41,7 +42,7 @@ log = logging.getLogger(__name__)
 
 _digests_by_network: WeakKeyDictionary[torch.nn.Module, str] = WeakKeyDictionary()
 _digests_of_opaque: WeakKeyDictionary[ModelPatcher, str] = WeakKeyDictionary()  # of MODELs that cannot be recognised
-_digests_by_patches: dict[object, str | None] = {}  # by uuid
+_digests_by_patches: WeakKeyDictionary[UUID, str | None] = WeakKeyDictionary()  # while a MODEL has these patches
 
 
 def hash_model(patcher: ModelPatcher) -> str:

@@ -1,6 +1,7 @@
 """The names of `import longlive`: they make a video as documented, and importing them costs nothing."""
 
 import ast
+import pickle
 import re
 import runpy
 import subprocess
@@ -12,6 +13,8 @@ import av
 import pytest
 
 import longlive
+import longlive.errors
+from longlive.session.session_file import NotASession
 
 ROOT = Path(__file__).parents[2]
 NAMES = [name for names in longlive.MODULES.values() for name in names]
@@ -38,6 +41,18 @@ def test_the_example_of_the_documentation_makes_a_video(tmp_path, monkeypatch):
     assert [switch.prompt.text.split()[1] for switch in session.switches] == ["red", "blue"]
     with av.open("rings.mp4") as video:
         assert sum(1 for _ in video.decode(video=0)) == session.pixel_frames == 4 * 18 - 3
+
+
+ERRORS = [cls for cls in vars(longlive.errors).values() if isinstance(cls, type) and issubclass(cls, Exception)]
+
+
+@pytest.mark.parametrize("cls", [*ERRORS, NotASession], ids=lambda cls: cls.__name__)
+def test_an_error_comes_through_a_process_boundary(cls):
+    """Otherwise the message of a worker is lost."""
+    error = cls("no such unit", line=3, column=5) if cls is longlive.TimelineError else cls("no such weights")
+    copied = pickle.loads(pickle.dumps(error))  # noqa: S301 (our own)
+    assert (type(copied), str(copied), vars(copied)) == (cls, str(error), vars(error))
+    assert getattr(longlive, cls.__name__) is cls
 
 
 def test_importing_it_imports_nothing_but_python():
