@@ -1,4 +1,4 @@
-"""What covers what in a graph as the page draws it."""
+"""Overlaps in a graph as the page draws it."""
 
 from desk import Desk
 

@@ -33,7 +33,7 @@ Attack = Callable[[random.Random, Path], None]
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is attacked. `attack` makes one input in a folder of its own and gives it to its reader.
+    """What is attacked. `attack` makes one input in an empty folder and gives it to its reader.
 
     It returns where the result is right, lets the reader's LongLiveError pass, and raises Unclear for a wrong result.
     """
@@ -44,7 +44,7 @@ class Target:
 
 
 class Unclear(AssertionError):
-    """A reader gave something else than the right result."""
+    """A reader gave a wrong result."""
 
 
 class Hang(BaseException):
@@ -53,7 +53,7 @@ class Hang(BaseException):
 
 @dataclass(slots=True)
 class Outcomes:
-    """What became of the inputs of a target."""
+    """The outcomes of the inputs of a target."""
 
     right: int = 0
     refused: int = 0
@@ -93,7 +93,7 @@ def attack_once(target: Target, number: int, seed: int, outcomes: Outcomes) -> N
 
 
 def find_fault(message: str) -> str | None:
-    """What keeps a message from being one clear sentence for people."""
+    """Return what is wrong with a message that must be one clear sentence, or None."""
     if not message.strip():
         return "says nothing"
     if len(message) > LONGEST_MESSAGE:
@@ -104,7 +104,7 @@ def find_fault(message: str) -> str | None:
 
 
 def report_unclear(target: Target, number: int, seed: int, folder: Path, text: str) -> str:
-    """A line about an unclear outcome; its input is kept."""
+    """Write a line about an unclear outcome and keep its input."""
     kept = KEPT / f"{target.name.replace(' ', '_')}-{seed}-{number}"
     shutil.rmtree(kept, ignore_errors=True)
     regular = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]

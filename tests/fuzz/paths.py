@@ -1,4 +1,4 @@
-"""Attacks by name: everything that can lie where a file is expected, given to everything that opens or writes one."""
+"""Attacks by path: everything that may be in the place of a file, given to everything that opens or writes one."""
 
 import contextlib
 import io

@@ -20,7 +20,7 @@ from longlive.weights.lora import Lora
 
 
 class Hostile:
-    """What runs a function as soon as it is unpickled."""
+    """An object that runs a function when it is unpickled."""
 
     def __init__(self, function, *arguments) -> None:
         self.reduced = function, arguments

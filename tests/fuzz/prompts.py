@@ -100,7 +100,7 @@ def spoil_inputs(draw: random.Random, graph: dict, node_id: str) -> None:
 
 
 def attack_prompt(draw: random.Random, folder: Path) -> None:
-    """The host refuses it, or our node does with one clear error, or it runs; the host lives on and does not grow."""
+    """The prompt runs, or the host or our node refuses it with a clear error; the host survives and does not grow."""
     graph, node_id = make_graph(draw)
     spoil_inputs(draw, graph, node_id)
     sent = take_part(graph, node_id) | {"end": node("TestProbe", value=[node_id, 0])}

@@ -83,7 +83,7 @@ KEY, OTHER = "ab" * 32, "cd" * 32
 
 
 def attack_store(draw: random.Random, folder: Path) -> None:
-    """A damaged entry counts as none; its neighbour and the next writing of it are well."""
+    """A damaged entry counts as missing; it can be written again, and other entries are not affected."""
     block = make_session().blocks[0]
     store = Store(folder, memory_bytes=0)
     store.put(KEY, block), store.put(OTHER, block)

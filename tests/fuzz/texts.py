@@ -40,7 +40,7 @@ JSON_TOKENS = ("{", "}", "[", "]", ":", ",", '"', "null", "NaN", "1e999", "9" * 
 
 @functools.cache
 def start_editor() -> subprocess.Popen:
-    """A node that reads scripts as the editor does."""
+    """Start a Node.js process that reads scripts with the editor's parser."""
     program = Path(__file__).with_name("timeline.mjs")
     process = subprocess.Popen(["node", str(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     atexit.register(close_editor)
@@ -58,7 +58,7 @@ def close_editor() -> None:
 
 
 def read_in_editor(script: str, block: int):
-    """Segments as lists, or what the editor says against the script."""
+    """Read a script with the editor's parser: segments as lists, or the problem."""
     process = start_editor()
     assert process.stdin is not None
     assert process.stdout is not None
@@ -181,7 +181,7 @@ def attack_typed_pairs(draw: random.Random, folder: Path) -> None:
 
 
 def attack_curve(draw: random.Random, folder: Path) -> None:
-    """Figures of a training whose file was damaged: whole lines of numbers stay, and it goes on."""
+    """A damaged metrics log: its whole lines are read, and new ones can be added."""
     curve = MetricsLog(folder / "curve.jsonl")
     for step in range(1, 5):
         curve.add(step, {"loss": 1 / step})

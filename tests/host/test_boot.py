@@ -1,4 +1,4 @@
-"""Every ComfyUI we claim loads the pack, and the tiny models of the tests work in its own nodes."""
+"""Every supported ComfyUI loads the pack, and its stock nodes work with the tiny models of the tests."""
 
 import json
 
@@ -27,7 +27,7 @@ def test_web_files_are_served(host):
 
 
 def make_stock_graph(host: ComfyUI, text: str) -> dict:
-    """What a user would wire from ComfyUI's own nodes alone."""
+    """Make a graph of stock nodes only."""
     latent = {"width": 32, "height": 32, "length": 9, "batch_size": 1}
     sampler = {"seed": 1, "steps": 2, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
     wires = {"model": ["model", 0], "positive": ["text", 0], "negative": ["text", 0], "latent_image": ["empty", 0]}
@@ -110,5 +110,5 @@ def test_every_node_explains_itself(newest):
 
 
 def list_inputs(info: dict) -> list[str]:
-    """The inputs of a node, without what ComfyUI hides from people."""
+    """List the inputs of a node except the hidden ones."""
     return [*info["input"].get("required", {}), *info["input"].get("optional", {})]

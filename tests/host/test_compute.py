@@ -24,7 +24,7 @@ def test_a_preview_that_unloads_the_model_does_not_end_a_block(release: Host):
 
 @RELEASES
 def test_a_host_without_flash_attention_is_asked_for_no_more_than_a_pass_needs(release: Host):
-    """It unloads or streams weights for what is announced. Counted: 0.93 GB for a recache at 832 x 480, 2.1 at 720p."""
+    """It unloads or streams weights to free what is announced. A recache needs 0.93 GB at 832 x 480, 2.1 GB at 720p."""
     small, large = call_inside(release, "compute", "check_announced_memory")[0]
     assert 1.0 < small < 1.8
     assert 2.2 < large < 3.9

@@ -1,4 +1,4 @@
-"""What a second queue decodes, and what an interrupt leaves, in the real ComfyUI; counted in fragments, not seconds."""
+"""How many fragments a second queue decodes and an interrupt leaves in the real ComfyUI."""
 
 import random
 import shutil

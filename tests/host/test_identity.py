@@ -1,4 +1,4 @@
-"""No two MODELs that make other videos are taken for one, or the block store would answer with the wrong video."""
+"""MODELs of different results have different identities; otherwise the block store would return a wrong video."""
 
 import model_files
 import pytest

@@ -1,4 +1,4 @@
-"""A prompt may hold any value where a link belongs: each node refuses it in one sentence."""
+"""A prompt may have any value in the place of a link: each node refuses it with one sentence."""
 
 import re
 
@@ -28,12 +28,12 @@ LITERALS = (5, {}, None, "x", [], [[1, 2, 3]], True)
 
 
 def read_inputs(info: dict) -> dict[str, tuple]:
-    """Name -> type, and options where there are some."""
+    """Read the inputs of a node: name -> (type, options if there are any)."""
     return {name: spec for kind in ("required", "optional") for name, spec in info["input"].get(kind, {}).items()}
 
 
 def make_graph(type: str, info: dict, bad: str, literal: object) -> dict:
-    """A node whose inputs are right but for one."""
+    """Make a graph with a node that has one wrong input."""
     inputs = {}
     for name, (kind, *options) in read_inputs(info).items():
         inputs[name] = SOCKETS[kind] if kind in SOCKETS else options[0].get("default", "") if options else ""

@@ -1,4 +1,4 @@
-"""Names that come over HTTP reach files of their own folder only, whatever they hold."""
+"""Names that come over HTTP never lead out of the folder they belong to."""
 
 import json
 import os
@@ -69,7 +69,7 @@ def make_pairs(file: str) -> dict:
 
 
 def run_and_catch(host: ComfyUI, graph: dict) -> str:
-    """What a graph is refused with; nothing where it runs."""
+    """Run a graph and return the text of its refusal, empty if it runs."""
     try:
         host.run(graph)
     except HostError as error:

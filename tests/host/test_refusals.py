@@ -1,4 +1,4 @@
-"""Wrong input is refused with one sentence: what was found, what was expected, the cure. Nothing stays behind."""
+"""Wrong input is refused with one sentence: what was found, what was expected, the cure. Nothing is left over."""
 
 import model_files
 import pytest

@@ -17,7 +17,7 @@ NEEDS_WAN = "expected a Wan2.1 text-to-video network; load longlive_base with Lo
 
 @pytest.fixture(scope="module")
 def strangers(newest: ComfyUI) -> None:
-    """Files that are not what they claim, in the folders of the host."""
+    """Files of wrong content in the model folders of the host."""
     wan = model_files.make_dit_weights()
     patch = "patch_embedding.weight"
     folder = newest.models / "diffusion_models"
@@ -67,7 +67,7 @@ def strangers(newest: ComfyUI) -> None:
 
 
 def make_flux_weights() -> dict[str, torch.Tensor]:
-    """As much of another network as ComfyUI needs to take it for one."""
+    """Make the few tensors by which ComfyUI recognises Flux."""
     return {
         "double_blocks.0.img_attn.norm.key_norm.scale": torch.ones(128),
         "img_in.weight": torch.zeros(256, 64),

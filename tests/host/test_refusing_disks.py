@@ -24,7 +24,7 @@ def test_a_folder_that_is_a_file(newest):
 
 @contextlib.contextmanager
 def mount_disk(folder: Path, options: str) -> Iterator[None]:
-    """A small disk of its own at `folder`."""
+    """Mount a small disk at `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True)
     if mounted.returncode:

@@ -1,4 +1,4 @@
-"""A tuning in the real ComfyUI: stopped and gone on with, the same adapter, for its loaders, and nothing stays."""
+"""A tuning in the real ComfyUI: it stops and resumes, its LoRA loads in stock nodes, it frees its memory."""
 
 import json
 
@@ -21,14 +21,14 @@ TUNER, PAIRS, MINIATURE = "4", "3", "2"
 
 
 def make_tuning(name: str, **inputs) -> dict:
-    """The tuner of the example workflow and what it needs, for a few steps."""
+    """Make the graph of the example's tuner with a few steps."""
     graph = {id: item for id, item in read_example(WORKFLOW).items() if id in {MINIATURE, PAIRS, TUNER}}
     values = graph[TUNER]["inputs"] | SHORTER | inputs | {"name": name}
     return graph | {TUNER: graph[TUNER] | {"inputs": values}}
 
 
 def stop_at(host: ComfyUI, graph: dict, step: int) -> None:
-    """Interrupt a tuning as soon as it tells of a step."""
+    """Interrupt a tuning when its progress reaches a step."""
     prompt_id = host.queue(graph)
 
     def is_there(event) -> bool:
@@ -51,7 +51,7 @@ def count_tuning_parts(host: ComfyUI) -> int:
 
 
 def make_video(model: list, name: str) -> dict:
-    """Two blocks by a model."""
+    """Make the graph of two blocks with a model."""
     session = {"model": model, "width": 64, "height": 64, "seed": 1, "conditioning": ["text", 0]}
     graph = {
         MINIATURE: node("LongLiveMiniature"),
@@ -63,14 +63,14 @@ def make_video(model: list, name: str) -> dict:
 
 
 def make_adapted_video(loader: str, name: str, **inputs) -> dict:
-    """The same by a model with an adapter on it."""
+    """Make the same graph with an adapter on the model."""
     lora = node(loader, model=[MINIATURE, 0], strength_model=1.0, **inputs)
     return make_video(["lora", 0], name) | {"lora": lora}
 
 
 @pytest.fixture(scope="module")
 def resumed(newest: ComfyUI) -> dict[str, int]:
-    """A tuning that was interrupted and then came to its end, and a video with it; what was alive after either."""
+    """Interrupt a tuning, resume it to its end and make a video with it; count what is alive after each."""
     stop_at(newest, make_tuning("resumed"), 1)
     assert max(list_steps(newest, "resumed")) < STEPS
     interrupted = count_tuning_parts(newest)
@@ -93,7 +93,7 @@ def test_a_tuning_that_was_interrupted_gives_the_same_adapter(newest, resumed):
 
     assert list_steps(newest, "whole") == [STEPS]
     assert whole.keys() == stopped.keys()
-    assert all(torch.equal(whole[name], stopped[name]) for name in whole)  # the order in a header is left to chance
+    assert all(torch.equal(whole[name], stopped[name]) for name in whole)  # the order of names in a header varies
     assert not list(newest.base.rglob("*.part"))
 
 

@@ -1,4 +1,4 @@
-"""A chain of samplers goes on with a warm memory: the passes of one timeline, no byte that ComfyUI cannot have back."""
+"""A chain of samplers with a warm cache makes the passes of one timeline, and ComfyUI can free the cache."""
 
 import json
 
@@ -25,14 +25,14 @@ CHECKS = (
 
 
 def count_attention(graph: dict) -> dict:
-    """The graph with an attention that counts its calls; it also keeps blocks out of the store."""
+    """Copy a graph with an attention that counts its calls; with it, no block is stored."""
     attention = node("TestAttention", model=["model", 0], fail_at=0)
     session = {**graph["session"], "inputs": {**graph["session"]["inputs"], "model": ["attention", 0]}}
     return {**graph, "attention": attention, "session": session}
 
 
 def make_chain(count: int, seed: int, name: str, between: str = "") -> dict:
-    """A block a node; between two nodes there may be a `TestUnload` or a prompt that keeps the cache."""
+    """Make a chain of one block per node, perhaps with a `TestUnload` or a prompt with `keep` between two nodes."""
     graph = count_attention(chain((FOX, 1), (OWL, 1), seed=seed))
     for id in ("chunk0", "switch1", "chunk1"):
         del graph[id]
@@ -51,7 +51,7 @@ def make_chain(count: int, seed: int, name: str, between: str = "") -> dict:
 
 
 def make_timeline(count: int, seed: int, name: str, between: str = "") -> dict:
-    """The same by one node."""
+    """Make the same video with one Timeline node."""
     script = write_script([(FOX, count)])
     if between == "keep":
         script = "".join(f"1b keep | {(FOX, OWL)[i % 2]}\n" for i in range(count))
@@ -62,7 +62,7 @@ def make_timeline(count: int, seed: int, name: str, between: str = "") -> dict:
 
 
 def count_calls(host: ComfyUI) -> int:
-    """Of the attention, since the graph was queued."""
+    """Count the calls of the attention since the graph was queued."""
     return count_alive(host)["attention_calls"]
 
 
@@ -167,7 +167,7 @@ def test_law_7_an_interrupted_sampler_frees_the_memory_it_took_over(host):
 
 
 def test_a_video_that_continues_after_an_error_elsewhere_is_right(host):
-    """It goes on warm: the sampler before the failing node ended well."""
+    """It continues with the warm cache of the sampler before the failing node."""
     graph = make_chain(3, 39, "kept")
     failing = {**graph, "fail": node("TestFail", value=["chunk2", 0], fail=True), "more": chunk("fail", 1)}
     forget(host)

@@ -1,4 +1,4 @@
-"""What the registry takes: valid metadata, the archive without what only we need, no line its scanners refuse."""
+"""What the registry accepts: valid metadata, an archive without development files, no line that its scanners refuse."""
 
 import ast
 import os

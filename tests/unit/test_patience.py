@@ -1,4 +1,4 @@
-"""The waits of the suite: a silent process that works is waited for, one that stands still is not."""
+"""The waits of the tests: they last as long as a process works, and end if it is stuck."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ BUSY_CHILD = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {BU
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    """Seconds instead of minutes."""
+    """Let a wait end after seconds instead of minutes."""
     monkeypatch.setattr(patience, "QUIET_SECONDS", 1.0)
 
 

@@ -1,4 +1,4 @@
-"""Tiny tunings that several tests share. Also a program: one process of a tuning, to be killed or to run beside others.
+"""Tiny tunings that several tests share. As a program it is one process of a tuning, which a test may kill.
 
 python tiny_tuning.py FOLDER STEPS RECORD [BATCH]
 """

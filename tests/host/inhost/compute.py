@@ -23,7 +23,7 @@ GIB = 1 << 30
 
 
 def set_dtype(patcher: ModelPatcher, dtype: str) -> ModelPatcher:
-    """What core's ModelComputeDtype makes of a MODEL; its schema differs between releases, its method does not."""
+    """Apply ComfyUI's ModelComputeDtype; its schema differs between releases, its method does not."""
     [patched] = ModelComputeDtype().patch(patcher, dtype)
     return patched
 
@@ -34,7 +34,7 @@ def begin_session(patcher: ModelPatcher) -> Session:
 
 
 def extend_session(patcher: ModelPatcher, session: Session) -> Session:
-    """The session after one more block, computed and not found in a store."""
+    """Sample one more block without a store."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampling, "open_block_store", lambda: None)
         with sampling.open_sampler(patcher, session, 1) as sampler:
@@ -42,7 +42,7 @@ def extend_session(patcher: ModelPatcher, session: Session) -> Session:
 
 
 def check_compute_dtype() -> None:
-    """The dtype that a node set rules from the first block on, in every later node, and in no clone without it."""
+    """A dtype set by a node holds from the first block on, in every later node, and in no clone without it."""
     plain = load_model()
     patched = set_dtype(plain, "bf16")
     session = begin_session(patched)
@@ -62,7 +62,7 @@ def check_compute_dtype() -> None:
 
 
 def check_patches_of_a_run_rule_the_key() -> None:
-    """Nodes such as KJNodes' Model Patch Torch Settings switch arithmetic on when a run begins, and off at its end."""
+    """Nodes such as KJNodes' Model Patch Torch Settings change arithmetic when a run begins and restore it after."""
     matmul = torch.backends.cuda.matmul
     switched = SimpleNamespace(flag=False)
     plain, patched = load_model(), load_model()
@@ -80,7 +80,7 @@ def check_patches_of_a_run_rule_the_key() -> None:
 
 
 def check_a_failed_start_is_cleaned_up() -> None:
-    """What a run switched on is off again where a later callback fails."""
+    """What a run switched on is switched off when a later callback fails."""
     events: list[str] = []
     patcher = load_model()
 
@@ -97,7 +97,7 @@ def check_a_failed_start_is_cleaned_up() -> None:
 
 
 def check_a_preview_that_takes_the_room_of_the_model() -> None:
-    """Previews by a small VAE load it, and a full card unloads the network for that in the middle of a block."""
+    """A preview may load a small VAE; on a full card that unloads the network in the middle of a block."""
     patched = set_dtype(load_model(), "bf16")
     expected = extend_session(patched, begin_session(patched)).blocks[0]
     evicted: list[bool] = []
@@ -114,7 +114,7 @@ def check_a_preview_that_takes_the_room_of_the_model() -> None:
 
 
 def check_announced_memory() -> list[float]:
-    """The GiB announced beside keys and values at 832 x 480 and 1280 x 720, by a host without flash attention."""
+    """Return the GiB announced besides keys and values at 832 x 480 and 1280 x 720, without flash attention."""
     true_size = Geometry(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30, freq_dim=256, text_dim=4096)
     patcher = build_on_meta(true_size)
     announced: list[float] = []
@@ -142,7 +142,7 @@ def check_announced_memory() -> list[float]:
 
 
 def build_on_meta(geometry: Geometry) -> ModelPatcher:
-    """A MODEL of true size without weights, in bf16."""
+    """Build a MODEL of real size on the meta device, in bf16."""
     config = comfy.supported_models.WAN21_T2V(
         {
             "image_model": "wan2.1",

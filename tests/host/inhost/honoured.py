@@ -31,7 +31,7 @@ SIZES = {
 
 
 def with_nag(patcher):
-    """What KJNodes' WanVideo NAG and Enhance A Video do: another method on each layer of one kind."""
+    """Patch one method of each layer, as KJNodes' WanVideo NAG and Enhance A Video do."""
     patched = patcher.clone()
     for i in range(GEOMETRY.num_layers):
         name = f"diffusion_model.blocks.{i}.cross_attn.forward"
@@ -72,7 +72,7 @@ def check_what_is_ignored_is_named() -> None:
 
 
 def check_what_is_ignored_changes_nothing() -> None:
-    """So it is the same model, and its blocks are stored."""
+    """It stays the same model, and its blocks are stored."""
     plain = load_model()
     nag = with_nag(plain)
     assert list_opaque(nag) == []
@@ -82,7 +82,7 @@ def check_what_is_ignored_changes_nothing() -> None:
 
 
 def check_what_is_called_is_honoured() -> None:
-    """And nobody can tell what it computes."""
+    """It is opaque, because its code cannot be compared."""
     plain = load_model()
     expected = extend_session(plain, begin_session(plain)).blocks[0]
     for name in (

@@ -63,7 +63,7 @@ def check_weights() -> None:
 
 
 def check_precision_of_weights() -> list[str]:
-    """Each choice of `weight_dtype` is a model of its own, the same with dynamic VRAM and without."""
+    """Each choice of `weight_dtype` has a different hash, the same with dynamic VRAM and without."""
     file = {name: weight.bfloat16() for name, weight in make_dit_weights().items()}
     choices = (
         {},
@@ -97,7 +97,7 @@ def check_fast_fp8_has_kernels_of_its_own() -> None:
 
 
 def check_weights_that_were_in_use() -> None:
-    """Loading casts some parameters in place (`modulation`) and lays a LoRA on others; the model stays the same."""
+    """Loading casts some parameters in place (`modulation`) and patches others with a LoRA; the hash stays the same."""
     file = {name: weight.bfloat16() for name, weight in make_dit_weights().items()}
     lora = {
         f"diffusion_model.{name.removeprefix('base_model.model.')}": pair for name, pair in make_lora_weights().items()
@@ -125,7 +125,7 @@ def check_weights_are_hashed_once_and_said_so() -> None:
 
 
 def check_opaque_models() -> None:
-    """Nothing tells what they compute, so no two are the same."""
+    """What they compute is unknown, so no two have the same hash."""
     for carried in ("injections", "weight_wrapper_patches", "object_patches"):
         first, second = load_model(), load_model()
         for patcher in (first, second):
@@ -141,7 +141,7 @@ def check_opaque_models() -> None:
 
 
 def check_settings_of_gguf_layers() -> None:
-    """City96's loader keeps on the class of its layers in which precision they unpack."""
+    """City96's loader sets the precision in which layers unpack on the class of the layers."""
     settings = []
     for dequant_dtype in (None, torch.float16):
         patcher = load_model()
@@ -152,7 +152,7 @@ def check_settings_of_gguf_layers() -> None:
 
 
 def check_patched_quantised_weights_are_known_by_their_originals() -> None:
-    """A quantised weight is saved whole and listed in pieces."""
+    """A quantised weight is backed up as one object but listed as several tensors."""
 
     class Quantised:
         def state_dict(self, prefix: str) -> dict[str, Tensor]:

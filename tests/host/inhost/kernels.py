@@ -72,7 +72,7 @@ def check_attention_overrides() -> None:
 
 
 def check_installed_kernels() -> None:
-    """A kernel that was installed is its release, however it is wrapped; what it is made of cannot be looked into."""
+    """An installed kernel is hashed by its release, however it is wrapped; its code may not be readable."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         install(Path(folder), "1.2.3")
@@ -113,7 +113,7 @@ def check_installed_kernels() -> None:
 
 
 def install(folder: Path, version: str) -> None:
-    """A package as pip leaves it, with a kernel that nothing can look into."""
+    """Write a package as pip installs it, with a kernel whose code cannot be read."""
     for old in folder.glob("*.dist-info"):
         shutil.rmtree(old)
     info = folder / f"fastattn-{version}.dist-info"
@@ -167,7 +167,7 @@ def check_kernels_of_triton_are_their_source() -> None:
 
 
 def check_calls_of_a_run() -> None:
-    """What a callback does cannot be seen before a run; what it is, is part of the key, or nothing is stored."""
+    """The effect of a callback is unknown before a run, so its code is part of the key, or nothing is stored."""
     plain, first, second, same, stateful = (load_model() for _ in range(5))
     for patcher, call in (
         (first, lambda _: 1),
@@ -183,7 +183,7 @@ def check_calls_of_a_run() -> None:
 
 
 def check_methods_of_objects_are_not_functions() -> None:
-    """The same builtin of two objects is two functions."""
+    """One builtin method of two objects counts as two functions."""
     assert hash_value([].append) != hash_value([1].append)
     assert hash_value(itertools.count().__reduce__) is None
     assert hash_value(len) == hash_value(len)

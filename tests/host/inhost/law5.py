@@ -1,4 +1,4 @@
-"""Law 5: the rollout equals ComfyUI's own `ar_video` sampler, whose noise it is given; runs inside a ComfyUI process.
+"""Law 5: the rollout equals ComfyUI's own `ar_video` sampler, with the same noise; runs inside a host.
 
 The window is the whole video, there is no sink and one prompt. Ours and the host's compute the timestep sinusoid and
 x_0 in different precision; with the host's two functions in ours, both must agree to the last bit.

@@ -94,7 +94,7 @@ def check_convolutions_are_fast() -> None:
 
 
 def check_catching_up() -> None:
-    """Raise unless a decoder that caught up gives the very bits of one that decoded all."""
+    """Raise unless a decoder that caught up gives the same bits as one that decoded everything."""
     vae = comfy.sd.VAE(sd=make_random_weights())
     for block in (3, 1):
         shape = 1, 48, 16, ROWS, COLUMNS

@@ -43,7 +43,7 @@ def write(path, pixels_FCHW):
 
 
 def draw_picture(frames: int, rows: int = 32, columns: int = 48) -> torch.Tensor:
-    """A picture that stands still."""
+    """Draw a video without motion."""
     coarse = torch.rand(1, 3, rows // 8, columns // 8, generator=torch.Generator().manual_seed(0))
     return (1.6 * torch.nn.functional.interpolate(coarse, (rows, columns)) - 0.8).expand(frames, -1, -1, -1)
 

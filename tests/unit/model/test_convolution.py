@@ -36,7 +36,7 @@ def test_what_onednn_makes_is_what_pytorch_makes(layer, shape):
 
 
 def test_a_small_convolution_is_slow_without_it():
-    """Else this module could go."""
+    """If it did not, the module would not be needed."""
     with torch.no_grad():
         assert "aten::slow_conv3d" in list_kernels(nn.Conv3d(4, 6, 3), torch.zeros(1, 4, 3, 4, 4))
 

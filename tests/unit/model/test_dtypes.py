@@ -23,7 +23,7 @@ GEOMETRY = Geometry(dim=24, ffn_dim=32, num_heads=2, num_layers=2, freq_dim=8, t
 
 
 class NoFloat64(TorchDispatchMode):
-    """Refuse what a GPU without float64 refuses: a tensor of it there."""
+    """Refuse a float64 tensor on the meta device, as a GPU without float64 does."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **kwargs or {})

@@ -11,7 +11,7 @@ GRID = (2, 3)
 
 
 def rotate_by_hand(x_BTNH: torch.Tensor, start: int, frames: int) -> torch.Tensor:
-    """Each token turned by complex numbers of Python floats, one frequency at a time."""
+    """Rotate each token with complex numbers of Python floats, one frequency at a time."""
     channels = x_BTNH.shape[-1]
     spatial = 2 * (channels // 6)
     sizes = (channels - 2 * spatial, spatial, spatial)

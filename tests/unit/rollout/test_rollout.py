@@ -195,7 +195,7 @@ def attend(q_TNH: Tensor, k_SNH: Tensor, v_SNH: Tensor) -> Tensor:
 
 
 def make_exact_model(geometry: Geometry = tiny.GEOMETRY) -> CausalWan:
-    """The tiny network in float64, so that whatever differs is not rounding."""
+    """Make the tiny network in float64, so that no difference is rounding."""
     return CausalWan.of_tree(WanModel(geometry, dtype=torch.float64).requires_grad_(False))
 
 

@@ -118,7 +118,7 @@ def test_a_damaged_entry_is_removed_and_computed_again(tmp_path, caplog, damage)
 
 
 def store_file(path: Path, latents: torch.Tensor, dtype: torch.dtype | None = None) -> None:
-    """An entry whose digest fits what it holds, as another version may have written it."""
+    """Write an entry whose digest fits its content, as another version may do."""
     save_file({"latents": latents.to(dtype or latents.dtype), "digest": hash_entry({"latents": latents})}, path)
 
 
@@ -150,7 +150,7 @@ def test_an_entry_that_cannot_be_reached_counts_as_none(shared, caplog):
 
 
 def test_a_flipped_bit_is_noticed_and_the_block_computed_again(tmp_path):
-    """A wrong block would be built upon by every later one."""
+    """Every later block would continue from a wrong one."""
     fill(Store(tmp_path), [1])
     [path] = tmp_path.rglob("*.safetensors")
     content = bytearray(path.read_bytes())

@@ -43,7 +43,7 @@ def test_parts_of_killed_processes_are_swept_once_they_are_old(tmp_path):
 
 
 def test_a_store_removes_only_what_it_made(tmp_path):
-    """Someone may name a folder of their own as the store."""
+    """A user may choose a folder with other files as the store."""
     long_ago = time.time() - 10 * ABANDONED_SECONDS
     others = [
         tmp_path / name
@@ -100,7 +100,7 @@ def test_two_processes_that_write_the_same_key_leave_one_whole_entry(tmp_path):
 
 
 def test_a_process_killed_while_it_writes_leaves_no_half_entry(tmp_path):
-    """Killed at moments of chance until a few were in the midst of writing; the entry is always a whole one."""
+    """Kill a process at random moments until a few kills came during a write; the entry is always whole."""
     shape, rng, torn, kills = (1, 3, 16, 256, 256), random.Random(0), 0, 0
     while torn < 3:
         kills += 1

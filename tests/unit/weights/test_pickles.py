@@ -47,7 +47,7 @@ def test_objects_beside_the_tensors_are_named(save):
 
 
 def pack_again(path, *, compression=zipfile.ZIP_DEFLATED, twice=False):
-    """The same archive as another tool packs it."""
+    """Pack an archive again, as another tool does."""
     with zipfile.ZipFile(path) as archive:
         records = {name: archive.read(name) for name in archive.namelist()}
     with warnings.catch_warnings(), zipfile.ZipFile(path, "w", compression) as archive:

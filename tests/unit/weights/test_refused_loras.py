@@ -79,7 +79,7 @@ SINGLE = "blocks.0.self_attn.q"
 
 
 def make_adapter(down=(2, 32), up=(32, 2), dtype=torch.float32, **more):
-    """An adapter of one module."""
+    """Make an adapter of one module."""
     factors = {f"{SINGLE}.lora_A.weight": torch.ones(down), f"{SINGLE}.lora_B.weight": torch.ones(up)}
     return {name: x.to(dtype) for name, x in factors.items()} | more
 
