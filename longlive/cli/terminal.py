@@ -28,7 +28,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.caught: list[KeyboardInterrupt] = []
-        self._is_deferred = False
+        self._holds_back = False
 
     @contextmanager
     def catch(self) -> Iterator[None]:
@@ -47,17 +47,17 @@ class Interrupts:
                 signal.signal(number, handler)
 
     @contextmanager
-    def defer(self) -> Iterator[None]:
-        """Only catch the first interrupt until the block ends, for work that stops best between two steps."""
-        self._is_deferred = True
+    def hold_back(self) -> Iterator[None]:
+        """Catch the first interrupt without raising it until the block ends: some work stops best between two steps."""
+        self._holds_back = True
         try:
             yield
         finally:
-            self._is_deferred = False
+            self._holds_back = False
 
     def _interrupt(self, number: int, _: object) -> None:
         self.caught.append(Terminated() if number == signal.SIGTERM else KeyboardInterrupt())
-        if self._is_deferred and len(self.caught) == 1:
+        if self._holds_back and len(self.caught) == 1:
             log.warning("stopping after this step; interrupt again to stop at once")
             return
         raise self.caught[-1]

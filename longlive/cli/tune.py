@@ -10,9 +10,10 @@ from tqdm import tqdm
 from ..miniature.tuning import load_miniature_parts
 from ..tuning.accelerator import make_accelerator
 from ..tuning.config import read_config
-from ..tuning.load import load_parts
+from ..tuning.load import identify_files, load_parts
 from ..tuning.run import run_tuning
 from ..tuning.trainer import Trainer
+from .render import find_cache_folder
 from .terminal import choose_status
 
 log = logging.getLogger(__name__)
@@ -37,10 +38,10 @@ def run_tune(options: argparse.Namespace) -> int:
     if config.model.miniature:
         parts = load_miniature_parts(config)
     else:
-        parts = load_parts(config, folder / "embeddings", accelerator)
-    trainer = Trainer(parts, config, accelerator)
+        parts = load_parts(config, folder / "embeddings", accelerator, find_cache_folder())
+    trainer = Trainer(parts, identify_files(config, find_cache_folder()), accelerator)
     with (
-        options.interrupts.defer(),
+        options.interrupts.hold_back(),
         tqdm(total=config.run.steps, unit="step", disable=None if accelerator.is_main_process else True) as bar,
     ):
 

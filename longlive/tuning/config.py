@@ -64,6 +64,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         conform_fields(self)
         check_range(self, SIZE_STEP, MAX_SIZE, "width", "height")
+        if self.switched and not self.prompts:
+            raise ConfigError("switched names second prompts, but prompts is empty; name both files")
         for name in ("width", "height"):
             if getattr(self, name) % SIZE_STEP:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be a multiple of {SIZE_STEP}")

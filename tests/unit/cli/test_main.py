@@ -1,7 +1,6 @@
 """The command line, from a script to an mp4 and back."""
 
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -12,11 +11,10 @@ from pathlib import Path
 import av
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from patience import wait_for_end, wait_until
 from safetensors.torch import load_file, save_file
 
-from longlive.cli import info, tune
+from longlive.cli import info
 from longlive.cli.main import main, make_parser
 from longlive.session import session_file
 from longlive.session.session_file import load_session
@@ -31,16 +29,6 @@ PROGRAM = (
     "signal.signal(signal.SIGINT, signal.default_int_handler); "  # a shell starts jobs in the background without it
     "from longlive.cli.main import main; sys.exit(main())"
 )
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    """A tiny network that reads the 16 channels of the tiny umT5."""
-    state = load_file(REFERENCE / "weights_causal.safetensors")
-    state["text_embedding.0.weight"] = state["text_embedding.0.weight"][:, :16].contiguous()
-    path = tmp_path_factory.mktemp("weights") / "longlive_tiny.safetensors"
-    save_file(state, path, {"geometry": json.dumps({"num_heads": 2})})
-    return path
 
 
 @pytest.fixture
@@ -275,36 +263,6 @@ def test_sigterm_is_a_ctrl_c(tmp_path, weights, pipeline):
     assert len(load_session(tmp_path / "story.session.safetensors").blocks) >= 2
     assert count_pixel_frames(tmp_path / "story.mp4") >= 9
     assert [path.name for path in tmp_path.iterdir() if ".part" in path.name] == []
-
-
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_tuning_finishes_its_step(tmp_path, monkeypatch, number, status):
-    (tmp_path / "tune.toml").write_text("[model]\nminiature = true\n[learn]\nrank = 1\n")
-    finished = []
-
-    def run_one_step(trainer, folder, *, watch):
-        signal.raise_signal(number)
-        finished.append("step")
-        watch(1, {})
-        finished.append("another step")
-
-    monkeypatch.setattr(tune, "run_tuning", run_one_step)
-    AcceleratorState._reset_state(True)
-    assert main(["tune", str(tmp_path / "tune.toml"), "--folder", str(tmp_path)]) == status
-    assert finished == ["step"]
-
-
-def test_a_second_interrupt_stops_a_tuning_at_once(tmp_path, monkeypatch):
-    (tmp_path / "tune.toml").write_text("[model]\nminiature = true\n[learn]\nrank = 1\n")
-
-    def begin_step(trainer, folder, *, watch):
-        signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGINT)
-        raise AssertionError("the step went on")
-
-    monkeypatch.setattr(tune, "run_tuning", begin_step)
-    AcceleratorState._reset_state(True)
-    assert main(["tune", str(tmp_path / "tune.toml"), "--folder", str(tmp_path)]) == 130
 
 
 def test_an_interrupt_that_foreign_code_turns_into_another_error_is_one(weights, monkeypatch):

@@ -8,8 +8,10 @@ import torch
 from accelerate.state import AcceleratorState
 
 from longlive.cli.main import main
-from longlive.miniature.files import WEIGHTS_FOLDER, load_miniature
-from longlive.miniature.tuning import make_pairs
+from longlive.errors import TuningError
+from longlive.miniature.files import DIT, WEIGHTS_FOLDER, load_miniature
+from longlive.miniature.tuning import load_miniature_parts, make_pairs
+from longlive.tuning.config import DataConfig, ModelConfig, TuneConfig
 from longlive.tuning.load import CachedEncoder, embed_unpadded
 from longlive.tuning.run import ADAPTER_FILE, METRICS_FILE
 from longlive.weights.lora import Lora
@@ -81,6 +83,25 @@ def test_the_miniatures_own_pairs_are_of_its_grammar():
     assert all("from the" not in pair.second for pair in pairs)
 
 
+def test_every_setting_is_used_or_said_to_be_ignored(tmp_path, caplog):
+    for name, prompt in (("first", "a red ring moves left at night"), ("second", "a blue ring moves left at night")):
+        (tmp_path / f"{name}.txt").write_text(prompt)
+    lora = WEIGHTS_FOLDER / "longlive_miniature_tuned.safetensors"
+    config = TuneConfig(
+        model=ModelConfig(miniature=True, lora=str(lora), critic=str(DIT)),
+        data=DataConfig(
+            prompts=str(tmp_path / "first.txt"), switched=str(tmp_path / "second.txt"), width=128, height=128
+        ),
+    )
+    plain, parts = load_miniature_parts(TuneConfig(model=ModelConfig(miniature=True))), load_miniature_parts(config)
+    weight = "blocks.0.self_attn.q.weight"
+    assert not torch.equal(parts.student.get_parameter(weight), plain.student.get_parameter(weight))
+    assert torch.equal(parts.critic.get_parameter(weight), plain.student.get_parameter(weight))
+    assert not torch.equal(parts.pairs[0].first, parts.pairs[0].second)
+    [warning] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning == "width and height are ignored: the miniature's videos are 64 x 64"
+
+
 def test_a_prompt_is_embedded_once(tmp_path):
     asked = []
 
@@ -94,3 +115,10 @@ def test_a_prompt_is_embedded_once(tmp_path):
         assert embed_unpadded(encoder, "a fox").shape == (4, 8)
         encoder.close()
     assert asked == ["a fox"]
+
+
+def test_an_embedding_that_cannot_be_written_is_a_tuning_error(tmp_path):
+    (tmp_path / "file").touch()
+    encoder = CachedEncoder(tmp_path / "file" / "embeddings", "umt5", lambda: lambda prompt: torch.ones(1, 4, 8))
+    with pytest.raises(TuningError, match=r"the embedding of a prompt cannot be written to .*; free some space or"):
+        encoder("a fox")
