@@ -164,8 +164,14 @@ class TuningJob:
         """Tune or resume, make the sample, and save the LoRA. An interrupt between two steps loses nothing."""
         with reserve_memory(), torch.inference_mode(False), torch.enable_grad():
             self._tune()
-        with atomic_write(self.lora_file) as part:
-            shutil.copyfile(self.folder / ADAPTER_FILE, part)
+        made = self.folder / ADAPTER_FILE
+        try:
+            with atomic_write(self.lora_file) as part:
+                shutil.copyfile(made, part)
+        except OSError as error:
+            raise TuningError(
+                f"{self.lora_file} cannot be written: {error}; free some space and queue again, or copy {made} there"
+            ) from error
 
     def draw_curve(self) -> Image.Image:
         """Draw the loss curve so far."""
