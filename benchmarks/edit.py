@@ -16,7 +16,7 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "host")]
 
-from graphs import node  # noqa: E402
+from graphs import make_node  # noqa: E402
 from host_messages import Event  # noqa: E402
 from host_process import ComfyUI  # noqa: E402
 
@@ -33,10 +33,10 @@ def make_graph(last: str, seconds: float) -> dict:
     ]
     script = "\n".join(f"{seconds}s | {prompt}" for prompt in (*words, last))
     return {
-        "mini": node("LongLiveMiniature"),
-        "session": node("LongLiveSession", model=["mini", 0], width=64, height=64, seed=1),
-        "timeline": node("LongLiveTimeline", session=["session", 0], clip=["mini", 1], script=script),
-        "decode": node("LongLiveDecode", session=["timeline", 0], vae=["mini", 2], filename_prefix="edit"),
+        "mini": make_node("LongLiveMiniature"),
+        "session": make_node("LongLiveSession", model=["mini", 0], width=64, height=64, seed=1),
+        "timeline": make_node("LongLiveTimeline", session=["session", 0], clip=["mini", 1], script=script),
+        "decode": make_node("LongLiveDecode", session=["timeline", 0], vae=["mini", 2], filename_prefix="edit"),
     }
 
 

@@ -37,63 +37,69 @@ DEVICES = ("/dev/zero", "/dev/null", "/dev/full", "/dev/random", "/dev/stdin", "
            "x" * 300, "/".join(["d"] * 300), "a\nb", "\x1b[2J", "CON", "NUL.txt", "a:b", " ", "é", "😀")  # fmt: skip
 
 
-def pipe(path: Path) -> None:
+def make_pipe(path: Path) -> None:
     os.mkfifo(path)
 
 
-def loop(path: Path) -> None:
+def make_loop(path: Path) -> None:
     path.symlink_to(path.name)
 
 
-def long_loop(path: Path) -> None:
+def make_long_loop(path: Path) -> None:
     path.symlink_to("other"), (path.parent / "other").symlink_to(path.name)
 
 
-def dangling(path: Path) -> None:
+def link_to_nothing(path: Path) -> None:
     path.symlink_to("nowhere")
 
 
-def to_zero(path: Path) -> None:
+def link_to_zero(path: Path) -> None:
     path.symlink_to("/dev/zero")
 
 
-def listening(path: Path) -> None:
+def make_socket(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as server, contextlib.suppress(OSError):
         server.bind(str(path))
 
 
-def empty(path: Path) -> None:
+def make_empty(path: Path) -> None:
     path.touch()
 
 
-def sparse(path: Path) -> None:
+def make_sparse(path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(1 << 31)
 
 
-def junk(path: Path) -> None:
+def write_junk(path: Path) -> None:
     path.write_bytes(bytes(range(256)) * 8)
 
 
-def text(path: Path) -> None:
+def write_text(path: Path) -> None:
     path.write_text("a text, no more\n")
 
 
-def below_a_file(path: Path) -> None:
+def put_file_above(path: Path) -> None:
     path.parent.rmdir(), path.parent.write_text("a file where a folder belongs")
 
 
-def folder_of_all(path: Path) -> None:
+def make_folder_of_all(path: Path) -> None:
     """A folder with everything odd inside, under the names that readers look for."""
     path.mkdir()
-    for name, make in {"config.json": pipe, "model.safetensors": loop, "model_index.json": to_zero, "vae": listening,
-                       "tokenizer": pipe, "adapter_config.json": dangling}.items():  # fmt: skip
+    for name, make in (
+        ("config.json", make_pipe),
+        ("model.safetensors", make_loop),
+        ("model_index.json", link_to_zero),
+        ("vae", make_socket),
+        ("tokenizer", make_pipe),
+        ("adapter_config.json", link_to_nothing),
+    ):
         make(path / name)
 
 
 PLACES: tuple[Callable[[Path], object], ...] = (
-    Path.mkdir, pipe, loop, long_loop, dangling, to_zero, listening, empty, sparse, junk, text, below_a_file,
-    folder_of_all, lambda path: None,
+    Path.mkdir, make_pipe, make_loop, make_long_loop, link_to_nothing, link_to_zero, make_socket, make_empty,
+    make_sparse, write_junk, write_text, put_file_above, make_folder_of_all, lambda path: None,
 )  # fmt: skip
 
 

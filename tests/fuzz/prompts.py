@@ -10,7 +10,7 @@ from pathlib import Path
 
 import mutators
 import psutil
-from graphs import chain, node
+from graphs import chain, make_node
 from harness import Target, Unclear, expect
 from host_messages import HostError, Interrupted
 from host_process import PACK, ComfyUI
@@ -35,7 +35,7 @@ class Refused(LongLiveError):
 
 
 @functools.cache
-def host() -> ComfyUI:
+def start_host() -> ComfyUI:
     running = ComfyUI(NEWEST)
     running.start()
     atexit.register(close_host)
@@ -43,15 +43,15 @@ def host() -> ComfyUI:
 
 
 def close_host() -> None:
-    if host.cache_info().currsize:
-        host().__exit__(None, None, None)
-        host.cache_clear()
+    if start_host.cache_info().currsize:
+        start_host().__exit__(None, None, None)
+        start_host.cache_clear()
 
 
 @functools.cache
 def read_inputs(class_type: str) -> dict[str, list]:
     """The inputs of a node: name -> [type, options]."""
-    kinds = host().object_info()[class_type]["input"]
+    kinds = start_host().object_info()[class_type]["input"]
     return {name: [*entry, {}][:2] for kind in ("required", "optional") for name, entry in kinds.get(kind, {}).items()}
 
 
@@ -59,21 +59,22 @@ def make_graph(draw: random.Random) -> tuple[dict, str]:
     """A graph that runs and one of our nodes in it."""
     graph = chain(("a red fox", 1), ("an owl", 1), seed=draw.randrange(4), options={})
     graph |= {
-        "loader": node("LongLiveModelLoader", model_name="longlive_tiny.safetensors", lora_name="none",
-                       lora_strength=1.0, weight_dtype="default"),
-        "timeline": node("LongLiveTimeline", session=["session", 0], clip=["clip", 0], script="1b | a\n1b | b"),
-        "rewind": node("LongLiveRewind", session=["chunk0", 0], length=1.0, unit="blocks"),
-        "save": node("LongLiveSaveSession", session=["chunk0", 0], name="fuzz"),
-        "load": node("LongLiveLoadSession", name=["save", 1], model=["model", 0]),
-        "info": node("LongLiveSessionInfo", session=["chunk0", 0]),
-        "latent": node("LongLiveSessionToLatent", session=["chunk0", 0]),
-        "vae": node("VAELoader", vae_name="wan_tiny_vae.safetensors"),
-        "decode": node("LongLiveDecode", session=["chunk0", 0], vae=["vae", 0], filename_prefix="fuzz"),
-        "miniature": node("LongLiveMiniature"),
-        "pairs": node("LongLivePromptPairs", clip=["clip", 0], pairs="a red fox -> an owl", file="", negative=""),
-        "tuner": node("LongLiveTuner", student=["model", 0], teacher=["model", 0], vae=["vae", 0], pairs=["pairs", 0],
-                      name=f"fuzz{draw.randrange(10**9)}", steps=1, rank=2, rate=1e-5, critic_rate=2e-6, ratio=1,
-                      length=21, batch=1, width=32, height=32, seed=0, guidance=3.0, anchored_on=3),
+        "loader": make_node("LongLiveModelLoader", model_name="longlive_tiny.safetensors", lora_name="none",
+                            lora_strength=1.0, weight_dtype="default"),
+        "timeline": make_node("LongLiveTimeline", session=["session", 0], clip=["clip", 0], script="1b | a\n1b | b"),
+        "rewind": make_node("LongLiveRewind", session=["chunk0", 0], length=1.0, unit="blocks"),
+        "save": make_node("LongLiveSaveSession", session=["chunk0", 0], name="fuzz"),
+        "load": make_node("LongLiveLoadSession", name=["save", 1], model=["model", 0]),
+        "info": make_node("LongLiveSessionInfo", session=["chunk0", 0]),
+        "latent": make_node("LongLiveSessionToLatent", session=["chunk0", 0]),
+        "vae": make_node("VAELoader", vae_name="wan_tiny_vae.safetensors"),
+        "decode": make_node("LongLiveDecode", session=["chunk0", 0], vae=["vae", 0], filename_prefix="fuzz"),
+        "miniature": make_node("LongLiveMiniature"),
+        "pairs": make_node("LongLivePromptPairs", clip=["clip", 0], pairs="a red fox -> an owl", file="", negative=""),
+        "tuner": make_node("LongLiveTuner", student=["model", 0], teacher=["model", 0], vae=["vae", 0],
+                           pairs=["pairs", 0], name=f"fuzz{draw.randrange(10**9)}", steps=1, rank=2, rate=1e-5,
+                           critic_rate=2e-6, ratio=1, length=21, batch=1, width=32, height=32, seed=0, guidance=3.0,
+                           anchored_on=3),
     }  # fmt: skip
     return graph, draw.choice([id for id, item in graph.items() if item["class_type"].startswith(OURS)])
 
@@ -103,13 +104,13 @@ def attack_prompt(draw: random.Random, folder: Path) -> None:
     """The prompt runs, or the host or our node refuses it with a clear error; the host survives and does not grow."""
     graph, node_id = make_graph(draw)
     spoil_inputs(draw, graph, node_id)
-    sent = take_part(graph, node_id) | {"end": node("TestProbe", value=[node_id, 0])}
+    sent = take_part(graph, node_id) | {"end": make_node("TestProbe", value=[node_id, 0])}
     (folder / "prompt.json").write_text(json.dumps(sent))
     try:
         run(sent)
     finally:
-        assert isinstance(host().get("/queue"), dict)
-        expect(not psutil.Process(host().pid).status() == psutil.STATUS_ZOMBIE, "the host has died")
+        assert isinstance(start_host().get("/queue"), dict)
+        expect(not psutil.Process(start_host().pid).status() == psutil.STATUS_ZOMBIE, "the host has died")
         check_growth()
 
 
@@ -126,15 +127,15 @@ def take_part(graph: dict, node_id: str) -> dict:
 
 def run(graph: dict) -> None:
     try:
-        answer = host().post("/prompt", {"prompt": graph, "client_id": host().client_id})
+        answer = start_host().post("/prompt", {"prompt": graph, "client_id": start_host().client_id})
     except HostError as error:
         expect(": 400: " in str(error), f"the host answered {str(error)[:200]}")
         expect(f"custom_nodes/{PACK}/" not in str(error), f"a check of ours failed: {str(error)[-600:]}")
         raise Refused("the host refuses the prompt") from None
-    limit = threading.Timer(SECONDS, host().interrupt)
+    limit = threading.Timer(SECONDS, start_host().interrupt)
     limit.start()
     try:
-        host().wait(answer["prompt_id"])
+        start_host().wait(answer["prompt_id"])
     except Interrupted:
         pass
     except HostError as error:
@@ -159,7 +160,7 @@ sizes: list[int] = []
 
 
 def check_growth() -> None:
-    sizes.append(psutil.Process(host().pid).memory_info().rss)
+    sizes.append(psutil.Process(start_host().pid).memory_info().rss)
     if len(sizes) > WARM:
         grown = sizes[-1] - max(sizes[:WARM])
         expect(grown < GROWTH_BYTES, f"the host has grown by {grown >> 20} MB")

@@ -47,7 +47,7 @@ def shorten(graph: Graph) -> dict:
     return json.loads(json.dumps(graph).replace('"length": 5.0', '"length": 0.75').replace("5s |", "1b |"))
 
 
-def node(class_type: str, **inputs) -> dict:
+def make_node(class_type: str, **inputs) -> dict:
     return {"class_type": class_type, "inputs": inputs}
 
 
@@ -64,18 +64,18 @@ def chain(
     With a `name`, the latents are saved under it.
     """
     graph = {
-        "model": node("UNETLoader", unet_name=model_files.DIT.name, weight_dtype="default"),
-        "clip": node("TestHashedCLIP"),
-        "session": node(
+        "model": make_node("UNETLoader", unet_name=model_files.DIT.name, weight_dtype="default"),
+        "clip": make_node("TestHashedCLIP"),
+        "session": make_node(
             "LongLiveSession", model=["model", 0], conditioning=["text0", 0], width=width, height=height, seed=seed
         ),
     }
     if options is not None:
-        graph["options"] = node("LongLiveOptions", **list_released_options() | dict(options))
+        graph["options"] = make_node("LongLiveOptions", **list_released_options() | dict(options))
         graph["session"]["inputs"]["options"] = ["options", 0]
     before = "session"
     for i, (text, blocks) in enumerate(segments):
-        graph[f"text{i}"] = node("CLIPTextEncode", clip=["clip", 0], text=text)
+        graph[f"text{i}"] = make_node("CLIPTextEncode", clip=["clip", 0], text=text)
         if i:
             graph[f"switch{i}"] = switch(before, f"text{i}")
             before = f"switch{i}"
@@ -85,11 +85,13 @@ def chain(
 
 
 def chunk(session: str, blocks: float, unit: str = "blocks") -> dict:
-    return node("LongLiveChunkSampler", session=[session, 0], length=blocks, unit=unit)
+    return make_node("LongLiveChunkSampler", session=[session, 0], length=blocks, unit=unit)
 
 
 def switch(session: str, text: str) -> dict:
-    return node("LongLiveSwitchPrompt", session=[session, 0], conditioning=[text, 0], boundary="recache", sink="keep")
+    return make_node(
+        "LongLiveSwitchPrompt", session=[session, 0], conditioning=[text, 0], boundary="recache", sink="keep"
+    )
 
 
 def list_released_options() -> dict[str, object]:
@@ -102,8 +104,8 @@ def save_latents(graph: Graph, session: str, name: str) -> dict:
     """Copy a graph and add nodes that save the latents of the session from node `session` as `name`."""
     return {
         **graph,
-        f"latent_{session}": node("LongLiveSessionToLatent", session=[session, 0]),
-        f"saved_{session}": node("TestSaveLatent", latent=[f"latent_{session}", 0], name=name),
+        f"latent_{session}": make_node("LongLiveSessionToLatent", session=[session, 0]),
+        f"saved_{session}": make_node("TestSaveLatent", latent=[f"latent_{session}", 0], name=name),
     }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from graphs import node
+from graphs import make_node
 from host_messages import Graph, HostError
 from host_process import ComfyUI
 from safetensors.torch import load_file
@@ -43,7 +43,7 @@ def remake(host: ComfyUI, graph: Graph, name: str) -> torch.Tensor:
 
 
 def count_alive(host: ComfyUI) -> dict[str, int]:
-    return json.loads(host.run({"probe": node("TestProbe")}).text("probe"))
+    return json.loads(host.run({"probe": make_node("TestProbe")}).text("probe"))
 
 
 def is_nothing_alive(host: ComfyUI) -> bool:

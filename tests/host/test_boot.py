@@ -4,6 +4,7 @@ import json
 
 import model_files
 import pytest
+from graphs import make_node
 from host_messages import HostError, Interrupted
 from host_process import PACK, ComfyUI
 from hosts import REPOSITORY
@@ -32,20 +33,16 @@ def make_stock_graph(host: ComfyUI, text: str) -> dict:
     sampler = {"seed": 1, "steps": 2, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
     wires = {"model": ["model", 0], "positive": ["text", 0], "negative": ["text", 0], "latent_image": ["empty", 0]}
     return {
-        "model": node("UNETLoader", unet_name=model_files.DIT.name, weight_dtype="default"),
-        "vae": node("VAELoader", vae_name=model_files.VAE.name),
-        "clip": node("TestHashedCLIP"),
-        "text": node("CLIPTextEncode", clip=["clip", 0], text=text),
-        "empty": node("EmptyHunyuanLatentVideo", **latent),
-        "sample": node("KSampler", **sampler, **wires),
-        "latent": node("TestSaveLatent", latent=["sample", 0], name="stock"),
-        "decode": node("VAEDecode", samples=["latent", 0], vae=["vae", 0]),
-        "image": node("SaveImage", images=["decode", 0], filename_prefix="stock"),
+        "model": make_node("UNETLoader", unet_name=model_files.DIT.name, weight_dtype="default"),
+        "vae": make_node("VAELoader", vae_name=model_files.VAE.name),
+        "clip": make_node("TestHashedCLIP"),
+        "text": make_node("CLIPTextEncode", clip=["clip", 0], text=text),
+        "empty": make_node("EmptyHunyuanLatentVideo", **latent),
+        "sample": make_node("KSampler", **sampler, **wires),
+        "latent": make_node("TestSaveLatent", latent=["sample", 0], name="stock"),
+        "decode": make_node("VAEDecode", samples=["latent", 0], vae=["vae", 0]),
+        "image": make_node("SaveImage", images=["decode", 0], filename_prefix="stock"),
     }
-
-
-def node(class_type: str, **inputs) -> dict:
-    return {"class_type": class_type, "inputs": inputs}
 
 
 def test_tiny_models_run_in_stock_nodes(host):
@@ -66,8 +63,8 @@ def test_history_tells_what_ran_and_what_was_cached(host):
 
 
 def test_failure_carries_the_text_of_the_host(host):
-    graph = {"clip": node("TestHashedCLIP"), "fail": node("TestFail", value=["clip", 0], fail=True)}
-    graph["probe"] = node("TestProbe", value=["fail", 0])
+    graph = {"clip": make_node("TestHashedCLIP"), "fail": make_node("TestFail", value=["clip", 0], fail=True)}
+    graph["probe"] = make_node("TestProbe", value=["fail", 0])
 
     with pytest.raises(HostError, match="TestFail was told to fail"):
         host.run(graph)
@@ -75,7 +72,9 @@ def test_failure_carries_the_text_of_the_host(host):
 
 def test_refused_prompt_carries_the_text_of_the_host(host):
     with pytest.raises(HostError, match="UNETLoader"):
-        host.run({"model": node("UNETLoader", unet_name="absent"), "probe": node("TestProbe", value=["model", 0])})
+        host.run(
+            {"model": make_node("UNETLoader", unet_name="absent"), "probe": make_node("TestProbe", value=["model", 0])}
+        )
 
 
 def test_interrupt_ends_a_prompt(newest):
@@ -90,7 +89,7 @@ def test_interrupt_ends_a_prompt(newest):
 
 
 def test_probe_counts_what_is_alive(host):
-    history = host.run({"probe": node("TestProbe", name="idle")})
+    history = host.run({"probe": make_node("TestProbe", name="idle")})
 
     assert json.loads(history.text("probe"))["caches"] == 0
     assert json.loads((host.output / "idle.json").read_text())["gpu_tensors"] == 0

@@ -2,7 +2,7 @@
 
 import model_files
 import pytest
-from graphs import chain, node, save_latents
+from graphs import chain, make_node, save_latents
 from hosts import HOSTS
 from inside import call_inside
 from safetensors.torch import load_file, save_file
@@ -46,7 +46,7 @@ def test_a_bypassed_lora_at_another_strength_makes_another_video(newest):
     def latents(strength: float):
         graph = chain(("a boat", 1), seed=90)
         lora = {"lora_name": name, "strength_model": strength}
-        graph["lora"] = node("LoraLoaderBypassModelOnly", model=["model", 0], **lora)
+        graph["lora"] = make_node("LoraLoaderBypassModelOnly", model=["model", 0], **lora)
         graph["session"]["inputs"]["model"] = ["lora", 0]
         newest.run(save_latents(graph, "chunk0", f"bypass_{strength}"))
         return load_file(newest.output / f"bypass_{strength}.safetensors")["samples"]

@@ -5,7 +5,7 @@ import re
 import graphs
 import model_files
 import pytest
-from graphs import node
+from graphs import make_node
 from host_messages import HostError
 from host_process import ComfyUI
 from short_graphs import SESSION
@@ -20,9 +20,9 @@ SOCKETS = {
     "LONGLIVE_PAIRS": ["pairs", 0],
 }
 SOURCES = SESSION | {
-    "vae": node("VAELoader", vae_name=model_files.VAE.name),
-    "options": node("LongLiveOptions", **graphs.list_released_options()),
-    "pairs": node("LongLivePromptPairs", clip=["clip", 0], pairs="a -> b", file="", negative=""),
+    "vae": make_node("VAELoader", vae_name=model_files.VAE.name),
+    "options": make_node("LongLiveOptions", **graphs.list_released_options()),
+    "pairs": make_node("LongLivePromptPairs", clip=["clip", 0], pairs="a -> b", file="", negative=""),
 }
 LITERALS = (5, {}, None, "x", [], [[1, 2, 3]], True)
 
@@ -37,7 +37,10 @@ def make_graph(type: str, info: dict, bad: str, literal: object) -> dict:
     inputs = {}
     for name, (kind, *options) in read_inputs(info).items():
         inputs[name] = SOCKETS[kind] if kind in SOCKETS else options[0].get("default", "") if options else ""
-    return SOURCES | {"node": node(type, **inputs | {bad: literal}), "end": node("TestProbe", value=["node", 0])}
+    return SOURCES | {
+        "node": make_node(type, **inputs | {bad: literal}),
+        "end": make_node("TestProbe", value=["node", 0]),
+    }
 
 
 @pytest.mark.parametrize("literal", LITERALS, ids=repr)

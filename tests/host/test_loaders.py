@@ -4,7 +4,7 @@ import graphs
 import model_files
 import pytest
 import torch
-from graphs import FOX, OWL, TOLERANCE, chain, chunk, node, save_latents, to_vae_space
+from graphs import FOX, OWL, TOLERANCE, chain, chunk, make_node, save_latents, to_vae_space
 from host_messages import Graph, HostError
 from host_process import ComfyUI
 from host_state import forget, read_latents, remake
@@ -20,13 +20,13 @@ def use_our_loader(graph: Graph, **inputs) -> dict:
         "lora_strength": 1.0,
         "weight_dtype": "default",
     }
-    return {**graph, "model": node("LongLiveModelLoader", **loader | inputs)}
+    return {**graph, "model": make_node("LongLiveModelLoader", **loader | inputs)}
 
 
 def add_stock_lora(host: ComfyUI, graph: Graph) -> dict:
     name = "comfy_named_lora.safetensors"
     save_file(Lora.read(host.models / model_files.LORA).as_comfy_state(), host.models / "loras" / name)
-    loader = node("LoraLoaderModelOnly", model=["base", 0], lora_name=name, strength_model=0.75)
+    loader = make_node("LoraLoaderModelOnly", model=["base", 0], lora_name=name, strength_model=0.75)
     return {**graph, "base": graph["model"], "model": loader}
 
 
@@ -48,11 +48,11 @@ def test_lora_is_merged_as_longlive_merges_it(host):
 
 
 def load_saved(name: str, graph: Graph) -> dict:
-    return {"model": graph["model"], "load": node("LongLiveLoadSession", model=["model", 0], name=name)}
+    return {"model": graph["model"], "load": make_node("LongLiveLoadSession", model=["model", 0], name=name)}
 
 
 def test_law_3_a_session_is_continued_as_if_never_saved(host):
-    video = chain((FOX, 5), seed=14) | {"save": node("LongLiveSaveSession", session=["chunk0", 0], name="five")}
+    video = chain((FOX, 5), seed=14) | {"save": make_node("LongLiveSaveSession", session=["chunk0", 0], name="five")}
     more = save_latents(use_our_loader(load_saved("five", video)) | {"more": chunk("load", 2)}, "more", "continued")
     forget(host)
     host.run(video)
@@ -62,7 +62,7 @@ def test_law_3_a_session_is_continued_as_if_never_saved(host):
 
 
 def test_a_model_keeps_its_identity_while_a_lora_patches_its_weights(host):
-    video = chain((FOX, 1), seed=17) | {"save": node("LongLiveSaveSession", session=["chunk0", 0], name="known")}
+    video = chain((FOX, 1), seed=17) | {"save": make_node("LongLiveSaveSession", session=["chunk0", 0], name="known")}
     forget(host)
     host.run(add_stock_lora(host, sample_in_host()))  # the network stays in memory, its weights patched
     host.run(video)
@@ -78,16 +78,16 @@ def sample_in_host() -> dict:
     settings = {"steps": 1, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
     return {
         **{id: graph[id] for id in ("model", "clip", "text0")},
-        "empty": node("EmptyHunyuanLatentVideo", width=32, height=32, length=9, batch_size=1),
-        "sample": node("KSampler", seed=1, **settings, **wires),
-        "end": node("TestProbe", value=["sample", 0]),
+        "empty": make_node("EmptyHunyuanLatentVideo", width=32, height=32, length=9, batch_size=1),
+        "sample": make_node("KSampler", seed=1, **settings, **wires),
+        "end": make_node("TestProbe", value=["sample", 0]),
     }
 
 
 def test_a_session_saved_again_is_read_again(host):
     for blocks in (1, 2):
         video = chain((FOX, blocks), seed=16) | {
-            "save": node("LongLiveSaveSession", session=["chunk0", 0], name="anew")
+            "save": make_node("LongLiveSaveSession", session=["chunk0", 0], name="anew")
         }
         host.run(video)
         host.run(save_latents(load_saved("anew", video), "load", "read"))
@@ -95,9 +95,9 @@ def test_a_session_saved_again_is_read_again(host):
 
 
 def test_a_session_is_not_continued_with_another_model(host):
-    graph = chain((FOX, 1), seed=15) | {"save": node("LongLiveSaveSession", session=["chunk0", 0], name="plain")}
+    graph = chain((FOX, 1), seed=15) | {"save": make_node("LongLiveSaveSession", session=["chunk0", 0], name="plain")}
     adapted = add_stock_lora(host, graph)
-    adapted["save"] = node("LongLiveSaveSession", session=["chunk0", 0], name="adapted")
+    adapted["save"] = make_node("LongLiveSaveSession", session=["chunk0", 0], name="adapted")
     host.run(graph)
     host.run(adapted)
 

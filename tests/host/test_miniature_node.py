@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from graphs import WORKFLOWS, node, read_example
+from graphs import WORKFLOWS, make_node, read_example
 from host_messages import HostError
 from hosts import NEWEST, OLDEST
 from inside import call_inside
@@ -33,12 +33,12 @@ def make_stock_graph(text: str) -> dict:
     wires = {"model": ["miniature", 0], "positive": ["text", 0], "negative": ["text", 0], "latent_image": ["empty", 0]}
     settings = {"steps": 2, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
     return {
-        "miniature": node("LongLiveMiniature"),
-        "text": node("CLIPTextEncode", clip=["miniature", 1], text=text),
-        "empty": node("EmptyHunyuanLatentVideo", width=64, height=64, length=9, batch_size=1),
-        "sample": node("KSampler", seed=1, **settings, **wires),
-        "decode": node("VAEDecode", samples=["sample", 0], vae=["miniature", 2]),
-        "image": node("SaveImage", images=["decode", 0], filename_prefix="miniature"),
+        "miniature": make_node("LongLiveMiniature"),
+        "text": make_node("CLIPTextEncode", clip=["miniature", 1], text=text),
+        "empty": make_node("EmptyHunyuanLatentVideo", width=64, height=64, length=9, batch_size=1),
+        "sample": make_node("KSampler", seed=1, **settings, **wires),
+        "decode": make_node("VAEDecode", samples=["sample", 0], vae=["miniature", 2]),
+        "image": make_node("SaveImage", images=["decode", 0], filename_prefix="miniature"),
     }
 
 
@@ -59,9 +59,9 @@ def test_it_is_loaded_once(host):
 
 def test_another_size_is_refused(host):
     graph = {
-        "miniature": node("LongLiveMiniature"),
-        "session": node("LongLiveSession", model=["miniature", 0], width=832, height=480, seed=0),
-        "info": node("LongLiveSessionInfo", session=["session", 0]),
+        "miniature": make_node("LongLiveMiniature"),
+        "session": make_node("LongLiveSession", model=["miniature", 0], width=832, height=480, seed=0),
+        "info": make_node("LongLiveSessionInfo", session=["session", 0]),
     }
     with pytest.raises(HostError, match="the miniature makes 64 x 64 pixels and nothing else, not 832 x 480"):
         host.run(graph)
@@ -79,10 +79,10 @@ def test_a_word_outside_the_grammar_is_named(host):
 def test_a_timeline_tells_of_every_segment(newest):
     script = f"1b | {RING}\n1b | a cow moves up by day\n"
     graph = {
-        "miniature": node("LongLiveMiniature"),
-        "session": node("LongLiveSession", model=["miniature", 0], width=64, height=64, seed=1),
-        "timeline": node("LongLiveTimeline", session=["session", 0], clip=["miniature", 1], script=script),
-        "end": node("TestProbe", value=["timeline", 0]),
+        "miniature": make_node("LongLiveMiniature"),
+        "session": make_node("LongLiveSession", model=["miniature", 0], width=64, height=64, seed=1),
+        "timeline": make_node("LongLiveTimeline", session=["session", 0], clip=["miniature", 1], script=script),
+        "end": make_node("TestProbe", value=["timeline", 0]),
     }
     newest.run(graph)
     understood, unknown, *_ = newest.notes["timeline"].splitlines()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import model_files
 import pytest
-from graphs import node
+from graphs import make_node
 from host_messages import HostError
 from host_process import ComfyUI
 from host_state import read_refusal
@@ -63,8 +63,8 @@ def read_files(folder: Path) -> dict[str, bytes]:
 
 
 def make_pairs(file: str) -> dict:
-    graph = {"mini": node("LongLiveMiniature")}
-    graph["pairs"] = node("LongLivePromptPairs", clip=["mini", 1], pairs="", file=file, negative="")
+    graph = {"mini": make_node("LongLiveMiniature")}
+    graph["pairs"] = make_node("LongLivePromptPairs", clip=["mini", 1], pairs="", file=file, negative="")
     return end_graph(graph, "pairs")
 
 
@@ -109,16 +109,16 @@ def test_text_too_long_to_be_pairs_is_refused_before_it_is_queued(newest):
 def test_a_session_is_kept_in_its_folder_only(newest, outside, name):
     before = read_files(outside)
     name = name.format(outside=outside)
-    load = node("LongLiveLoadSession", model=["model", 0], name=name)
+    load = make_node("LongLiveLoadSession", model=["model", 0], name=name)
     if name not in ("folder", "pipe.txt", "loop", "secret.txt", "~/secret.txt"):  # with .safetensors, names like others
-        save = node("LongLiveSaveSession", session=["session", 0], name=name)
+        save = make_node("LongLiveSaveSession", session=["session", 0], name=name)
         assert "is not a name for a session" in read_refusal(newest, end_graph(SESSION | {"save": save}, "save"))
         assert "is not a name for a session" in read_refusal(newest, end_graph(SESSION | {"load": load}, "load"))
     assert read_files(outside) == before
 
 
 def test_a_pipe_is_refused_as_a_session(newest, outside):
-    load = node("LongLiveLoadSession", model=["model", 0], name="pipe.txt")
+    load = make_node("LongLiveLoadSession", model=["model", 0], name="pipe.txt")
     assert "it is a pipe, not a file" in read_refusal(newest, end_graph(SESSION | {"load": load}, "load"))
 
 
@@ -126,8 +126,8 @@ def test_a_pipe_is_refused_as_a_session(newest, outside):
 def test_a_video_is_written_into_the_output_folder_only(newest, outside, name):
     before = read_files(outside), {path for path in newest.base.iterdir()}
     prefix = name.format(outside=outside)
-    graph = SHORT | {"vae": node("VAELoader", vae_name=model_files.VAE.name)}
-    graph["out"] = node("LongLiveDecode", session=["chunk0", 0], vae=["vae", 0], filename_prefix=prefix)
+    graph = SHORT | {"vae": make_node("VAELoader", vae_name=model_files.VAE.name)}
+    graph["out"] = make_node("LongLiveDecode", session=["chunk0", 0], vae=["vae", 0], filename_prefix=prefix)
     told = run_and_catch(newest, graph)
     assert not told or "longlive.VideoError: " in told
     assert (read_files(outside), {path for path in newest.base.iterdir()}) == before
@@ -135,7 +135,7 @@ def test_a_video_is_written_into_the_output_folder_only(newest, outside, name):
 
 def test_models_are_those_the_host_lists(newest):
     for name in ("../../secret", "/etc/hostname", "a\0b"):
-        graph = {"model": node("LongLiveModelLoader", model_name=name, lora_name="none", lora_strength=1.0)}
+        graph = {"model": make_node("LongLiveModelLoader", model_name=name, lora_name="none", lora_strength=1.0)}
         graph["model"]["inputs"]["weight_dtype"] = "default"
         with pytest.raises(HostError, match="value_not_in_list"):
             newest.run(end_graph(graph, "model"))

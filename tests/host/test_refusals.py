@@ -3,7 +3,7 @@
 import model_files
 import pytest
 import torch
-from graphs import FOX, chain, node
+from graphs import FOX, chain, make_node
 from host_messages import HostError
 from host_state import count_stored, read_refusal
 from safetensors.torch import save_file
@@ -26,9 +26,9 @@ from short_graphs import SESSION, SHORT, change_inputs, decode_with, end_graph, 
 )
 def test_a_session_that_cannot_begin(newest, inputs, told):
     prompts = {
-        "narrow": node("TestConditioning", width=768, batch=1, rows=8),
-        "batch": node("TestConditioning", batch=2, rows=8, width=4096),
-        "two": node("ConditioningCombine", conditioning_1=["text0", 0], conditioning_2=["text0", 0]),
+        "narrow": make_node("TestConditioning", width=768, batch=1, rows=8),
+        "batch": make_node("TestConditioning", batch=2, rows=8, width=4096),
+        "two": make_node("ConditioningCombine", conditioning_1=["text0", 0], conditioning_2=["text0", 0]),
     }
 
     assert read_refusal(newest, change_inputs(SHORT | prompts, "session", **inputs)).startswith(told)
@@ -36,15 +36,15 @@ def test_a_session_that_cannot_begin(newest, inputs, told):
 
 def test_a_video_without_a_prompt(newest):
     graph = dict(SHORT)
-    graph["session"] = node("LongLiveSession", model=["model", 0], width=32, height=32, seed=1)
+    graph["session"] = make_node("LongLiveSession", model=["model", 0], width=32, height=32, seed=1)
 
     assert read_refusal(newest, graph) == "the session has no prompt yet; give it one before its first frame is sampled"
 
 
 @pytest.mark.parametrize("type", ["LongLiveDecode", "LongLiveSessionToLatent"])
 def test_a_video_without_frames(newest, type):
-    graph = SESSION | {"vae": node("VAELoader", vae_name=model_files.VAE.name)}
-    graph["out"] = node(type, session=["session", 0])
+    graph = SESSION | {"vae": make_node("VAELoader", vae_name=model_files.VAE.name)}
+    graph["out"] = make_node(type, session=["session", 0])
     if type == "LongLiveDecode":
         graph["out"]["inputs"] |= {"vae": ["vae", 0], "filename_prefix": "none"}
 
@@ -73,7 +73,7 @@ def test_a_senseless_length(newest, length, unit, told):
 
 @pytest.mark.parametrize("value", [5, True, "chunk0", {}, ["chunk0"], None], ids=repr)
 def test_a_value_written_where_an_output_belongs(newest, value):
-    graph = change_inputs(SHORT, "chunk0", session=value) | {"end": node("TestProbe", value=["chunk0", 0])}
+    graph = change_inputs(SHORT, "chunk0", session=value) | {"end": make_node("TestProbe", value=["chunk0", 0])}
     with pytest.raises(HostError) as refusal:
         newest.run(graph)
     assert "AttributeError" not in str(refusal.value)
@@ -109,7 +109,9 @@ def test_a_length_the_host_itself_refuses(newest, length):
     ids=repr,
 )
 def test_a_timeline_that_does_not_parse_is_refused_before_anything_runs(newest, script, told):
-    graph = SESSION | {"timeline": node("LongLiveTimeline", session=["session", 0], clip=["clip", 0], script=script)}
+    graph = SESSION | {
+        "timeline": make_node("LongLiveTimeline", session=["session", 0], clip=["clip", 0], script=script)
+    }
     with pytest.raises(HostError) as refusal:
         newest.run(end_graph(graph, "timeline"))
     assert told in str(refusal.value)
@@ -124,7 +126,9 @@ def test_a_timeline_that_does_not_parse_is_refused_before_anything_runs(newest, 
     ids=repr,
 )
 def test_a_timeline_that_cannot_be_made(newest, script, told):
-    graph = SESSION | {"timeline": node("LongLiveTimeline", session=["session", 0], clip=["clip", 0], script=script)}
+    graph = SESSION | {
+        "timeline": make_node("LongLiveTimeline", session=["session", 0], clip=["clip", 0], script=script)
+    }
     before = count_stored(newest)
 
     assert read_refusal(newest, end_graph(graph, "timeline")).startswith(told)

@@ -6,7 +6,7 @@ from pathlib import Path
 import model_files
 import pytest
 import torch
-from graphs import node
+from graphs import make_node
 from host_process import ComfyUI
 from host_state import read_refusal
 from safetensors.torch import save_file
@@ -91,7 +91,7 @@ def make_flux_adapter() -> dict[str, torch.Tensor]:
     ],
 )
 def test_a_model_of_another_kind_from_the_stock_loader(newest, file, told):
-    other = node("UNETLoader", unet_name=f"{file}.safetensors", weight_dtype="default")
+    other = make_node("UNETLoader", unet_name=f"{file}.safetensors", weight_dtype="default")
     assert read_refusal(newest, SHORT | {"model": other}).startswith(told)
 
 
@@ -112,7 +112,9 @@ def test_a_model_of_another_kind_from_the_stock_loader(newest, file, told):
     ],
 )
 def test_a_file_that_is_not_what_it_claims(newest, file, told):
-    loader = node("LongLiveModelLoader", model_name=file, lora_name="none", lora_strength=1.0, weight_dtype="default")
+    loader = make_node(
+        "LongLiveModelLoader", model_name=file, lora_name="none", lora_strength=1.0, weight_dtype="default"
+    )
 
     assert read_refusal(newest, SHORT | {"model": loader}).startswith(told)
 
@@ -132,7 +134,7 @@ def test_a_lora_for_another_model(newest, file, told):
 
 @pytest.mark.usefixtures("strangers")
 def test_a_lora_that_matches_in_part_is_reported(newest):
-    graph = {"model": load_with_lora("partly.safetensors"), "report": node("PreviewAny", source=["model", 1])}
+    graph = {"model": load_with_lora("partly.safetensors"), "report": make_node("PreviewAny", source=["model", 1])}
 
     assert "partly.safetensors is used in part: 20 modules, without 20 modules that the model lacks" in newest.run(
         graph
@@ -140,7 +142,7 @@ def test_a_lora_that_matches_in_part_is_reported(newest):
 
 
 def load_with_lora(lora: str) -> dict:
-    return node(
+    return make_node(
         "LongLiveModelLoader",
         model_name=model_files.DIT.name,
         lora_name=lora,

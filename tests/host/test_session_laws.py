@@ -5,7 +5,7 @@ import json
 import model_files
 import pytest
 import torch
-from graphs import CLASSIC, FOX, OWL, SLEEP, STEPS, WORKFLOWS, chain, chunk, node, read_example, save_latents
+from graphs import CLASSIC, FOX, OWL, SLEEP, STEPS, WORKFLOWS, chain, chunk, make_node, read_example, save_latents
 from host_messages import HostError, Interrupted
 from host_state import count_alive, count_stored, forget, is_nothing_alive, read_latents, remake, wait_for_previews
 from hosts import NEWEST
@@ -79,7 +79,7 @@ def test_law_3_a_killed_host_resumes_where_it_was(host):
 
 
 def test_law_7_free_leaves_nothing(host):
-    graph = read_example(WORKFLOWS[0]) | {"probe": node("TestProbe", value=["8", 0])}
+    graph = read_example(WORKFLOWS[0]) | {"probe": make_node("TestProbe", value=["8", 0])}
     before = json.loads(host.run(graph).text("probe"))
     host.free()
     after = count_alive(host)
@@ -92,9 +92,9 @@ def test_law_7_free_leaves_nothing(host):
 
 def test_law_7_a_failing_node_leaves_the_host_usable(host):
     graph = chain((FOX, 1), seed=9)
-    after = graph | {"fail": node("TestFail", value=["chunk0", 0], fail=True), "more": chunk("fail", 1)}
+    after = graph | {"fail": make_node("TestFail", value=["chunk0", 0], fail=True), "more": chunk("fail", 1)}
     within = chain((FOX, 2), seed=10, name="within")
-    within["attention"] = node("TestAttention", model=["model", 0], fail_at=30)  # of 40: in the second block
+    within["attention"] = make_node("TestAttention", model=["model", 0], fail_at=30)  # of 40: in the second block
     within["session"]["inputs"]["model"] = ["attention", 0]
 
     with pytest.raises(HostError, match="TestFail was told"):
@@ -118,7 +118,7 @@ def test_a_video_beyond_the_position_table_is_refused_with_the_cure(host):
 
 def test_attention_of_the_model_is_used(host):
     graph = chain((FOX, 1), seed=12, name="attended")
-    graph["attention"] = node("TestAttention", model=["model", 0], fail_at=0)
+    graph["attention"] = make_node("TestAttention", model=["model", 0], fail_at=0)
     graph["session"]["inputs"]["model"] = ["attention", 0]
     forget(host)
     host.run(graph)

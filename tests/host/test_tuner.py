@@ -6,7 +6,7 @@ import graphs
 import model_files
 import pytest
 import torch
-from graphs import WORKFLOWS, node, read_example, save_latents
+from graphs import WORKFLOWS, make_node, read_example, save_latents
 from host_messages import HostError, Interrupted
 from host_process import ComfyUI
 from host_state import read_refusal
@@ -47,16 +47,16 @@ def list_steps(host: ComfyUI, name: str) -> list[int]:
 
 
 def count_tuning_parts(host: ComfyUI) -> int:
-    return json.loads(host.run({"probe": node("TestProbe")}).text("probe"))["of_tunings"]
+    return json.loads(host.run({"probe": make_node("TestProbe")}).text("probe"))["of_tunings"]
 
 
 def make_video(model: list, name: str) -> dict:
     """Make the graph of two blocks with a model."""
     session = {"model": model, "width": 64, "height": 64, "seed": 1, "conditioning": ["text", 0]}
     graph = {
-        MINIATURE: node("LongLiveMiniature"),
-        "text": node("CLIPTextEncode", clip=[MINIATURE, 1], text="a red ring moves left at night"),
-        "session": node("LongLiveSession", **session),
+        MINIATURE: make_node("LongLiveMiniature"),
+        "text": make_node("CLIPTextEncode", clip=[MINIATURE, 1], text="a red ring moves left at night"),
+        "session": make_node("LongLiveSession", **session),
         "chunk": graphs.chunk("session", 2),
     }
     return save_latents(graph, "chunk", name)
@@ -64,7 +64,7 @@ def make_video(model: list, name: str) -> dict:
 
 def make_adapted_video(loader: str, name: str, **inputs) -> dict:
     """Make the same graph with an adapter on the model."""
-    lora = node(loader, model=[MINIATURE, 0], strength_model=1.0, **inputs)
+    lora = make_node(loader, model=[MINIATURE, 0], strength_model=1.0, **inputs)
     return make_video(["lora", 0], name) | {"lora": lora}
 
 
@@ -149,8 +149,8 @@ def test_a_tuning_that_cannot_begin(newest, inputs, told):
     }
     save_file(wide, newest.models / "diffusion_models" / "wide.safetensors")
     graph = make_tuning(**{"name": "refused"} | inputs) | {
-        "quantised": node("UNETLoader", unet_name=model_files.DIT.name, weight_dtype="fp8_e4m3fn"),
-        "wide": node("UNETLoader", unet_name="wide.safetensors", weight_dtype="default"),
+        "quantised": make_node("UNETLoader", unet_name=model_files.DIT.name, weight_dtype="fp8_e4m3fn"),
+        "wide": make_node("UNETLoader", unet_name="wide.safetensors", weight_dtype="default"),
     }
 
     assert told in read_refusal(newest, graph)
@@ -177,7 +177,7 @@ def test_pairs_of_a_file_are_read_again_when_it_changes(newest):
     path = newest.base / "input" / "pairs.txt"
     graph = {MINIATURE: make_tuning("x")[MINIATURE]}
     inputs = {"clip": [MINIATURE, 1], "pairs": "", "file": path.name, "negative": ""}
-    graph |= {PAIRS: node("LongLivePromptPairs", **inputs), "end": node("TestProbe", value=[PAIRS, 0])}
+    graph |= {PAIRS: make_node("LongLivePromptPairs", **inputs), "end": make_node("TestProbe", value=[PAIRS, 0])}
     seen = []
     for text in ("a red ring moves left at night -> a red ring moves up at night\n", "a blue ring moves up by day\n"):
         path.write_text(text)

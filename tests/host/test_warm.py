@@ -4,7 +4,7 @@ import json
 
 import graphs
 import pytest
-from graphs import FOX, OWL, STEPS, chain, chunk, node, save_latents, write_script
+from graphs import FOX, OWL, STEPS, chain, chunk, make_node, save_latents, write_script
 from host_messages import HostError, Interrupted
 from host_process import ComfyUI
 from host_state import count_alive, forget, is_nothing_alive, read_latents, remake, wait_for_previews
@@ -26,7 +26,7 @@ CHECKS = (
 
 def count_attention(graph: dict) -> dict:
     """Copy a graph with an attention that counts its calls; with it, no block is stored."""
-    attention = node("TestAttention", model=["model", 0], fail_at=0)
+    attention = make_node("TestAttention", model=["model", 0], fail_at=0)
     session = {**graph["session"], "inputs": {**graph["session"]["inputs"], "model": ["attention", 0]}}
     return {**graph, "attention": attention, "session": session}
 
@@ -43,7 +43,7 @@ def make_chain(count: int, seed: int, name: str, between: str = "") -> dict:
             graph[f"switch{i}"]["inputs"]["boundary"] = "keep cache"
             before = f"switch{i}"
         elif i and between:
-            graph[f"between{i}"] = node(between, value=[before, 0])
+            graph[f"between{i}"] = make_node(between, value=[before, 0])
             before = f"between{i}"
         graph[f"chunk{i}"] = chunk(before, 1)
         before = f"chunk{i}"
@@ -57,7 +57,7 @@ def make_timeline(count: int, seed: int, name: str, between: str = "") -> dict:
         script = "".join(f"1b keep | {(FOX, OWL)[i % 2]}\n" for i in range(count))
     graph = count_attention(chain((FOX, 1), seed=seed))
     del graph["chunk0"]
-    graph["timeline"] = node("LongLiveTimeline", session=["session", 0], clip=["clip", 0], script=script)
+    graph["timeline"] = make_node("LongLiveTimeline", session=["session", 0], clip=["clip", 0], script=script)
     return save_latents(graph, "timeline", name)
 
 
@@ -79,7 +79,7 @@ def test_a_chain_of_twenty_samplers_makes_the_passes_of_one_timeline(host, betwe
 def test_law_7_what_a_chain_leaves_warm_is_one_memory_and_free_frees_it(host):
     forget(host)
     empty = count_alive(host)
-    graph = make_chain(3, 31, "left") | {"probe": node("TestProbe", value=["chunk2", 0])}
+    graph = make_chain(3, 31, "left") | {"probe": make_node("TestProbe", value=["chunk2", 0])}
     warm = json.loads(host.run(graph).text("probe"))
     host.free()
     freed = count_alive(host)
@@ -169,7 +169,7 @@ def test_law_7_an_interrupted_sampler_frees_the_memory_it_took_over(host):
 def test_a_video_that_continues_after_an_error_elsewhere_is_right(host):
     """It continues with the warm cache of the sampler before the failing node."""
     graph = make_chain(3, 39, "kept")
-    failing = {**graph, "fail": node("TestFail", value=["chunk2", 0], fail=True), "more": chunk("fail", 1)}
+    failing = {**graph, "fail": make_node("TestFail", value=["chunk2", 0], fail=True), "more": chunk("fail", 1)}
     forget(host)
     with pytest.raises(HostError, match="TestFail was told"):
         host.run(save_latents(failing, "more", "never"))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import av
 import pytest
-from graphs import node
+from graphs import make_node
 from host_messages import Event, Graph, Interrupted
 from host_process import ComfyUI
 from host_state import forget
@@ -17,10 +17,10 @@ def make_video_graph(last: str, seed: int = 1, blocks: int = 1) -> Graph:
     """Make the graph of a video of three segments, each of `blocks` blocks."""
     script = "\n".join(f"{blocks}b | {prompt}" for prompt in (*PROMPTS, last))
     return {
-        "mini": node("LongLiveMiniature"),
-        "session": node("LongLiveSession", model=["mini", 0], width=64, height=64, seed=seed),
-        "timeline": node("LongLiveTimeline", session=["session", 0], clip=["mini", 1], script=script),
-        "decode": node("LongLiveDecode", session=["timeline", 0], vae=["mini", 2], filename_prefix="video"),
+        "mini": make_node("LongLiveMiniature"),
+        "session": make_node("LongLiveSession", model=["mini", 0], width=64, height=64, seed=seed),
+        "timeline": make_node("LongLiveTimeline", session=["session", 0], clip=["mini", 1], script=script),
+        "decode": make_node("LongLiveDecode", session=["timeline", 0], vae=["mini", 2], filename_prefix="video"),
     }
 
 
