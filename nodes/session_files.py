@@ -32,7 +32,7 @@ class SaveSession(io.ComfyNode):
                 io.String.Input(
                     "name",
                     default=DEFAULT_NAME,
-                    tooltip="File in output/longlive; one of this name is replaced.",
+                    tooltip="File in output/longlive; a session of this name is replaced.",
                 ),
             ],
             outputs=[

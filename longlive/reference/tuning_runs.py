@@ -173,7 +173,7 @@ class _StreamingReplay:
         is_generator = network == "generator"
         with torch.set_grad_enabled(is_generator):
             clip, self.videos = self.stream.make_chunk(self.videos, prompt, draws)
-        clip_noise = ClipNoise.of_index(of_step["index"], of_step["eps"])
+        clip_noise = ClipNoise.of_index(of_step["index"], of_step["eps"], self.stream.student.config.shift)
         if is_generator:
             loss, _ = compute_student_loss(
                 self.teacher,
