@@ -1,10 +1,13 @@
-"""What the tests of several commands share."""
+"""Fixtures of the tests of commands: a tiny network, and a way to run `longlive render` on a script."""
 
 import json
 from pathlib import Path
 
 import pytest
+from render_runs import make_command
 from safetensors.torch import load_file, save_file
+
+from longlive.cli.main import main
 
 REFERENCE = Path(__file__).parents[2] / "reference"
 
@@ -17,3 +20,15 @@ def weights(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "longlive_tiny.safetensors"
     save_file(state, path, {"geometry": json.dumps({"num_heads": 2})})
     return path
+
+
+@pytest.fixture
+def render(tmp_path, weights, pipeline, monkeypatch):
+    """Run `longlive render` on a script into a file."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def render(script: str, name: str, *more: str) -> int:
+        (tmp_path / "story.txt").write_text(script, encoding="utf-8")
+        return main([*make_command(tmp_path, weights, pipeline, name), *more])
+
+    return render
