@@ -116,7 +116,7 @@ def check_networks_with_more_to_them_are_refused() -> None:
         (wan.WanModel(model_type="t2v", in_dim_ref_conv=16, **SIZES), "ref_conv"),
     ):
         patcher = SimpleNamespace(model=SimpleNamespace(diffusion_model=network), object_patches_backup={})
-        with pytest.raises(WeightsError, match=f"the MODEL is {type(network).__name__} with .*{part}.*which a roll"):
+        with pytest.raises(WeightsError, match=f"the MODEL is {type(network).__name__} with .*{part}.*which a session"):
             get_wan_tree(patcher)
     whole = SimpleNamespace(
         model=SimpleNamespace(diffusion_model=wan.WanModel(model_type="t2v", **SIZES)), object_patches_backup={}

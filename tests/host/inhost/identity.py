@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import re
+import uuid
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -51,7 +52,7 @@ def make_patcher(network: nn.Module, **backup: object) -> SimpleNamespace:
         injections={},
         weight_wrapper_patches={},
         model_options={},
-        patches_uuid="uuid",
+        patches_uuid=uuid.uuid4(),
     )
 
 
