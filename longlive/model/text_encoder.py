@@ -23,7 +23,7 @@ from .wan import TEXT_LEN
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
-WIDTH = 4096  # of umT5 embeddings
+TEXT_DIM = 4096  # of umT5 embeddings
 ENCODER, TOKENIZER = "text_encoder", "tokenizer"  # folders of a pipeline
 
 
@@ -41,7 +41,7 @@ class HashedWords:
 
     SCALE = 0.25
 
-    def __init__(self, rows: int = TEXT_LEN, width: int = WIDTH) -> None:
+    def __init__(self, rows: int = TEXT_LEN, width: int = TEXT_DIM) -> None:
         self.rows, self.width = rows, width
 
     def __call__(self, prompt: str) -> Tensor:

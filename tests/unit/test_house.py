@@ -15,3 +15,7 @@ def test_no_packages_import_each_other():
 
 def test_functions_are_verbs():
     assert not HOUSE.list_functions_without_verb()
+
+
+def test_no_name_stands_for_two_things():
+    assert not HOUSE.list_shared_names()

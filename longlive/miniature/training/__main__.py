@@ -36,7 +36,7 @@ from .vae import VaeRecipe, VaeTraining, decode_whole, encode_whole, measure_psn
 log = logging.getLogger(__name__)
 
 HELD_OUT: Pattern = (5, 11)  # latents at which test clips switch; no training clip does
-RecipeT = TypeVar("RecipeT", VaeRecipe, DitRecipe, TeacherRecipe)
+ScaledRecipeT = TypeVar("ScaledRecipeT", VaeRecipe, DitRecipe, TeacherRecipe)
 NUM_MEASURED = 64  # clips, for the statistics of the latents
 
 
@@ -103,7 +103,7 @@ def make_parser() -> argparse.ArgumentParser:
     return top
 
 
-def scale_steps(recipe: RecipeT, scale: float) -> RecipeT:
+def scale_steps(recipe: ScaledRecipeT, scale: float) -> ScaledRecipeT:
     """Scale the number of steps of a recipe."""
     return replace(recipe, steps=max(1, round(recipe.steps * scale)))
 

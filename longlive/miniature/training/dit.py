@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...config import Positions, RolloutConfig
 from ...model.causal import CausalWan
-from ...model.text_encoder import WIDTH, HashedWords
+from ...model.text_encoder import TEXT_DIM, HashedWords
 from ...model.vae import LATENT_CHANNELS
 from ...model.wan import Geometry, WanModel
 from ...rollout.noise import seed_noise
@@ -33,7 +33,7 @@ from .forcing import ROWS, AttentionMask, TeacherForcingPlan, make_mask, plan_te
 from .optimizer import Optimizer, lay_channels_last
 from .trainer import ModuleTraining
 
-GEOMETRY = Geometry(dim=256, ffn_dim=1024, num_heads=2, num_layers=4, freq_dim=256, text_dim=WIDTH)
+GEOMETRY = Geometry(dim=256, ffn_dim=1024, num_heads=2, num_layers=4, freq_dim=256, text_dim=TEXT_DIM)
 BLOCK = RolloutConfig().block
 FRAMES = 24  # latent frames of a clip
 FEWER_FRAMES = 15  # of a cheaper plan; the window rolls once

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from longlive.errors import WeightsError
-from longlive.model.text_encoder import UMT5, WIDTH, HashedWords, clean_prompt
+from longlive.model.text_encoder import TEXT_DIM, UMT5, HashedWords, clean_prompt
 from longlive.model.wan import TEXT_LEN
 
 CPU = torch.device("cpu")
@@ -24,7 +24,7 @@ def test_a_word_is_a_row_and_rows_past_the_words_are_zero():
 
 
 def test_the_released_shape_is_the_default():
-    assert HashedWords()("fox").shape == (1, TEXT_LEN, WIDTH) == (1, 512, 4096)
+    assert HashedWords()("fox").shape == (1, TEXT_LEN, TEXT_DIM) == (1, 512, 4096)
 
 
 def test_no_words_are_zeros_and_too_many_are_cut():
