@@ -13,6 +13,14 @@ from longlive.cli.main import main
 from longlive.tuning.run import ADAPTER_FILE
 
 
+@pytest.fixture(autouse=True)
+def heed_ctrl_c():
+    """A shell starts jobs in the background without Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_tuning_finishes_its_step(tmp_path, monkeypatch, number, status):
     (tmp_path / "tune.toml").write_text("[model]\nminiature = true\n[learn]\nrank = 1\n")
