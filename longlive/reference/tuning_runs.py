@@ -32,7 +32,7 @@ def replay_scores(run: RecordedRun) -> dict[str, Tensor]:
 def replay_dmd_loss(run: RecordedRun) -> dict[str, Tensor]:
     """Replay the student's loss on one clip: all of its frames, and only some."""
     teacher, critic = (load_score(run, "weights", f"{name}_score.") for name in ("real", "fake"))
-    clip_noise = ClipNoise.of_index(run.tensors["rng.index"], run.tensors["rng.eps"])
+    clip_noise = ClipNoise.of_index(run.tensors["rng.index"], run.tensors["rng.eps"], RolloutConfig().shift)
     frames = run.tensors["in.x"].shape[1]
     results = {"out.timestep": clip_noise.timesteps_B[:, None].expand(-1, frames)}
     masks = {"nomask": torch.ones(frames, dtype=torch.bool), "mask": run.tensors["in.mask_frames"][0].bool()}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..config import MAX_STEP, RolloutConfig
+from ..config import MAX_STEP
 from ..model.causal import CausalWan
 from ..model.wan import WanModel
 from ..rollout.schedule import Schedule, add_noise, convert_clean_to_flow, convert_flow_to_clean
@@ -22,7 +22,6 @@ from .graph_cache import GraphCache, GraphPass
 from .student import CheckpointedWan
 
 SCORE_SHIFT = 8.0  # of the table that turns flows into clean latents
-NOISE_SHIFT = RolloutConfig().shift  # of the table that noise is added with, for a student of the released shift
 MIN_TIMESTEP, MAX_TIMESTEP = 20.0, 980.0  # of a noisy clip
 
 
@@ -62,7 +61,7 @@ class ClipNoise:
     shift: float  # of the table that noise is added with: the student's
 
     @classmethod
-    def of_index(cls, index_B: Tensor, noise_BFCHW: Tensor, shift: float = NOISE_SHIFT) -> "ClipNoise":
+    def of_index(cls, index_B: Tensor, noise_BFCHW: Tensor, shift: float) -> "ClipNoise":
         """Warp integers 0..999 by the student's shift into timesteps."""
         plain = index_B.float() / MAX_STEP
         warped = shift * plain / (1 + (shift - 1) * plain) * MAX_STEP

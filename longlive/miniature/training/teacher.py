@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ...config import MAX_STEP
+from ...config import MAX_STEP, RolloutConfig
 from ...model.vae import WanVAE
 from ...tuning.dmd import ClipNoise, Score
 from ...units import count_pixel_frames
@@ -86,7 +86,9 @@ class TeacherTraining(ModuleTraining[TeacherRecipe]):
         chosen = draw.sample(range(len(self.clips.prompts)), recipe.batch)
         clean_BFCHW = self.clips.latents[chosen].float()
         clip_noise = ClipNoise.of_index(
-            torch.randint(MAX_STEP, (len(chosen),), generator=noise), torch.randn(clean_BFCHW.shape, generator=noise)
+            torch.randint(MAX_STEP, (len(chosen),), generator=noise),
+            torch.randn(clean_BFCHW.shape, generator=noise),
+            RolloutConfig().shift,
         )
         embedding_BLD = torch.stack(
             [embed_prompt("" if draw.random() < recipe.unprompted else self.clips.prompts[i]) for i in chosen]

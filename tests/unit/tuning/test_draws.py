@@ -24,7 +24,7 @@ def test_a_clip_is_noised_by_the_students_shift():
 
 
 def test_a_clip_is_noised_within_the_levels_of_the_method():
-    levels = ClipNoise.of_index(torch.arange(1000), torch.zeros(1)).timesteps_B
+    levels = ClipNoise.of_index(torch.arange(1000), torch.zeros(1), shift=5.0).timesteps_B
     assert levels.min() == 20
     assert levels.max() == 980
     assert (levels.diff() >= 0).all()
