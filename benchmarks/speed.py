@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from true_size import WAN_1_3B
 
 from longlive.config import RolloutConfig
 from longlive.model.causal import CausalWan
@@ -23,7 +24,6 @@ from longlive.rollout.noise import seed_noise
 from longlive.rollout.rollout import Rollout
 from longlive.units import PIXELS_PER_CELL, count_pixel_frames
 
-LARGE = Geometry(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30, freq_dim=256, text_dim=4096)
 SMALL = Geometry(dim=256, ffn_dim=1024, num_heads=2, num_layers=4, freq_dim=256, text_dim=4096)
 
 
@@ -50,7 +50,9 @@ class Bench:
     def __init__(self, device: torch.device) -> None:
         self.device, on_gpu = device, device.type == "cuda"
         self.dtype = torch.bfloat16 if on_gpu else torch.float32
-        geometry, vae_width, (self.width, self.height) = (LARGE, 96, (832, 480)) if on_gpu else (SMALL, 16, (208, 128))
+        geometry, vae_width, (self.width, self.height) = (
+            (WAN_1_3B, 96, (832, 480)) if on_gpu else (SMALL, 16, (208, 128))
+        )
         tree, vae = WanModel(geometry), WanVAE(vae_width)
         for module in (tree, vae):
             fill(module, 0)

@@ -13,7 +13,8 @@ import time
 
 import torch
 from accelerate import Accelerator
-from speed import LARGE, SMALL, fill
+from speed import SMALL, fill
+from true_size import WAN_1_3B
 
 from longlive.model.vae import LATENT_CHANNELS, WanVAE
 from longlive.model.wan import WanModel
@@ -26,7 +27,7 @@ from longlive.units import PIXELS_PER_CELL
 
 def prepare() -> Trainer:
     on_gpu = torch.cuda.is_available()
-    geometry, vae_width, (width, height) = (LARGE, 96, (832, 480)) if on_gpu else (SMALL, 16, (208, 128))
+    geometry, vae_width, (width, height) = (WAN_1_3B, 96, (832, 480)) if on_gpu else (SMALL, 16, (208, 128))
     dtype = torch.bfloat16 if on_gpu else torch.float32
     trees = [WanModel(geometry, dtype=dtype) for _ in range(3)]
     vae = WanVAE(vae_width).to("cuda" if on_gpu else "cpu", dtype).requires_grad_(False)

@@ -1,0 +1,83 @@
+"""Limits on what 12 frames of a long video cost at 832 x 480, counted at true size; times are predicted from that."""
+
+import pytest
+from cards import H200, RTX_4090
+from true_size import NetworkWork, count_decode, count_encode, count_network, make_network, make_vae
+from work_counter import Kind, Work
+
+from longlive.config import Positions, RolloutConfig
+from longlive.model.vae_streams import StreamingDecoder, StreamingEncoder
+
+
+def count_teraflops(work: Work) -> float:
+    return work.flops / 1e12
+
+
+def count_pointwise_gb(work: Work) -> float:
+    return work.pointwise_bytes / 1e9
+
+
+def count_launches(work: Work) -> int:
+    return work.launches
+
+
+def ms_on_h200(work: Work) -> float:
+    return 1e3 * H200.predict_seconds(work)
+
+
+def ms_on_4090(work: Work) -> float:
+    return 1e3 * RTX_4090.predict_seconds(work)
+
+
+LOWEST = 0.9  # of a limit: what is further below it deserves a lower limit
+
+
+@pytest.fixture(scope="module")
+def exact() -> NetworkWork:
+    return count_network(make_network(), RolloutConfig())
+
+
+@pytest.mark.parametrize(
+    ("part", "measure", "limit"),
+    [
+        ("block", count_teraflops, 141),
+        ("block", count_pointwise_gb, 150),
+        ("block", count_launches, 5810),
+        ("block", ms_on_h200, 256),
+        ("block", ms_on_4090, 1098),
+        ("recache", count_teraflops, 82.5),
+        ("recache", ms_on_h200, 149),
+        ("text", ms_on_h200, 0.31),
+    ],
+)
+def test_a_part_of_the_network_stays_within_its_limit(exact, part, measure, limit):
+    assert LOWEST * limit < measure(getattr(exact, part)) <= limit
+
+
+def test_unbounded_positions_cost_little_more(exact):
+    unbounded = count_network(make_network(), RolloutConfig(positions=Positions.UNBOUNDED))
+    assert unbounded.block.flops == exact.block.flops
+    assert ms_on_h200(unbounded.block) <= 1.04 * ms_on_h200(exact.block)
+
+
+def test_a_block_keeps_nothing_beside_its_latents(exact):
+    assert exact.clean_pass.held_bytes == exact.recache.held_bytes == exact.steps.held_bytes == exact.text.held_bytes
+
+
+@pytest.mark.parametrize(("measure", "limit"), [(count_pointwise_gb, 138), (ms_on_h200, 611), (ms_on_4090, 955)])
+def test_the_decoding_of_a_block_stays_within_its_limit(measure, limit):
+    assert LOWEST * limit < measure(count_decode(StreamingDecoder(make_vae()), 3)) <= limit
+
+
+def test_the_encoding_of_a_block_stays_within_its_limit():
+    assert LOWEST * 362 < ms_on_h200(count_encode(StreamingEncoder(make_vae()), 3)) <= 362
+
+
+def test_the_work_is_that_of_matrices_and_attention(exact):
+    """By the formula of each: 2 FLOPs per multiplication and addition."""
+    tokens, window, rows, wide, hidden, layers = 3 * 1560, 12 * 1560, 512, 1536, 8960, 30
+    linear = 2 * tokens * wide * (6 * wide + 2 * hidden)  # q, k, v, o of the frames; q, o of the text
+    attention = 4 * tokens * wide * (window + rows)
+    by_kind = {kind: sum(each.flops for each in exact.steps.operations if each.kind is kind) for kind in Kind}
+    assert by_kind[Kind.ATTENTION] == 4 * layers * attention
+    assert by_kind[Kind.GEMM] == pytest.approx(4 * layers * linear, rel=0.002)  # and patches, time and head
