@@ -25,7 +25,8 @@ defer define denoise denormalise describe detach digest dilate discard divide dr
 estimate evaluate execute expect explain export extend fade fail fill find fingerprint finish flush fold format
 forward free get hand hash hold identify import initialize interrupt join keep lay lighten list load locate lower make
 mark match measure merge modulate move name normalise observe open optimize order pad parse pass perturb place plan
-plot predict prepare project push put read rebuild recache recognise refuse release reload remove remux rename render
+plot predict prepare project push put quantise
+read rebuild recache recognise refuse release reload remove remux rename render
 replace replay report require reserve reset resolve restore resume retry roll rotate run sample save say scale score
 seed select set shorten show shrink shuffle smooth spell split stack start step store strip subtract suggest sweep
 switch tabulate take tokenize train trim truncate try tune unrotate unwarp unwrap update use validate verify view warp

@@ -32,6 +32,7 @@ from ..video.writer import VideoWriter, check_output
 from ..weights.file_digest import digest_file
 from ..weights.load import load_model
 from ..weights.load_vae import load_vae
+from .lora_options import add_lora_options, check_lora_options
 from .terminal import choose_status, say
 
 log = logging.getLogger("longlive")
@@ -53,11 +54,7 @@ def add_parser(commands) -> None:
     weights.add_argument(
         "--miniature", action="store_true", help="the small model that comes with the pack, 64 x 64 pixels"
     )
-    render.add_argument(
-        "--ema", action="store_true", default=None, help="use the averaged weights of a training checkpoint"
-    )
-    render.add_argument("--lora", type=Path, help="LongLive's lora.pt")
-    render.add_argument("--strength", type=float, default=1.0, help="LoRA strength")
+    add_lora_options(render)
     render.add_argument(
         "--pipeline", type=Path, help="Wan2.1 folder in diffusers format, for the text encoder and the VAE"
     )
@@ -113,8 +110,7 @@ def run_render(options: argparse.Namespace) -> int:
 
 def render_script(options: argparse.Namespace, script: str) -> int:
     """Make the video of a script; return the exit status."""
-    if options.strength != 1 and not options.lora:
-        raise ConfigError("--strength belongs to --lora; leave it out, or give the LoRA too")
+    check_lora_options(options)
     check_output(options.output)
     check_session_path(options.output.with_suffix(SESSION_SUFFIX))
     device, dtype = find_device(options.device), COMPUTE_DTYPES[options.dtype]

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from ..errors import WeightsError, list_names, shorten
 from ..model.dtypes import COMPUTE_DTYPES, STORED_DTYPES, is_finite, name_dtype
+from ..model.eight_bit import EightBit
 from ..model.wan import TEXT_LEN, Geometry, WanModel
 from ..untrusted import conform
 from .identify import SIZES, Kind, expect_kind, name_size
 from .lora import Lora, MergeReport, prepare_lora
+from .quantise import is_linear_of_layer, quantise_linear
 from .weights_file import EMA, WeightsFile, read_weights_file
 from .weights_folder import parse_object
 
@@ -35,15 +37,17 @@ class LoadReport:
     num_tensors: int
     num_parameters: int
     dtype: torch.dtype
+    eight_bit: EightBit | None = None  # the form of the layers' linears, if they have 8 bits
     lora: MergeReport | None
     warnings: tuple[str, ...]
 
     @property
     def summary(self) -> str:
         lora = f" with {self.lora.source} on {self.lora.matched} modules" if self.lora else ""
+        linears = f", the linears of its layers in {self.eight_bit}" if self.eight_bit else ""
         return (
             f"{self.source} ({self.layout}, {name_size(self.geometry)}): {self.num_tensors} tensors, "
-            f"{self.num_parameters:,} parameters in {name_dtype(self.dtype)}{lora}"
+            f"{self.num_parameters:,} parameters in {name_dtype(self.dtype)}{linears}{lora}"
         )
 
     def __str__(self) -> str:
@@ -91,11 +95,13 @@ def merge_weights(
     lora: Lora | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
+    eight_bit: EightBit | None = None,
 ) -> tuple[dict[str, Tensor], LoadReport]:
     """Build a text-to-video state dict under released names, every tensor checked, with a LoRA added in fp32.
 
-    Without `dtype` each tensor keeps its own. Every tensor is a copy, because a file that is memory-mapped may be
-    overwritten later: its tensors would change, or the process would die. Raises WeightsError, also for NaN and
+    Without `dtype` each tensor keeps its own. With `eight_bit`, the linears of the layers are then rounded to it, from
+    fp32; `quantise.py` says which tensors they become. Every tensor is a copy, because a file that is memory-mapped may
+    be overwritten later: its tensors would change, or the process would die. Raises WeightsError, also for NaN and
     infinity.
     """
     expect_kind(Kind.WAN_T2V, file.tensors, source=file.name, expected=EXPECTED, otherwise=CURE)
@@ -107,9 +113,11 @@ def merge_weights(
     state = {}
     for name, tensor in file.tensors.items():
         merged = lora.merge_into(name, tensor.to(device)) if lora else tensor
-        state[name] = merged.to(device, dtype or tensor.dtype, copy=merged is tensor)
-        if not is_finite(state[name]):
-            raise WeightsError(explain_not_finite(name, tensor, merged, file, lora, state[name].dtype))
+        form = eight_bit if is_linear_of_layer(name) else None
+        kept = merged.to(device, torch.float32 if form else dtype or tensor.dtype, copy=merged is tensor)
+        if not is_finite(kept):
+            raise WeightsError(explain_not_finite(name, tensor, merged, file, lora, kept.dtype))
+        state |= quantise_linear(name, kept, form) if form else {name: kept}
 
     warnings = (
         merge_report.warning if merge_report else "",
@@ -120,9 +128,10 @@ def merge_weights(
         source=file.name,
         layout=file.layout,
         geometry=geometry,
-        num_tensors=len(state),
-        num_parameters=sum(tensor.numel() for tensor in state.values()),
+        num_tensors=len(expected),
+        num_parameters=sum(tensor.numel() for tensor in expected.values()),
         dtype=dtype or choose_dtype(file),
+        eight_bit=eight_bit,
         lora=merge_report,
         warnings=tuple(filter(None, warnings)),
     )

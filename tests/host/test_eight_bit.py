@@ -1,0 +1,15 @@
+"""8-bit weights in each ComfyUI: what it reads, and what LongLive Model Loader makes of a whole file."""
+
+import pytest
+from hosts import HOSTS, NEWEST, Host
+from inside import call_inside
+
+RELEASES = pytest.mark.parametrize("release", HOSTS, ids=lambda host: host.version)
+
+
+@RELEASES
+def test_our_files_are_rounded_like_comfyui_s_and_read_by_its_loader(release: Host):
+    checks = ("check_forms", "check_our_rounding_is_comfy_kitchen_s", "check_stock_loader_reads_our_files")
+    forms, _, errors = call_inside(release, "eight_bit", *checks)
+    assert forms == (["int8", "int8 rotated", "fp8 scaled"] if release is NEWEST else ["fp8 scaled"])
+    assert [*errors] == forms
