@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .video.render import render_video as render_video
     from .video.writer import VideoWriter as VideoWriter
     from .weights.load import load_model as load_model
+    from .weights.load_decoder import load_decoder as load_decoder
     from .weights.load_vae import load_vae as load_vae
 
 __version__ = "0.1.0"
@@ -77,6 +78,7 @@ MODULES = {
     "video.render": ("VideoRenderer", "render_video"),
     "video.writer": ("VideoWriter",),
     "weights.load": ("load_model",),
+    "weights.load_decoder": ("load_decoder",),
     "weights.load_vae": ("load_vae",),
 }
 

@@ -18,8 +18,9 @@ from ..miniature.world import SIZE
 from ..model.causal import CausalWan
 from ..model.dtypes import COMPUTE_DTYPES
 from ..model.text_encoder import UMT5
-from ..model.vae import LATENT_CHANNELS, WanVAE
-from ..model.vae_streams import StreamingDecoder
+from ..model.tiny_vae import LatentSpace
+from ..model.vae import LATENT_CHANNELS
+from ..model.vae_streams import ResumableDecoder
 from ..rollout.rollout import PassKind
 from ..rollout.sampler import Sampler, check_timeline
 from ..session.block_store import Store
@@ -31,7 +32,7 @@ from ..video.render import VideoRenderer
 from ..video.writer import VideoWriter, check_output
 from ..weights.file_digest import digest_file
 from ..weights.load import load_model
-from ..weights.load_vae import load_vae
+from ..weights.load_decoder import load_decoder
 from .lora_options import add_lora_options, check_lora_options
 from .terminal import choose_status, say
 
@@ -57,6 +58,16 @@ def add_parser(commands) -> None:
     add_lora_options(render)
     render.add_argument(
         "--pipeline", type=Path, help="Wan2.1 folder in diffusers format, for the text encoder and the VAE"
+    )
+    render.add_argument(
+        "--vae",
+        type=Path,
+        help="the VAE in place of the pipeline's: Wan2.1's, or a tiny one (taew2_1, lighttaew2_1): faster, softer",
+    )
+    render.add_argument(
+        "--latent-space",
+        choices=[space.value for space in LatentSpace],
+        help="latents that a tiny VAE takes; its file's name says so if not given",
     )
     render.add_argument("-o", "--output", type=parse_mp4_path, required=True, help="mp4 file to write")
     render.add_argument("--session", type=Path, help="saved session to continue, instead of a new video")
@@ -126,6 +137,8 @@ def render_script(options: argparse.Namespace, script: str) -> int:
         video = begin_session(options, identity, dtype)
     segments = parse_timeline(script, video.config.block)
     check_timeline(video, segments)
+    space = LatentSpace(options.latent_space) if options.latent_space else None
+    decoder = load_decoder(vae_file, space=space, device=device, dtype=dtype)
     encoder = MiniatureText() if options.miniature else UMT5.of_pipeline(options.pipeline, device=device, dtype=dtype)
     prompts = [Prompt.of(encoder(segment.prompt), segment.prompt) for segment in segments]
     del encoder  # frees 11 GB
@@ -133,15 +146,16 @@ def render_script(options: argparse.Namespace, script: str) -> int:
         weights, lora=options.lora, strength=options.strength, dtype=dtype, device=device, ema=options.ema
     )
     model = CausalWan.of_tree(tree, quantised_attention=options.sage)
-    vae = load_vae(vae_file, device=device, dtype=dtype)
-    return make_video(options, video, segments, prompts, model, vae)
+    return make_video(options, video, segments, prompts, model, decoder)
 
 
 def choose_files(options: argparse.Namespace) -> tuple[Path, Path]:
-    """Choose the weights files of the model and of the VAE. Raises ConfigError if --pipeline does not fit."""
+    """Choose the weights files of the model and of the VAE. Raises ConfigError for options that do not fit."""
     if options.miniature:
         if options.pipeline:
             raise ConfigError("--pipeline belongs to real weights; the miniature has its own VAE and text encoder")
+        if options.vae:
+            raise ConfigError("--vae belongs to real weights; the miniature has its own VAE")
         check_present(DIT, VAE)
         return DIT, VAE
     if options.pipeline is None:
@@ -149,7 +163,7 @@ def choose_files(options: argparse.Namespace) -> tuple[Path, Path]:
             "--pipeline is missing: these weights need the text encoder and the VAE of Wan2.1; give a "
             "diffusers-format folder, for example a download of Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
         )
-    return options.weights, options.pipeline / "vae"
+    return options.weights, options.vae or options.pipeline / "vae"
 
 
 def choose_size(options: argparse.Namespace) -> tuple[int, int]:
@@ -227,7 +241,7 @@ def make_video(
     segments: tuple[Segment, ...],
     prompts: list[Prompt],
     model: CausalWan,
-    vae: WanVAE,
+    decoder: ResumableDecoder,
 ) -> int:
     """Sample, decode and write the video block by block; keep its session beside it, also when interrupted."""
     session_path = options.output.with_suffix(SESSION_SUFFIX)
@@ -235,9 +249,7 @@ def make_video(
     blocks, steps = sum(segment.blocks for segment in segments), len(video.config.steps)
     status = 0
     writer = VideoWriter(options.output)
-    renderer = VideoRenderer(
-        StreamingDecoder(vae), writer, open_fragments_beside(options.store), enlarged=options.enlarged
-    )
+    renderer = VideoRenderer(decoder, writer, open_fragments_beside(options.store), enlarged=options.enlarged)
     try:
         with (
             writer,

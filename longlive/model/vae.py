@@ -328,22 +328,22 @@ def refuse_other_models(weights: Mapping[str, Tensor]) -> None:
         )
 
 
-def refuse_other_shapes(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+def refuse_other_shapes(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, cure: str = CURE) -> None:
     """Raise WeightsError unless names and shapes are exactly the expected ones."""
     missing, leftover = expected.keys() - weights.keys(), weights.keys() - expected.keys()
     if missing:
-        raise WeightsError(f"the VAE lacks {len(missing)} of its {len(expected)} tensors: {min(missing)!r}…; {CURE}")
+        raise WeightsError(f"the VAE lacks {len(missing)} of its {len(expected)} tensors: {min(missing)!r}…; {cure}")
     if leftover:
-        raise WeightsError(f"the VAE has {len(leftover)} tensors too many: {shorten(min(leftover))!r}…; {CURE}")
+        raise WeightsError(f"the VAE has {len(leftover)} tensors too many: {shorten(min(leftover))!r}…; {cure}")
     for key, tensor in expected.items():
         found, wanted = list(weights[key].shape), list(tensor.shape)
         if found != wanted:
-            raise WeightsError(f"the VAE's {key!r} has shape {found}, expected {wanted}; {CURE}")
+            raise WeightsError(f"the VAE's {key!r} has shape {found}, expected {wanted}; {cure}")
 
 
-def refuse_other_numbers(weights: Mapping[str, Tensor], moved: Mapping[str, Tensor]) -> None:
+def refuse_other_numbers(weights: Mapping[str, Tensor], moved: Mapping[str, Tensor], *, cure: str = CURE) -> None:
     """Raise WeightsError unless all weights were floating-point numbers and are finite after their conversion."""
     for key, weight in weights.items():
         if not weight.is_floating_point() or not is_finite(moved[key]):
             found = f"{weight.dtype}, as {moved[key].dtype}"
-            raise WeightsError(f"the VAE holds NaN, infinity or whole numbers in {key!r} ({found}); {CURE}")
+            raise WeightsError(f"the VAE holds NaN, infinity or whole numbers in {key!r} ({found}); {cure}")

@@ -26,6 +26,7 @@ class Kind(StrEnum):
     VAE = "a Wan2.1 VAE"
     VAE_22 = "a Wan2.2 VAE (48 latent channels)"
     VAE_DIFFUSERS = "a Wan VAE under diffusers names"
+    TINY_VAE = "a tiny VAE (TAEHV) for Wan2.1 or another video model"
     UMT5 = "a umT5 text encoder"
     T5 = "a T5 text encoder, not umT5"
     LORA = "a LoRA for LongLive or Wan2.1"
@@ -59,6 +60,7 @@ NAMES_OF_KIND = (  # the first row whose names are all found decides, so a varia
     (Kind.VAE, "encoder.downsamples.0.residual.0.gamma"),
     (Kind.VAE, "decoder.upsamples.0.residual.0.gamma"),
     (Kind.VAE_DIFFUSERS, "decoder.mid_block.resnets.0.norm1.gamma"),
+    (Kind.TINY_VAE, "decoder.1.weight", "decoder.22.bias"),
     (Kind.UMT5, "blocks.0.pos_embedding.embedding.weight", "token_embedding.weight"),
     (Kind.UMT5, "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight"),  # T5 has it in block 0 alone
     (Kind.T5, "encoder.block.0.layer.0.SelfAttention.q.weight"),
@@ -87,6 +89,7 @@ CURES = {
     Kind.WAN_5B: "use LongLive 1.0 or Wan2.1 weights",
     Kind.WAN_QUANTISED: "load them with ComfyUI's own diffusion model loader, or use bf16 weights",
     Kind.VAE: "give it as the VAE",
+    Kind.TINY_VAE: "give it as the VAE",
     Kind.UMT5: "give it as the text encoder",
     Kind.LORA: "give it as the LoRA, beside a model",
 }

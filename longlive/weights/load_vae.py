@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from ..model.vae import WanVAE
-from .weights_file import read_weights_file
+from .weights_file import WeightsFile, read_weights_file
 
 LAYERS_IN_UP_BLOCK = 4  # three residual blocks and, but for the last level, an upsampler
 FROM_DIFFUSERS = (  # applied in order; several may match a name
@@ -34,7 +34,12 @@ def load_vae(path: Path, *, device: torch.device | str = "cpu", dtype: torch.dty
 
     Raises WeightsError for anything else.
     """
-    tensors = read_weights_file(path).tensors
+    return build_vae(read_weights_file(path), device=device, dtype=dtype)
+
+
+def build_vae(file: WeightsFile, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> WanVAE:
+    """Build the VAE as `load_vae` does, from a weights file already read."""
+    tensors = file.tensors
     if any(name.startswith("post_quant_conv.") for name in tensors):
         tensors = {rename_from_diffusers(name): tensor for name, tensor in tensors.items()}
     return WanVAE.of_weights({name: tensor.clone() for name, tensor in tensors.items()}, device=device, dtype=dtype)

@@ -36,6 +36,7 @@ KINDS = [
         make_tensors("encoder.downsamples.0.downsamples.0.residual.0.gamma", **{"conv2.weight": (48, 48, 1, 1, 1)}),
     ),
     (Kind.VAE_DIFFUSERS, make_tensors("quant_conv.weight", "decoder.mid_block.resnets.0.norm1.gamma")),
+    (Kind.TINY_VAE, make_tensors("encoder.0.weight", "decoder.1.weight", "decoder.22.bias")),
     (Kind.UMT5, make_tensors("token_embedding.weight", "blocks.0.pos_embedding.embedding.weight")),
     (Kind.UMT5, make_tensors("shared.weight", "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight")),
     (Kind.T5, make_tensors("shared.weight", "encoder.block.0.layer.0.SelfAttention.q.weight")),
