@@ -83,6 +83,7 @@ def count_network(model: CausalWan, config: RolloutConfig) -> NetworkWork:
     with torch.no_grad(), counter:
         rollout, text = make_rollout(model, config), model.read_prompt(make_prompt())
         make_noise = lambda block, step: make_latents(config.block)  # noqa: E731
+        rollout.recache(recache.end, window, text, renew=recache.renew)
         rollout.denoise(clean.place.start, text, make_noise, 0)
         rollout.clean_pass(clean.place.start, finished, text)
     return NetworkWork(

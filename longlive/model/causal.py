@@ -38,8 +38,6 @@ class KVCache(Protocol):
     """The keys and values of a video: the sampler's `RollingKVCache`, or tuning's `GraphCache`."""
 
     @property
-    def sink(self) -> int: ...  # frames
-    @property
     def layers(self) -> Sequence[LayerKVCache]: ...
 
 
@@ -53,6 +51,26 @@ class TextKeys:
         """Free the bytes now, even if something still refers to them."""
         for tensors in self.layers:
             free_tensors(tensors)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerModulation:
+    """What timesteps do in one layer, one row per frame [B, F, D]: shift, factor = 1 + scale, and gate."""
+
+    shift_a: Tensor  # of attention
+    factor_a: Tensor
+    gate_a: Tensor
+    shift_f: Tensor  # of the feed-forward
+    factor_f: Tensor
+    gate_f: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Modulations:
+    """What the timesteps of a pass do to its frames. They hold for every pass with these timesteps."""
+
+    layers: tuple[LayerModulation, ...]
+    time_BFD: Tensor  # the embedded timesteps, for the head
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,72 +103,75 @@ class CausalWan:
     def forward(
         self,
         latents_BFCHW: Tensor,
-        timesteps_BF: Tensor,
         text: TextKeys,
         cache: KVCache,
         place: Placement,
+        modulations: Modulations,
+        rotation: Rotation,
         *,
         with_flow: bool = True,
     ) -> Tensor | None:
         """Pass frames through the network; return their flow [B, F, C, H, W].
 
         Writes their keys and values into `cache` at `place`; the frames attend each other and what else it holds there.
-        Without `with_flow` the pass ends once the last layer's keys and values are written, and returns None.
+        `modulations` are those of their timesteps, `rotation` is that of `place`. Without `with_flow` the pass ends
+        once the last layer's keys and values are written, and returns None.
         """
-        tree, geometry = self.tree, self.geometry
-        grid = geometry.grid(*latents_BFCHW.shape[-2:])
-        rotation = self.make_rotation(place, cache.sink, grid)
-
+        tree = self.tree
         u_BTD = tree.patch_embedding(rearrange(latents_BFCHW, "b f c h w -> b c f h w").to(self.entry_dtype))
         u_BTD = u_BTD.to(self.dtype).flatten(2).transpose(1, 2).contiguous()
-        e_BFD = self.embed_time(timesteps_BF)
-        modulation_BF6D = tree.time_projection(e_BFD).unflatten(-1, (MODULATIONS, -1))
 
+        layers = zip(tree.blocks, modulations.layers, cache.layers, text.layers, strict=True)
         last = len(tree.blocks) - 1
-        for i, (block, layer_cache, text_keys) in enumerate(zip(tree.blocks, cache.layers, text.layers, strict=True)):
+        for i, (block, modulation, layer_cache, text_keys) in enumerate(layers):
             only_keys = i == last and not with_flow
-            u_BTD = self.run_block(block, u_BTD, modulation_BF6D, layer_cache, text_keys, place, rotation, only_keys)
-        return self.run_head(u_BTD, e_BFD, grid) if with_flow else None
+            u_BTD = self.run_block(block, u_BTD, modulation, layer_cache, text_keys, place, rotation, only_keys)
+        grid = self.geometry.grid(*latents_BFCHW.shape[-2:])
+        return self.run_head(u_BTD, modulations.time_BFD, grid) if with_flow else None
 
     def run_block(
         self,
         block: BlockTree,
         u_BTD: Tensor,
-        modulation_BF6D: Tensor,
+        modulation: LayerModulation,
         cache: LayerKVCache,
         text_keys: tuple[Tensor, Tensor],
         place: Placement,
         rotation: Rotation,
         only_keys: bool,
     ) -> Tensor:
-        """Run one transformer layer. With `only_keys`, stop once its keys and values are written; return `u` as given.
-
-        A `modulation` is shift, scale and gate for attention, then for the feed-forward.
-        """
-        modulation = block.modulation.to(u_BTD).unsqueeze(0) + modulation_BF6D
-        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = modulation.unbind(2)
-
-        attention = block.self_attn
-        y_BTD = modulate(block.norm1(u_BTD), shift_a, scale_a)
+        """Run one transformer layer. With `only_keys`, stop once keys and values are written; return `u` as given."""
+        attention, m = block.self_attn, modulation
+        y_BTD = scale_and_shift(block.norm1(u_BTD), m.factor_a, m.shift_a)
         k_BTNH = self.split_heads(attention.norm_k(attention.k(y_BTD)))
         keys, values = cache.write(place, k_BTNH, self.split_heads(attention.v(y_BTD)), rotation)
         if only_keys:
             return u_BTD
         q_BTNH = rotation.rotate_pass(self.split_heads(attention.norm_q(attention.q(y_BTD))))
-        u_BTD = add_gated(u_BTD, attention.o(self.attend(q_BTNH, keys, values).flatten(-2)), gate_a)
+        u_BTD = add_gated(u_BTD, attention.o(self.attend(q_BTNH, keys, values).flatten(-2)), m.gate_a)
 
         attention = block.cross_attn
         q_BTNH = self.split_heads(attention.norm_q(attention.q(block.norm3(u_BTD))))
         u_BTD = u_BTD + attention.o(self.attend(q_BTNH, *text_keys).flatten(-2))
 
-        return add_gated(u_BTD, block.ffn(modulate(block.norm2(u_BTD), shift_f, scale_f)), gate_f)
+        return add_gated(u_BTD, block.ffn(scale_and_shift(block.norm2(u_BTD), m.factor_f, m.shift_f)), m.gate_f)
 
-    def make_rotation(self, place: Placement, sink: int, grid: tuple[int, int]) -> Rotation:
-        """Make the rotary tables of a pass."""
-        head_dim = self.geometry.head_dim
-        moves_sink = sink and place.sink_start
-        sink_T1P22 = make_table(place.sink_start, sink, grid, head_dim, self.device) if moves_sink else None
+    def make_rotation(self, place: Placement, grid: tuple[int, int], moving_sink: int = 0) -> Rotation:
+        """Make the rotary tables of a placement, and those of `moving_sink` frames of a sink that has moved."""
+        head_dim, is_moved = self.geometry.head_dim, moving_sink and place.sink_start
+        sink_T1P22 = make_table(place.sink_start, moving_sink, grid, head_dim, self.device) if is_moved else None
         return Rotation(make_table(place.start, place.frames, grid, head_dim, self.device), sink_T1P22)
+
+    def make_modulations(self, timesteps_BF: Tensor) -> Modulations:
+        """Make the modulations of frames with these timesteps, in all layers."""
+        time_BFD = self.embed_time(timesteps_BF)
+        shared_BF6D = self.tree.time_projection(time_BFD).unflatten(-1, (MODULATIONS, -1))
+        return Modulations(tuple(self._make_modulation(block, shared_BF6D) for block in self.tree.blocks), time_BFD)
+
+    def _make_modulation(self, block: BlockTree, shared_BF6D: Tensor) -> LayerModulation:
+        rows_BF6D = block.modulation.to(self.device, self.dtype).unsqueeze(0) + shared_BF6D
+        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = rows_BF6D.unbind(2)
+        return LayerModulation(shift_a, 1 + scale_a, gate_a, shift_f, 1 + scale_f, gate_f)
 
     def embed_time(self, timesteps_BF: Tensor) -> Tensor:
         """Embed timesteps [B, F] as [B, F, D]: the sinusoid on the device of the timesteps, the rest on the model's."""
@@ -212,8 +233,13 @@ def make_sinusoid(timesteps: Tensor, width: int) -> Tensor:
 
 def modulate(x_BTD: Tensor, shift_BFD: Tensor, scale_BFD: Tensor) -> Tensor:
     """Return x (1 + scale) + shift, with one row of scale and shift per frame."""
+    return scale_and_shift(x_BTD, 1 + scale_BFD, shift_BFD)
+
+
+def scale_and_shift(x_BTD: Tensor, factor_BFD: Tensor, shift_BFD: Tensor) -> Tensor:
+    """Return x factor + shift, with one row of factor and shift per frame."""
     x_BFTD = x_BTD.unflatten(1, (shift_BFD.shape[1], -1))
-    return torch.addcmul(shift_BFD.unsqueeze(2), x_BFTD, 1 + scale_BFD.unsqueeze(2)).flatten(1, 2)
+    return torch.addcmul(shift_BFD.unsqueeze(2), x_BFTD, factor_BFD.unsqueeze(2)).flatten(1, 2)
 
 
 def add_gated(x_BTD: Tensor, y_BTD: Tensor, gate_BFD: Tensor) -> Tensor:

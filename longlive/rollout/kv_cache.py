@@ -44,6 +44,9 @@ class RollingLayerKVCache:
             self.k_BSNH[:, target], self.v_BSNH[:, target] = k_rotated_BTNH[:, source], v_BTNH[:, source]
         return self.k_BSNH[:, : place.filled * tokens], self.v_BSNH[:, : place.filled * tokens]
 
+    def move_sink(self, rotation: Rotation) -> None:
+        """Rotate the keys of the sink to other positions, if it moves: here it does not."""
+
 
 class UnboundedLayerKVCache(RollingLayerKVCache):
     """A cache whose sink moves along with the window, so that a video may have any length.
@@ -69,10 +72,11 @@ class UnboundedLayerKVCache(RollingLayerKVCache):
             if count > 0:
                 target = slice(span.slot * tokens, span.slot * tokens + count)
                 self.sink_k_BSNH[:, target] = k_BTNH[:, span.frame * tokens : span.frame * tokens + count]
-        attended = super().write(place, k_BTNH, v_BTNH, rotation)
-        if place.sink_start:
-            self.k_BSNH[:, :sink] = rotation.rotate_sink(self.sink_k_BSNH)
-        return attended
+        return super().write(place, k_BTNH, v_BTNH, rotation)
+
+    def move_sink(self, rotation: Rotation) -> None:
+        """Rotate the keys of the sink to other positions."""
+        self.k_BSNH[:, : self.sink_k_BSNH.shape[1]] = rotation.rotate_sink(self.sink_k_BSNH)
 
 
 class RollingKVCache:
@@ -80,15 +84,24 @@ class RollingKVCache:
 
     def __init__(self, config: RolloutConfig, num_layers: int, tokens_per_frame: int, like_B1NH: Tensor) -> None:
         self.window = Window(config.sink, config.recent)
+        self.sink_start = 0  # where a moving sink is; 0 is where its frames were written
         capacity, sink = config.window * tokens_per_frame, config.sink * tokens_per_frame
-        if config.positions is Positions.UNBOUNDED and sink:
+        self.moving_sink = config.sink if config.positions is Positions.UNBOUNDED else 0  # frames
+        if self.moving_sink:
             self.layers = [UnboundedLayerKVCache(capacity, like_B1NH, sink=sink) for _ in range(num_layers)]
         else:
             self.layers = [RollingLayerKVCache(capacity, like_B1NH) for _ in range(num_layers)]
 
-    @property
-    def sink(self) -> int:
-        return self.window.sink
+    def move_sink(self, place: Placement, rotation: Rotation) -> None:
+        """Move a sink that moves to where a pass needs it: the passes of a block need it in the same place.
+
+        A pass that writes the sink writes it there itself.
+        """
+        is_written = any(slot < self.window.sink for slot in place.slots)
+        if place.sink_start and place.sink_start != self.sink_start and not is_written:
+            for layer in self.layers:
+                layer.move_sink(rotation)
+        self.sink_start = place.sink_start
 
     @property
     def num_bytes(self) -> int:

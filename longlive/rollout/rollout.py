@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ..config import TABLE_FRAMES, Positions, RolloutConfig
 from ..errors import PositionError
-from ..model.causal import CausalWan, TextKeys
+from ..model.causal import CausalWan, Modulations, TextKeys
 from ..model.placement import Placement
+from ..model.rope import Rotation
 from ..units import count_pixel_frames
 from .kv_cache import RollingKVCache
 from .noise import Noise
@@ -47,6 +48,7 @@ Watch = Callable[[Pass], object]
 class Rollout:
     """The KV cache of one video and the passes that read and write it.
 
+    What passes share is made once and freed with the rollout: the modulations of a timestep, the rotation of a block.
     Continues with `cache` if given, else allocates one. `exhaustive` also computes what is never used, to compare it
     with the reference: the flow of clean passes and, in a recache, queries whose keys are not stored.
     """
@@ -66,6 +68,8 @@ class Rollout:
         self.steps = DenoisingSteps.of_config(config)
         self.cache = cache or allocate_cache(model, config, shape_BCHW)
         self.window = self.cache.window
+        self._modulations: dict[tuple[int, float], Modulations] = {}  # by frames and timestep
+        self._rotation: tuple[Placement, Rotation] | None = None  # of the last pass
 
     @torch.no_grad()
     def denoise(self, start: int, text: TextKeys, noise: Noise, block: int) -> Tensor:
@@ -107,13 +111,35 @@ class Rollout:
         estimate = None if flow is None else convert_flow_to_clean(clean, flow, self.steps.context_sigma)
         self.watch(Pass(kind, place, 0, self.config.context_noise, flow, estimate))
 
+    def release(self) -> None:
+        """Free the KV cache and what its passes share now, even if something still refers to this rollout."""
+        self.cache.release()
+        self._modulations.clear()
+        self._rotation = None
+
     def _copy_to_model(self, draw: Tensor) -> Tensor:
         """Copy noise to the model's device, from pinned memory, so that the copy overlaps with computing."""
         on_gpu = self.model.device.type == "cuda"
         return (draw.pin_memory() if on_gpu else draw).to(self.model.device, self.model.dtype, non_blocking=on_gpu)
 
     def _pass(self, x: Tensor, timestep: float, text: TextKeys, place: Placement, with_flow=True) -> Tensor | None:
-        return self.model.forward(x, fill_timesteps(x, timestep), text, self.cache, place, with_flow=with_flow)
+        modulations, rotation = self._find_modulations(x, timestep), self._find_rotation(x, place)
+        self.cache.move_sink(place, rotation)
+        return self.model.forward(x, text, self.cache, place, modulations, rotation, with_flow=with_flow)
+
+    def _find_modulations(self, x: Tensor, timestep: float) -> Modulations:
+        """Find the modulations of a timestep for latents of this shape."""
+        key = x.shape[1], timestep
+        if key not in self._modulations:
+            self._modulations[key] = self.model.make_modulations(fill_timesteps(x, timestep))
+        return self._modulations[key]
+
+    def _find_rotation(self, x: Tensor, place: Placement) -> Rotation:
+        """Find the rotation of a placement: that of the last pass, or a new one."""
+        if self._rotation is None or self._rotation[0] != place:
+            grid = self.model.geometry.grid(*x.shape[-2:])
+            self._rotation = place, self.model.make_rotation(place, grid, self.cache.moving_sink)
+        return self._rotation[1]
 
 
 def allocate_cache(model: CausalWan, config: RolloutConfig, shape_BCHW: Sequence[int]) -> RollingKVCache:

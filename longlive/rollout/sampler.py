@@ -82,7 +82,7 @@ class Sampler:
 
     def close(self) -> None:
         """Free the KV cache."""
-        held = [*([self._rollout.cache] if self._rollout else []), *self._text_keys.values()]
+        held = [*([self._rollout] if self._rollout else []), *self._text_keys.values()]
         self._rollout = self._trace = self._made = None
         self._text_keys = {}
         for each in held:

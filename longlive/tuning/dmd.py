@@ -47,8 +47,7 @@ class Score(nn.Module):
         timesteps_BF = timesteps_B.float()[:, None].expand(-1, frames)
         text = self.wan.read_prompt(embedding_BLD)
         place = window.place_block(0, frames)
-        flow = self.wan.forward(noisy_BFCHW.to(self.wan.dtype), timesteps_BF, text, graph_pass, place)
-        assert flow is not None
+        flow = graph_pass.run(self.wan, noisy_BFCHW.to(self.wan.dtype), timesteps_BF, text, place)
         return flow.to(noisy_BFCHW.dtype)
 
 

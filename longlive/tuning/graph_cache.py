@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..model.causal import CausalWan, TextKeys
 from ..model.placement import Placement
 from ..model.rope import Rotation
 from ..rollout.window import Window
@@ -94,14 +95,21 @@ class GraphCache:
 
 
 class GraphPass:
-    """One pass of a network with a graph cache. `CausalWan.forward` writes to it; `make_cache` gives the new cache.
+    """One pass of a network with a graph cache: `run` writes to it, `make_cache` gives the new cache.
 
     Gradient checkpointing computes a layer twice. It attends the same past both times, because that is never changed.
     """
 
     def __init__(self, cache: GraphCache, window: Window, *, moves_sink: bool) -> None:
-        self.sink = window.sink
-        self.layers = [_LayerPass(layer, window.sink if moves_sink else 0) for layer in cache.layers]
+        self.moving_sink = window.sink if moves_sink else 0
+        self.layers = [_LayerPass(layer, self.moving_sink) for layer in cache.layers]
+
+    def run(self, wan: CausalWan, x_BFCHW: Tensor, timesteps_BF: Tensor, text: TextKeys, place: Placement) -> Tensor:
+        """Pass frames through `wan`; return their flow [B, F, C, H, W]. What has a graph is made for this pass only."""
+        rotation = wan.make_rotation(place, wan.geometry.grid(*x_BFCHW.shape[-2:]), self.moving_sink)
+        flow = wan.forward(x_BFCHW, text, self, place, wan.make_modulations(timesteps_BF), rotation)
+        assert flow is not None
+        return flow
 
     def make_cache(self, links: GraphCache | None = None) -> GraphCache:
         """Return the cache after this pass. What it wrote in a slot passes its gradient to that slot of `links`."""

@@ -124,8 +124,7 @@ class Student(nn.Module):
         timestep = self.steps.timesteps[step].item() if is_denoising else self.config.context_noise
         sigma = self.steps.sigmas[step] if is_denoising else self.steps.context_sigma
         graph_pass = GraphPass(cache, self.window, moves_sink=self.config.positions is Positions.UNBOUNDED)
-        flow = self.wan.forward(x, fill_timesteps(x, timestep), text, graph_pass, place)
-        assert flow is not None
+        flow = graph_pass.run(self.wan, x, fill_timesteps(x, timestep), text, place)
         return Pass(kind, place, step, timestep, flow, convert_flow_to_clean(x, flow.to(x.dtype), sigma)), graph_pass
 
     def _loses_links(self, place: Placement, exit_step: int) -> bool:

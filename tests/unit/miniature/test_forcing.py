@@ -47,8 +47,8 @@ def predict_streamed(config, switches, starts, clean, noisy, prompts) -> dict[in
                 rollout.recache(start, clean[:, :start], texts[segment], renew=boundaries[start] is RENEW)
         block = slice(start, start + config.block)
         if start in starts:
-            place, times = rollout.window.place_block(start, config.block), torch.full((BATCH, config.block), TIMESTEP)
-            found[start] = MODEL.forward(noisy[:, block], times, texts[segment], rollout.cache, place)
+            place = rollout.window.place_block(start, config.block)
+            found[start] = rollout._pass(noisy[:, block], TIMESTEP, texts[segment], place)
         rollout.clean_pass(start, clean[:, block], texts[segment])
     return found
 

@@ -42,7 +42,7 @@ def exact() -> NetworkWork:
     [
         ("block", count_teraflops, 141),
         ("block", count_pointwise_gb, 150),
-        ("block", count_launches, 5810),
+        ("block", count_launches, 4900),
         ("block", ms_on_h200, 256),
         ("block", ms_on_4090, 1098),
         ("recache", count_teraflops, 82.5),
@@ -57,11 +57,13 @@ def test_a_part_of_the_network_stays_within_its_limit(exact, part, measure, limi
 def test_unbounded_positions_cost_little_more(exact):
     unbounded = count_network(make_network(), RolloutConfig(positions=Positions.UNBOUNDED))
     assert unbounded.block.flops == exact.block.flops
-    assert ms_on_h200(unbounded.block) <= 1.04 * ms_on_h200(exact.block)
+    assert ms_on_h200(unbounded.block) <= 1.01 * ms_on_h200(exact.block)
 
 
-def test_a_block_keeps_nothing_beside_its_latents(exact):
-    assert exact.clean_pass.held_bytes == exact.recache.held_bytes == exact.steps.held_bytes == exact.text.held_bytes
+def test_a_block_keeps_nothing_beside_its_latents_and_the_rotations_of_its_last_pass(exact):
+    held = [part.held_bytes for part in (exact.clean_pass, exact.recache, exact.steps, exact.text)]
+    rotations = 9 * 1560 * 64 * 4 * 4  # of a recache: tokens, pairs of channels, 2 x 2 numbers of four bytes
+    assert max(held) - min(held) <= rotations
 
 
 @pytest.mark.parametrize(("measure", "limit"), [(count_pointwise_gb, 138), (ms_on_h200, 611), (ms_on_4090, 955)])

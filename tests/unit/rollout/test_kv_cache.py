@@ -34,6 +34,7 @@ def test_law_2_attention_through_the_ring_equals_attention_under_the_window_mask
         end, place, own = start + block, cache.window.place_block(start, block), list(range(start, start + block))
         moved = rope.make_table(place.sink_start, sink, grid, channels, "cpu") if place.sink_start else None
         rotation = Rotation(rope.make_table(start, block, grid, channels, "cpu"), moved)
+        cache.move_sink(place, rotation)
         keys, values = cache.layers[0].write(place, tokens_of(k, own), tokens_of(v, own), rotation)
         streamed = attention(rotation.rotate_pass(tokens_of(q, own)), keys, values)
 
