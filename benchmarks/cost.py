@@ -18,11 +18,13 @@ from true_size import (
     count_text_encoder,
     make_latents,
     make_network,
+    make_tiny_vae,
     make_vae,
 )
 from work_counter import Kind, Work
 
 from longlive.config import Positions, RolloutConfig
+from longlive.model.tiny_vae import TinyDecoder
 from longlive.model.vae_streams import StreamingDecoder, StreamingEncoder
 from longlive.units import PIXEL_FRAMES_PER_FRAME
 
@@ -83,6 +85,7 @@ def main() -> None:
         describe_work(f"decode of a block, {n} at once", count_decode(StreamingDecoder(vae, at_once=n), config.block))
         for n in (3, 2, 1)
     ]
+    vae_rows += [describe_work("decode of a block, tiny VAE", count_decode(TinyDecoder(make_tiny_vae()), config.block))]
     vae_rows += [describe_work("encode of a block", count_encode(StreamingEncoder(vae), config.block))]
     kinds = [kind.name.lower().replace("_", " ").replace("gemm", "GEMM") for kind in Kind if kind is not Kind.POINTWISE]
     tables = {

@@ -13,8 +13,9 @@ from work_counter import Work, WorkCounter, count_work
 from longlive.config import RolloutConfig
 from longlive.model.attention import attend_with_torch
 from longlive.model.causal import CausalWan
+from longlive.model.tiny_vae import LatentSpace, TinyVAE
 from longlive.model.vae import LATENT_CHANNELS, WanVAE
-from longlive.model.vae_streams import StreamingDecoder, StreamingEncoder
+from longlive.model.vae_streams import ResumableDecoder, StreamingEncoder
 from longlive.model.wan import TEXT_LEN, Geometry, WanModel
 from longlive.rollout.cache_passes import Recache, list_cache_passes
 from longlive.rollout.rollout import Rollout
@@ -98,7 +99,11 @@ def make_vae() -> WanVAE:
     return WanVAE(VAE_WIDTH, device=META, dtype=BF16).requires_grad_(False)
 
 
-def count_decode(decoder: StreamingDecoder, frames: int) -> Work:
+def make_tiny_vae() -> TinyVAE:
+    return TinyVAE(LatentSpace.VAE, device=META, dtype=BF16).requires_grad_(False)
+
+
+def count_decode(decoder: ResumableDecoder, frames: int) -> Work:
     """Count the decoding of `frames` more frames of a video. Held is what the convolutions keep of those before."""
     counter = WorkCounter()
     with counter:

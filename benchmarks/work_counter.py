@@ -258,14 +258,16 @@ def count_bytes(tensors: Sequence[Tensor]) -> int:
     )
 
 
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the number of axes
+
+
 def is_channels_last(weight: Tensor) -> bool:
-    return (
-        weight.dim() == 5 and weight.is_contiguous(memory_format=torch.channels_last_3d) and not weight.is_contiguous()
-    )
+    layout = CHANNELS_LAST.get(weight.dim())
+    return layout is not None and weight.is_contiguous(memory_format=layout) and not weight.is_contiguous()
 
 
 def keep_layout(name: str, args: Sequence, out: Any) -> Any:
     """Give a convolution's result the layout that cuDNN gives it, that of the weight. The meta device does not."""
     if name == "aten::convolution" and is_channels_last(args[1]):
-        return torch.empty_like(out, memory_format=torch.channels_last_3d)
+        return torch.empty_like(out, memory_format=CHANNELS_LAST[out.dim()])
     return out

@@ -75,12 +75,14 @@ class TinyVAE(nn.Module):
             layers += [make_convolution(width, next_width, bias=False, **like)]
         layers += [nn.ReLU(True), make_convolution(NEXT_WIDTHS[-1], 3, **like)]
         self.decoder = nn.ModuleList(layers)
+        for weight in self.parameters():
+            weight.data = as_channels_last(weight.data)
 
     @classmethod
     def of_weights(
         cls, weights: Mapping[str, Tensor], space: LatentSpace, *, device=None, dtype: torch.dtype | None = None
     ) -> "TinyVAE":
-        """Build the decoder of a state dict, frozen; an encoder in it is left out. Raises WeightsError."""
+        """Build the decoder of a state dict, frozen; an encoder in it is left out. Copies. Raises WeightsError."""
         if not is_tiny_vae(weights):
             found = f"{len(weights)} tensors such as {shorten(min(weights))!r}" if weights else "no tensors"
             raise WeightsError(f"this is not a tiny VAE: found {found}, expected 'decoder.22.bias'; {CURE}")
@@ -91,12 +93,11 @@ class TinyVAE(nn.Module):
                 f"{CURE}"
             )
         weights = {key: weight for key, weight in weights.items() if not key.startswith("encoder.")}
-        vae = cls(space, device="meta")
+        refuse_other_numbers(weights, weights, cure=CURE)
+        vae = cls(space, device="meta", dtype=dtype or weights["decoder.1.weight"].dtype)
         refuse_other_shapes(weights, vae.state_dict(), cure=CURE)
-        dtype = dtype or weights["decoder.1.weight"].dtype
-        moved = {key: weight if weight.is_complex() else weight.to(device, dtype) for key, weight in weights.items()}
-        refuse_other_numbers(weights, moved, cure=CURE)
-        vae.load_state_dict({key: as_channels_last(weight) for key, weight in moved.items()}, assign=True)
+        vae.to_empty(device=device or "cpu").load_state_dict(weights)
+        refuse_other_numbers(weights, vae.state_dict(), cure=CURE)  # after the conversion
         return vae.requires_grad_(False)
 
     @property

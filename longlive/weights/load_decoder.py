@@ -40,15 +40,14 @@ def build_tiny_vae(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
 ) -> TinyVAE:
-    """Build a tiny VAE from a weights file already read; every tensor is a copy. Raises WeightsError."""
+    """Build a tiny VAE from a weights file already read. Raises WeightsError."""
     space = space or find_latent_space(file.name)
     if space is None:
         raise WeightsError(
             f"{shorten(file.name)} is a tiny VAE whose name does not say which latents it takes; expected taew2_1 "
             f"(those of the network) or lighttae (those of the VAE) in the name; give the latent space: network or vae"
         )
-    weights = {name: tensor.clone() for name, tensor in file.tensors.items()}
-    return TinyVAE.of_weights(weights, space, device=device, dtype=dtype)
+    return TinyVAE.of_weights(file.tensors, space, device=device, dtype=dtype)
 
 
 def find_latent_space(name: str) -> LatentSpace | None:

@@ -162,6 +162,18 @@ def test_the_identity_names_weights_space_and_pieces(weights):
     assert len({identify(), *others}) == 4
 
 
+def test_weights_too_large_for_their_dtype_are_refused(weights):
+    large = weights | {"decoder.22.bias": torch.full((3,), 1e5)}
+    with pytest.raises(WeightsError, match=r"in 'decoder\.22\.bias' \(torch\.float32, as torch\.float16\)"):
+        TinyVAE.of_weights(large, LatentSpace.VAE, dtype=torch.float16)
+
+
+def test_weights_lie_with_their_channels_together(vae):
+    """So a GPU converts none of them on its way."""
+    weights = [weight for weight in vae.parameters() if weight.dim() == 4]
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
+
+
 def test_the_layout_is_the_released_one(weights):
     assert len(list_tiny_vae_shapes()) == 128
     assert sum(torch.Size(shape).numel() for shape in list_tiny_vae_shapes().values()) == 9_844_611 + 1_470_928

@@ -2,10 +2,11 @@
 
 import pytest
 from cards import H200, RTX_4090
-from true_size import NetworkWork, count_decode, count_encode, count_network, make_network, make_vae
+from true_size import NetworkWork, count_decode, count_encode, count_network, make_network, make_tiny_vae, make_vae
 from work_counter import Kind, Work
 
 from longlive.config import Positions, RolloutConfig
+from longlive.model.tiny_vae import TinyDecoder
 from longlive.model.vae_streams import StreamingDecoder, StreamingEncoder
 
 
@@ -69,6 +70,13 @@ def test_a_block_keeps_nothing_beside_its_latents_and_the_rotations_of_its_last_
 @pytest.mark.parametrize(("measure", "limit"), [(count_pointwise_gb, 138), (ms_on_h200, 611), (ms_on_4090, 955)])
 def test_the_decoding_of_a_block_stays_within_its_limit(measure, limit):
     assert LOWEST * limit < measure(count_decode(StreamingDecoder(make_vae()), 3)) <= limit
+
+
+@pytest.mark.parametrize(
+    ("measure", "limit"), [(count_teraflops, 1.6), (count_pointwise_gb, 7.2), (ms_on_h200, 8.3), (ms_on_4090, 24.1)]
+)
+def test_the_decoding_of_a_block_by_a_tiny_vae_stays_within_its_limit(measure, limit):
+    assert LOWEST * limit < measure(count_decode(TinyDecoder(make_tiny_vae()), 3)) <= limit
 
 
 def test_the_encoding_of_a_block_stays_within_its_limit():
