@@ -3,21 +3,20 @@
 Every convolution looks back in time only, so a video streams exactly. A `Past` keeps the last frames that each of them
 saw; it belongs to one video, not to the network.
 
-Dimension key: B batch, F frames at the interface, C channels, T frames within a pass, H rows, W columns, N = H W.
+Dimension key: B batch, F frames at the interface, C channels, T frames within a pass, H rows, W columns.
 """
 
 from collections.abc import Mapping
 from functools import cached_property
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from ..digest import hash_tensors
 from ..errors import WeightsError, shorten
 from .convolution import use_fast_convolutions
 from .dtypes import is_finite
+from .vae_layers import Attention, CausalConv, Down, Norm, Past, Residual, Up, lay_out
 
 # fmt: off
 LATENT_MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
@@ -31,29 +30,6 @@ MULTIPLIERS = (1, 2, 4, 4)  # width of each level over the base width
 HALVES_TIME = (False, True, True)  # of each step between levels, from pixels to latents
 ENCODER_BLOCKS, DECODER_BLOCKS = 2, 3  # residual blocks per level
 LAYERS_TO_PIXEL_FRAMES = 2 * (DECODER_BLOCKS + 1)  # of the decoder's `upsamples`: the last of them doubles frames
-TINY = 1e-24  # least mean square to divide by, for a position that is zero
-
-
-class Past:
-    """The last frames that every convolution saw of one video; zeros before its beginning."""
-
-    def __init__(self, frames_at_once: int | None = None) -> None:
-        self.has_begun = False  # whether the first frame has passed
-        self.frames_at_once = frames_at_once  # pixel frames that the costly last layers take; None for all
-        self.seen: dict[nn.Module, Tensor] = {}
-
-    def move(self, device: torch.device) -> None:
-        self.seen = {layer: frames.to(device) for layer, frames in self.seen.items()}
-
-    def join(self, layer: nn.Module, x_BCTHW: Tensor, length: int) -> Tensor:
-        """Prepend the `length` frames that `layer` saw before `x`, and keep the last ones for next time."""
-        seen_BCTHW = self.seen.get(layer)
-        if seen_BCTHW is None:
-            joined_BCTHW = F.pad(x_BCTHW, (0, 0, 0, 0, length, 0))
-        else:
-            joined_BCTHW = torch.cat([seen_BCTHW, x_BCTHW], dim=2)
-        self.seen[layer] = joined_BCTHW[:, :, -length:].clone()  # a view would keep all of the pass alive
-        return joined_BCTHW
 
 
 class WanVAE(nn.Module):
@@ -75,7 +51,9 @@ class WanVAE(nn.Module):
         refuse_other_shapes(weights, vae.state_dict())
         dtype = dtype or weights["conv2.weight"].dtype
         complex_ones = {key for key, weight in weights.items() if weight.is_complex()}  # refused just below
-        moved = {key: weight if key in complex_ones else weight.to(device, dtype) for key, weight in weights.items()}
+        moved = {
+            key: weight if key in complex_ones else lay_out(weight.to(device, dtype)) for key, weight in weights.items()
+        }
         refuse_other_numbers(weights, moved)
         vae.load_state_dict(moved, assign=True)
         return vae.requires_grad_(False)
@@ -147,11 +125,11 @@ class Encoder(nn.Module):
         self.head = make_head(wide, 2 * LATENT_CHANNELS, **like)
 
     def forward(self, x_BCTHW: Tensor, past: Past) -> Tensor:
-        x_BCTHW = self.conv1(x_BCTHW, past)
+        x_BCTHW = self.conv1(past.join(self.conv1, x_BCTHW))
         for layer in (*self.downsamples, *self.middle):
             x_BCTHW = layer(x_BCTHW, past)
-        norm, silu, conv = self.head
-        return conv(silu(norm(x_BCTHW)), past)
+        norm, _, conv = self.head
+        return conv(past.join(conv, x_BCTHW, norm))
 
 
 class Decoder(nn.Module):
@@ -177,12 +155,14 @@ class Decoder(nn.Module):
 
     def forward(self, z_BCTHW: Tensor, past: Past, num_layers: int | None = None) -> Tensor:
         """Return pixels, or with `num_layers` the output of that many of `upsamples`."""
-        x_BCTHW = self.conv1(z_BCTHW, past)
+        x_BCTHW = self.conv1(past.join(self.conv1, z_BCTHW))
         for layer in (*self.middle, *self.upsamples[:num_layers][:LAYERS_TO_PIXEL_FRAMES]):
             x_BCTHW = layer(x_BCTHW, past)
         if num_layers is not None and num_layers <= LAYERS_TO_PIXEL_FRAMES:
             return x_BCTHW
-        pieces = x_BCTHW.split(past.frames_at_once or x_BCTHW.shape[2], dim=2)
+        if not past.frames_at_once:
+            return self._finish(x_BCTHW, past, num_layers)
+        pieces = x_BCTHW.split(past.frames_at_once, dim=2)
         return torch.cat([self._finish(piece, past, num_layers) for piece in pieces], dim=2)
 
     def _finish(self, x_BCTHW: Tensor, past: Past, num_layers: int | None) -> Tensor:
@@ -191,8 +171,8 @@ class Decoder(nn.Module):
             x_BCTHW = layer(x_BCTHW, past)
         if num_layers is not None:
             return x_BCTHW
-        norm, silu, conv = self.head
-        return conv(silu(norm(x_BCTHW)), past)
+        norm, _, conv = self.head
+        return conv(past.join(conv, x_BCTHW, norm))
 
 
 def make_middle(width: int, **like) -> nn.ModuleList:
@@ -200,113 +180,7 @@ def make_middle(width: int, **like) -> nn.ModuleList:
 
 
 def make_head(width: int, channels: int, **like) -> nn.ModuleList:
-    return nn.ModuleList([Norm(width, 3, **like), nn.SiLU(inplace=True), CausalConv(width, channels, **like)])
-
-
-class Residual(nn.Module):
-    """Two causal convolutions beside a shortcut."""
-
-    def __init__(self, width_in: int, width_out: int, **like) -> None:
-        super().__init__()
-        self.residual = nn.ModuleList(
-            [
-                Norm(width_in, 3, **like),
-                nn.SiLU(inplace=True),
-                CausalConv(width_in, width_out, **like),
-                Norm(width_out, 3, **like),
-                nn.SiLU(inplace=True),
-                nn.Identity(),  # a dropout in training; keeps the released numbering
-                CausalConv(width_out, width_out, **like),
-            ]
-        )
-        self.shortcut = nn.Identity() if width_in == width_out else nn.Conv3d(width_in, width_out, 1, **like)
-
-    def forward(self, x_BCTHW: Tensor, past: Past) -> Tensor:
-        norm1, silu, conv1, norm2, _, _, conv2 = self.residual
-        y_BCTHW = conv1(silu(norm1(x_BCTHW)), past)
-        y_BCTHW = conv2(silu(norm2(y_BCTHW)), past)
-        return y_BCTHW.add_(self.shortcut(x_BCTHW))
-
-
-class Attention(nn.Module):
-    """Single-head attention among the cells of each frame."""
-
-    def __init__(self, width: int, **like) -> None:
-        super().__init__()
-        self.norm = Norm(width, 2, **like)
-        self.to_qkv = nn.Conv2d(width, 3 * width, 1, **like)
-        self.proj = nn.Conv2d(width, width, 1, **like)
-
-    def forward(self, x_BCTHW: Tensor, _past: Past) -> Tensor:
-        cells_BTNC = rearrange(self.norm(x_BCTHW), "b c t h w -> b t (h w) c")
-        qkv_BTNC = F.linear(cells_BTNC, self.to_qkv.weight.flatten(1), self.to_qkv.bias)
-        q_BTNC, k_BTNC, v_BTNC = qkv_BTNC.chunk(3, dim=-1)
-        cells_BTNC = F.scaled_dot_product_attention(q_BTNC, k_BTNC, v_BTNC)
-        cells_BTNC = F.linear(cells_BTNC, self.proj.weight.flatten(1), self.proj.bias)
-        return x_BCTHW + rearrange(cells_BTNC, "b t (h w) c -> b c t h w", h=x_BCTHW.shape[3])
-
-
-class Down(nn.Module):
-    """Halve rows and columns and, with `in_time`, frames."""
-
-    def __init__(self, width: int, *, in_time: bool, **like) -> None:
-        super().__init__()
-        self.resample = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(width, width, 3, stride=2, **like))
-        self.time_conv = nn.Conv3d(width, width, (3, 1, 1), stride=(2, 1, 1), **like) if in_time else None
-
-    def forward(self, x_BCTHW: Tensor, past: Past) -> Tensor:
-        x_BCTHW = apply_per_frame(self.resample, x_BCTHW)
-        if self.time_conv is None:
-            return x_BCTHW
-        joined_BCTHW = past.join(self.time_conv, x_BCTHW, 1)
-        return self.time_conv(joined_BCTHW) if past.has_begun else x_BCTHW
-
-
-class Up(nn.Module):
-    """Double rows and columns, halve the width and, with `in_time`, double frames.
-
-    The first frame of a video is not doubled, and the convolution in time does not see it: the second frame finds
-    zeros before itself.
-    """
-
-    def __init__(self, width: int, *, in_time: bool, **like) -> None:
-        super().__init__()
-        # Nearest cells are copies, exact in any dtype: the reference's conversion to float32 is not needed.
-        upsample = nn.Upsample(scale_factor=2, mode="nearest-exact")
-        self.resample = nn.Sequential(upsample, nn.Conv2d(width, width // 2, 3, padding=1, **like))
-        self.time_conv = CausalConv(width, 2 * width, kernel=(3, 1, 1), **like) if in_time else None
-
-    def forward(self, x_BCTHW: Tensor, past: Past) -> Tensor:
-        if self.time_conv is not None and past.has_begun:
-            x_BCTHW = rearrange(self.time_conv(x_BCTHW, past), "b (two c) t h w -> b c (t two) h w", two=2)
-        return apply_per_frame(self.resample, x_BCTHW)
-
-
-def apply_per_frame(layers: nn.Sequential, x_BCTHW: Tensor) -> Tensor:
-    frames = layers(rearrange(x_BCTHW, "b c t h w -> (b t) c h w"))
-    return rearrange(frames, "(b t) c h w -> b c t h w", b=x_BCTHW.shape[0])
-
-
-class CausalConv(nn.Conv3d):
-    """A convolution that sees a frame and the two before it, and keeps rows and columns."""
-
-    def __init__(self, width_in: int, width_out: int, *, kernel: tuple[int, int, int] = (3, 3, 3), **like) -> None:
-        super().__init__(width_in, width_out, kernel, padding=(0, kernel[1] // 2, kernel[2] // 2), **like)
-
-    def forward(self, x_BCTHW: Tensor, past: Past) -> Tensor:
-        return super().forward(past.join(self, x_BCTHW, self.kernel_size[0] - 1))
-
-
-class Norm(nn.Module):
-    """Divide every position by its root mean square over the channels, then scale each channel by its `gamma`."""
-
-    def __init__(self, width: int, trailing_axes: int, **like) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.ones(width, *(1,) * trailing_axes, **like))
-
-    def forward(self, x_BCTHW: Tensor) -> Tensor:
-        mean_square = x_BCTHW.square().mean(dim=1, keepdim=True, dtype=torch.float32)
-        return x_BCTHW * mean_square.clamp_min_(TINY).rsqrt_().to(x_BCTHW.dtype) * self.gamma.view(-1, 1, 1, 1)
+    return nn.ModuleList([Norm(width, 3, **like), nn.SiLU(), CausalConv(width, channels, **like)])
 
 
 CURE = "use Wan2.1_VAE.pth or wan_2.1_vae.safetensors"

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from ..units import PIXEL_FRAMES_PER_FRAME, PIXELS_PER_CELL
-from .vae import DECODER_BLOCKS, HALVES_TIME, LATENT_CHANNELS, Past, WanVAE
+from .vae import DECODER_BLOCKS, HALVES_TIME, LATENT_CHANNELS, WanVAE
+from .vae_layers import LOOKBACK, Past
 
 TILE, TILE_OVERLAP = 32, 8  # cells of 8 pixels
-LOOKBACK = 2  # frames before a frame that a convolution sees
 LATENTS_PER_PASS = 3  # on a CPU a third of the time of 1 by 1; pixels differ by at most 4e-6
 
 

@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from longlive.errors import WeightsError
+from longlive.model import vae_layers
 from longlive.model.vae import WanVAE, denormalise, normalise
+from longlive.model.vae_layers import CausalConv, Past
 from longlive.model.vae_streams import StreamingDecoder, StreamingEncoder, decode, encode
 
 DECODE_TOLERANCE, ENCODE_TOLERANCE = 2e-5, 1e-5  # tests/reference/README.md
@@ -92,6 +95,56 @@ def test_flush_ends_the_video_so_that_the_next_push_begins_another(vae, golden):
         tails.append(torch.cat([decoder.push(piece), decoder.flush()], dim=1))
     tail = torch.cat(tails[1:], dim=1)
     torch.testing.assert_close(tail, golden["out.decode_chunked_tail"], rtol=0, atol=DECODE_TOLERANCE)
+
+
+@pytest.fixture
+def channels_last(monkeypatch):
+    """Let the CPU work in the layout of a GPU."""
+    monkeypatch.setattr(vae_layers, "has_channels_last", lambda device: True)
+
+
+@pytest.mark.usefixtures("channels_last")
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+def test_in_the_layout_of_a_gpu_the_reference_pixels_and_latents_come_out(weights, golden, pixels_BFCHW, at_once):
+    vae = WanVAE.of_weights(weights)
+    pixels = StreamingDecoder(vae, at_once=at_once).push(golden["in.latent"])
+    torch.testing.assert_close(pixels, golden["out.decode_raw"].clamp(-1, 1), rtol=0, atol=DECODE_TOLERANCE)
+    latents = StreamingEncoder(vae, at_once=at_once).push(pixels_BFCHW)
+    torch.testing.assert_close(latents, golden["out.encode.9"], rtol=0, atol=ENCODE_TOLERANCE)
+
+
+class CopyCounter(TorchDispatchMode):
+    """Counts the values that are copied from one tensor to another as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func.__name__.split(".")[0] in ("copy_", "clone", "cat", "constant_pad_nd", "_to_copy"):
+            self.count += out.numel()
+        return out
+
+
+@pytest.mark.usefixtures("channels_last")
+def test_in_the_layout_of_a_gpu_little_but_the_kept_frames_is_copied():
+    vae, calls = WanVAE.of_weights(WanVAE(4).state_dict()), []
+    for layer in vae.decoder.modules():
+        if isinstance(layer, CausalConv):
+            layer.register_forward_hook(lambda layer, given, made: calls.append((layer, *given, made)))
+    past = Past()
+    with torch.no_grad():
+        vae.decode_next(torch.zeros(1, 1, 16, 4, 6), past)
+        calls.clear()
+        with CopyCounter() as copies:
+            vae.decode_next(torch.zeros(1, 3, 16, 4, 6), past)
+    assert len(calls) == 32
+    assert all(x.is_contiguous(memory_format=torch.channels_last_3d) for _, *given in calls for x in given)
+    kept = sum(frames.numel() for frames in past.seen.values())
+    doubled = sum(x.numel() for layer, *given in calls if layer.kernel_size == (3, 1, 1) for x in given)
+    latents = calls[0][1].numel()
+    assert copies.count <= 2 * kept + doubled + latents
 
 
 @pytest.mark.parametrize("num_frames", [1, 9])
