@@ -1,4 +1,4 @@
-"""`longlive quantize`: weights with the linears of their layers in 8 bits, for ComfyUI."""
+"""`longlive quantize`: weights with the linears of their layers in 8 bits, for ComfyUI and `render`."""
 
 import argparse
 import json
@@ -23,7 +23,9 @@ SUFFIX = ".safetensors"
 
 def add_parser(commands) -> None:
     formatter = argparse.ArgumentDefaultsHelpFormatter
-    quantize = commands.add_parser("quantize", help="write weights in 8 bits, for ComfyUI", formatter_class=formatter)
+    quantize = commands.add_parser(
+        "quantize", help="write weights in 8 bits, for ComfyUI and render", formatter_class=formatter
+    )
     quantize.set_defaults(run=run_quantize)
     quantize.add_argument("weights", type=Path, help="longlive_base.pt, or a safetensors file")
     quantize.add_argument("output", type=parse_weights_path, help=f"{SUFFIX} file to write")

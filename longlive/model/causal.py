@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..errors import ConditioningError
 from .attention import Attend, choose_attention
 from .dtypes import choose_float
+from .eight_bit import name_eight_bit_kernels
 from .placement import Placement
 from .rope import BASE, Rotation, make_table
 from .wan import MODULATIONS, AttentionTree, BlockTree, Geometry, WanModel, WanTree
@@ -90,11 +91,12 @@ class CausalWan:
         """Wrap our own tree, on its device and in its dtype. Raises ConfigError if SageAttention is missing."""
         tree, weight = cast(WanTree, model), model.patch_embedding.weight
         attend, name = choose_attention(weight.device, weight.dtype, quantised=quantised_attention)
+        linears = name_eight_bit_kernels(model, weight.device)
         return cls(
             tree=tree,
             geometry=Geometry.of_tree(tree),
             attend=attend,
-            kernel=f"{weight.device.type} {name}",
+            kernel=" ".join([weight.device.type, name, *linears]),
             device=weight.device,
             dtype=weight.dtype,
             entry_dtype=weight.dtype,

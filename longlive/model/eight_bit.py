@@ -1,9 +1,28 @@
-"""Linear layers in 8 bits: what forms there are."""
+"""Linears whose weights have 8 bits: their forms, and a layer that computes with them through comfy-kitchen.
+
+Inside ComfyUI the host's own layers take its place; both call the same functions of comfy-kitchen.
+"""
 
 from enum import StrEnum
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import HALF, name_release
+from .kitchen import (
+    IN_PYTORCH,
+    KITCHEN,
+    can_multiply_fp8,
+    explain_slow_fp8,
+    explain_slow_int8,
+    import_kitchen,
+    list_fast_backends,
+)
+
 GROUP = 256  # inputs that a rotation mixes: the one size that comfy-kitchen has a fast kernel for
 LARGEST_INT8, LARGEST_FP8 = 127, 448  # numbers of an 8-bit weight
+FP8_LAYOUT = "TensorCoreFP8Layout"  # comfy-kitchen's name for float8 e4m3 with one scale
 
 
 class EightBit(StrEnum):
@@ -12,3 +31,63 @@ class EightBit(StrEnum):
     INT8 = "int8"  # whole numbers, with one scale for each output
     INT8_ROTATED = "int8 rotated"  # the same after a rotation of the inputs (ConvRot, arXiv 2512.03673)
     FP8_SCALED = "fp8 scaled"  # float8 e4m3, with one scale
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float8_e4m3fn if self is EightBit.FP8_SCALED else torch.int8
+
+    def explain_slow(self, device: torch.device) -> str:
+        """Say in a sentence why this form is no faster than bf16 on a device, and the cure; nothing if it is."""
+        return explain_slow_fp8(device) if self is EightBit.FP8_SCALED else explain_slow_int8(device)
+
+    def name_kernels(self, device: torch.device) -> str:
+        """Name what computes with this form on a device, with its release: another one may round differently."""
+        return " ".join([name_release(self, KITCHEN), *(list_fast_backends(device) or [IN_PYTORCH])])
+
+
+class EightBitLinear(nn.Module):
+    """A linear with a weight [outputs, inputs] in 8 bits, and a scale [outputs, 1] or []."""
+
+    weight: Tensor
+    weight_scale: Tensor
+
+    def __init__(self, linear: nn.Linear, form: EightBit, scale_shape: tuple[int, ...]) -> None:
+        """Take sizes, bias and device of a linear; the weight and its scale are left empty."""
+        super().__init__()
+        self.form, self.bias, device = form, linear.bias, linear.weight.device
+        self.register_buffer("weight", torch.empty(linear.weight.shape, dtype=form.dtype, device=device))
+        self.register_buffer("weight_scale", torch.empty(scale_shape, dtype=torch.float32, device=device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute as ComfyUI does: the inputs are rounded to 8 bits, too, where they are multiplied so."""
+        if self.form is EightBit.FP8_SCALED:
+            return self._compute_in_fp8(x) if x.dtype in HALF and can_multiply_fp8(x.device) else self._widen_fp8(x)
+        return import_kitchen().int8_linear(
+            x.contiguous(),
+            self.weight,
+            self.weight_scale,
+            self.bias,
+            x.dtype,
+            convrot=self.form is EightBit.INT8_ROTATED,
+            convrot_groupsize=GROUP,
+        )
+
+    def _compute_in_fp8(self, x: Tensor) -> Tensor:
+        """Multiply in float8. The inputs have the scale 1, so those beyond 448 are cut to it."""
+        kitchen = import_kitchen(f"{KITCHEN}.tensor")
+        rows = kitchen.QuantizedTensor.from_float(x.flatten(0, -2), FP8_LAYOUT, scale=self.weight_scale.new_ones(()))
+        params = kitchen.TensorCoreFP8Layout.Params(
+            scale=self.weight_scale, orig_dtype=x.dtype, orig_shape=tuple(self.weight.shape)
+        )
+        weight = kitchen.QuantizedTensor(self.weight, FP8_LAYOUT, params)
+        return F.linear(rows, weight, self.bias).unflatten(0, x.shape[:-1])
+
+    def _widen_fp8(self, x: Tensor) -> Tensor:
+        weight = import_kitchen().dequantize_per_tensor_fp8(self.weight, self.weight_scale, x.dtype)
+        return F.linear(x, weight, self.bias)
+
+
+def name_eight_bit_kernels(tree: nn.Module, device: torch.device) -> list[str]:
+    """Name what computes the 8-bit linears of a tree on a device; nothing for whole weights."""
+    forms = {module.form for module in tree.modules() if isinstance(module, EightBitLinear)}
+    return [form.name_kernels(device) for form in sorted(forms)]

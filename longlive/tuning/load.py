@@ -97,7 +97,10 @@ def _digest_parts(folder: Path, parts: Sequence[str], cache_dir: Path | None) ->
 
 
 def load_network(path: Path, dtype: torch.dtype, lora: str = "") -> WanModel:
-    tree, _ = load_model(path, lora=Path(lora) if lora else None, dtype=dtype)
+    """Load a network to learn or to judge. Raises TuningError for one whose linears have 8 bits."""
+    tree, report = load_model(path, lora=Path(lora) if lora else None, dtype=dtype)
+    if report.forms:
+        raise TuningError(f"{path.name} has linears in 8 bits, and tuning needs whole weights; give a file of bf16")
     return tree
 
 

@@ -1,5 +1,6 @@
 """What a weights file holds, in words for a user."""
 
+from collections import Counter
 from pathlib import Path
 
 from ..errors import WeightsError, list_names, shorten
@@ -7,6 +8,7 @@ from ..model.dtypes import name_dtype
 from .identify import CONVOLUTION_DIMS, Kind, identify, name_size
 from .load import is_trained_causal, read_geometry
 from .lora import Lora
+from .quantise import FORM, read_forms
 from .weights_file import WeightsFile, read_weights_file
 
 VAE_HEAD = "decoder.head.2.weight"
@@ -28,6 +30,8 @@ def describe_file(path: str | Path) -> str:
     }
     if kind is Kind.WAN_T2V:
         lines |= describe_model(file)
+    elif kind is Kind.WAN_QUANTISED and any(name.endswith(FORM) for name in tensors):
+        lines |= describe_model(file) | {"8 bits": describe_linears(file)}
     elif kind is Kind.LORA:
         lora = Lora.of_weights_file(file)
         lines["modules"] = f"{len(lora.pairs)}, such as {shorten(next(iter(lora.pairs)))}"
@@ -48,3 +52,12 @@ def describe_model(file: WeightsFile) -> dict[str, str]:
     except WeightsError as error:
         sizes = str(error)
     return {"geometry": sizes, "trained": causal[is_trained_causal(file)]}
+
+
+def describe_linears(file: WeightsFile) -> str:
+    """Say how many linears have 8 bits, in which form."""
+    try:
+        counts = Counter(read_forms(file.tensors, file.name).values())
+    except WeightsError as error:
+        return str(error)
+    return ", ".join(f"{count} linears in {form}" for form, count in sorted(counts.items()))

@@ -4,7 +4,8 @@ Knows nothing of ComfyUI: the command line and the nodes load the same files wit
 """
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,11 +14,12 @@ from torch import Tensor
 from ..errors import WeightsError, list_names, shorten
 from ..model.dtypes import COMPUTE_DTYPES, STORED_DTYPES, is_finite, name_dtype
 from ..model.eight_bit import EightBit
+from ..model.kitchen import import_kitchen
 from ..model.wan import TEXT_LEN, Geometry, WanModel
 from ..untrusted import conform
-from .identify import SIZES, Kind, expect_kind, name_size
+from .identify import SIZES, Kind, expect_kind, identify, name_size
 from .lora import Lora, MergeReport, prepare_lora
-from .quantise import is_linear_of_layer, quantise_linear
+from .quantise import FORM, SCALE, is_linear_of_layer, make_empty_model, quantise_linear, read_forms
 from .weights_file import EMA, WeightsFile, read_weights_file
 from .weights_folder import parse_object
 
@@ -37,14 +39,14 @@ class LoadReport:
     num_tensors: int
     num_parameters: int
     dtype: torch.dtype
-    eight_bit: EightBit | None = None  # the form of the layers' linears, if they have 8 bits
+    forms: tuple[EightBit, ...]  # of the linears that have 8 bits
     lora: MergeReport | None
     warnings: tuple[str, ...]
 
     @property
     def summary(self) -> str:
         lora = f" with {self.lora.source} on {self.lora.matched} modules" if self.lora else ""
-        linears = f", the linears of its layers in {self.eight_bit}" if self.eight_bit else ""
+        linears = f", the linears of its layers in {' and '.join(self.forms)}" if self.forms else ""
         return (
             f"{self.source} ({self.layout}, {name_size(self.geometry)}): {self.num_tensors} tensors, "
             f"{self.num_parameters:,} parameters in {name_dtype(self.dtype)}{linears}{lora}"
@@ -82,10 +84,18 @@ def build_model(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
 ) -> tuple[WanModel, LoadReport]:
-    """Build the tree as `load_model` does, from a weights file already read."""
+    """Build the tree as `load_model` does, from a weights file already read.
+
+    Raises ConfigError if the file has linears in 8 bits and comfy-kitchen is missing.
+    """
     state, report = merge_weights(file, lora=lora, dtype=dtype or choose_dtype(file), device=device)
-    model = WanModel(report.geometry, device="meta")
-    model.load_state_dict(state, assign=True)
+    if report.forms:
+        import_kitchen()
+    for warning in filter(None, (form.explain_slow(torch.device(device)) for form in report.forms)):
+        log.warning(warning)
+        report = replace(report, warnings=(*report.warnings, warning))
+    model = make_empty_model(report.geometry, state, file.name)
+    model.load_state_dict({name: tensor for name, tensor in state.items() if not name.endswith(FORM)}, assign=True)
     return model.requires_grad_(False).eval(), report
 
 
@@ -100,21 +110,27 @@ def merge_weights(
     """Build a text-to-video state dict under released names, every tensor checked, with a LoRA added in fp32.
 
     Without `dtype` each tensor keeps its own. With `eight_bit`, the linears of the layers are then rounded to it, from
-    fp32; `quantise.py` says which tensors they become. Every tensor is a copy, because a file that is memory-mapped may
-    be overwritten later: its tensors would change, or the process would die. Raises WeightsError, also for NaN and
-    infinity.
+    fp32; `quantise.py` says which tensors they become. Linears that have 8 bits in the file keep them. Every tensor is
+    a copy, because a file that is memory-mapped may be overwritten later: its tensors would change, or the process
+    would die. Raises WeightsError, also for NaN and infinity.
     """
-    expect_kind(Kind.WAN_T2V, file.tensors, source=file.name, expected=EXPECTED, otherwise=CURE)
+    forms = read_forms(file.tensors, file.name) if identify(file.tensors) is Kind.WAN_QUANTISED else {}
+    if forms:
+        refuse_changes(file, lora, eight_bit)
+    else:
+        expect_kind(Kind.WAN_T2V, file.tensors, source=file.name, expected=EXPECTED, otherwise=CURE)
     geometry = read_geometry(file)
-    expected = WanModel(geometry, device="meta").state_dict()
-    refuse_misfits(file, expected)
+    expected = make_empty_model(geometry, file.tensors, file.name).state_dict()
+    refuse_misfits(file, expected, forms)
     merge_report = lora.match(expected) if lora else None
 
     state = {}
     for name, tensor in file.tensors.items():
         merged = lora.merge_into(name, tensor.to(device)) if lora else tensor
         form = eight_bit if is_linear_of_layer(name) else None
-        kept = merged.to(device, torch.float32 if form else dtype or tensor.dtype, copy=merged is tensor)
+        is_whole = name.rpartition(".")[0] not in forms or name.endswith(".bias")
+        wanted = (torch.float32 if form else dtype) if is_whole else None
+        kept = merged.to(device, wanted or tensor.dtype, copy=merged is tensor)
         if not is_finite(kept):
             raise WeightsError(explain_not_finite(name, tensor, merged, file, lora, kept.dtype))
         state |= quantise_linear(name, kept, form) if form else {name: kept}
@@ -129,9 +145,9 @@ def merge_weights(
         layout=file.layout,
         geometry=geometry,
         num_tensors=len(expected),
-        num_parameters=sum(tensor.numel() for tensor in expected.values()),
+        num_parameters=sum(tensor.numel() for name, tensor in expected.items() if not name.endswith(SCALE)),
         dtype=dtype or choose_dtype(file),
-        eight_bit=eight_bit,
+        forms=tuple(sorted({*forms.values(), *([eight_bit] if eight_bit else [])})),
         lora=merge_report,
         warnings=tuple(filter(None, warnings)),
     )
@@ -164,9 +180,18 @@ def read_geometry(file: WeightsFile) -> Geometry:
     return geometry
 
 
-def refuse_misfits(file: WeightsFile, expected: dict[str, Tensor]) -> None:
-    """Raise WeightsError unless names and shapes are exactly those of the tree."""
-    tensors = file.tensors
+def refuse_changes(file: WeightsFile, lora: Lora | None, eight_bit: EightBit | None) -> None:
+    """Raise WeightsError if linears that have 8 bits would be changed: a second rounding loses more than the first."""
+    if lora or eight_bit:
+        raise WeightsError(
+            f"{file.name} has linears in 8 bits, which cannot be changed; give the whole weights"
+            + (f", and merge {lora.source} by `longlive quantize --lora`" if lora else "")
+        )
+
+
+def refuse_misfits(file: WeightsFile, expected: dict[str, Tensor], forms: Collection[str] = ()) -> None:
+    """Raise WeightsError unless names, shapes and dtypes are those of the tree; `forms` names its 8-bit linears."""
+    tensors = {name: tensor for name, tensor in file.tensors.items() if name.removesuffix(FORM) not in forms}
     misfits = {
         "missing": [name for name in expected if name not in tensors],
         "left over": [name for name in tensors if name not in expected],
@@ -178,12 +203,17 @@ def refuse_misfits(file: WeightsFile, expected: dict[str, Tensor]) -> None:
         "of an unknown dtype": [
             f"{name} {name_dtype(tensor.dtype)}"
             for name, tensor in tensors.items()
-            if tensor.dtype not in STORED_DTYPES
+            if not is_stored_as(tensor.dtype, expected.get(name, tensor).dtype)
         ],
     }
     found = "; ".join(f"{len(names)} {what} ({list_names(names)})" for what, names in misfits.items() if names)
     if found:
         raise WeightsError(f"{file.name} does not fit a Wan2.1 text-to-video network: {found}; {CURE}")
+
+
+def is_stored_as(dtype: torch.dtype, expected: torch.dtype) -> bool:
+    """Whether a file may hold a tensor in that dtype; 8-bit weights have one dtype, others may have any float."""
+    return dtype == expected if expected.itemsize == 1 else dtype in STORED_DTYPES
 
 
 def explain_not_finite(

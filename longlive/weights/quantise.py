@@ -6,12 +6,15 @@ other tensors stay as they are.
 
 import json
 import re
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..errors import WeightsError
-from ..model.eight_bit import GROUP, LARGEST_FP8, LARGEST_INT8, EightBit
+from ..errors import WeightsError, shorten
+from ..model.eight_bit import GROUP, LARGEST_FP8, LARGEST_INT8, EightBit, EightBitLinear
+from ..model.wan import Geometry, WanModel
+from ..untrusted import parse_json
 
 WEIGHT, SCALE, FORM = ".weight", ".weight_scale", ".comfy_quant"  # suffixes of a linear's tensors
 DESCRIPTIONS = {  # the JSON of a form
@@ -20,8 +23,50 @@ DESCRIPTIONS = {  # the JSON of a form
     EightBit.FP8_SCALED: {"format": "float8_e4m3fn"},
 }
 LINEAR = re.compile(r"blocks\.\d+\.(self_attn\.[qkvo]|cross_attn\.[qkvo]|ffn\.0|ffn\.2)\.weight")  # ten in a layer
+MAX_DESCRIPTION = 1000  # bytes of the JSON
 SMALLEST_SCALE = 1e-30  # of a weight that is zero
 HADAMARD = torch.tensor([[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]], dtype=torch.float32)
+
+
+def read_forms(tensors: Mapping[str, Tensor], source: str) -> dict[str, EightBit]:
+    """Read which linears have 8 bits, by the names of their modules, and in what form; none of whole weights.
+
+    Raises WeightsError for a form that `quantise_linear` does not make.
+    """
+    described = {name.removesuffix(FORM): tensor for name, tensor in tensors.items() if name.endswith(FORM)}
+    return {module: read_form(module, tensor, source) for module, tensor in described.items()}
+
+
+def read_form(module: str, described: Tensor, source: str) -> EightBit:
+    is_text = described.dtype is torch.uint8 and described.numel() <= MAX_DESCRIPTION
+    text = bytes(described.flatten().tolist()) if is_text else b""
+    try:
+        content = parse_json(text)
+    except ValueError:
+        content = None
+    form = next((form for form, description in DESCRIPTIONS.items() if description == content), None)
+    if form is None:
+        raise WeightsError(
+            f"{source} has {shorten(module)} in the form {shorten(text.decode(errors='replace'))}, expected one that "
+            f"`longlive quantize` writes; load it with ComfyUI's own diffusion model loader, or use bf16 weights"
+        )
+    return form
+
+
+def make_empty_model(geometry: Geometry, tensors: Mapping[str, Tensor], source: str) -> WanModel:
+    """Make a tree on the meta device, with 8-bit linears where the tensors have them.
+
+    Raises WeightsError for a linear that the tree lacks.
+    """
+    model = WanModel(geometry, device="meta")
+    modules = dict(model.named_modules())
+    for name, form in read_forms(tensors, source).items():
+        linear, scale = modules.get(name), tensors.get(name + SCALE)
+        if not isinstance(linear, nn.Linear) or scale is None:
+            raise WeightsError(f"{source} describes {shorten(name)}, which is no linear with a scale; make it again")
+        parent, _, child = name.rpartition(".")
+        setattr(modules[parent], child, EightBitLinear(linear, form, (linear.out_features, 1)[: scale.dim()]))
+    return model
 
 
 def is_linear_of_layer(name: str) -> bool:

@@ -13,3 +13,9 @@ def test_our_files_are_rounded_like_comfyui_s_and_read_by_its_loader(release: Ho
     forms, _, errors = call_inside(release, "eight_bit", *checks)
     assert forms == (["int8", "int8 rotated", "fp8 scaled"] if release is NEWEST else ["fp8 scaled"])
     assert [*errors] == forms
+
+
+@RELEASES
+def test_our_own_tree_computes_what_comfyui_computes_with_one_file(release: Host):
+    checks = ("check_our_tree_computes_what_comfyui_computes", "check_fp8_is_multiplied_as_such")
+    call_inside(release, "eight_bit", *checks)

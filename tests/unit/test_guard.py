@@ -15,8 +15,8 @@ FILES = sorted([*LIBRARY.rglob("*.py"), *NODES.rglob("*.py"), ROOT / "__init__.p
 
 HOST = ("comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "latent_preview", "nodes", "server")
 OPTIONAL = (
-    "accelerate", "diffusers", "flash_attn", "flash_attn_interface", "ftfy", "matplotlib", "peft", "sageattention",
-    "transformers",
+    "accelerate", "comfy_kitchen", "diffusers", "flash_attn", "flash_attn_interface", "ftfy", "matplotlib", "peft",
+    "sageattention", "transformers",
 )  # fmt: skip
 DANGEROUS_MODULES = {"pickle", "cPickle", "dill", "marshal", "shelve", "subprocess", "runpy", "code", "pty", "ctypes"}
 DANGEROUS_CALLS = {"eval", "exec", "compile", "__import__"}

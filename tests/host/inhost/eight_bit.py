@@ -1,14 +1,19 @@
 """Checks of 8-bit weights: the numbers of our rounding, and what ComfyUI's own loader reads; run inside a host."""
 
+import importlib.metadata
 import tempfile
 from pathlib import Path
 
 import comfy.sd
 import comfy_kitchen
+import pytest
 import torch
 from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
 from comfyui_longlive.longlive.cli.main import main
-from comfyui_longlive.longlive.model.eight_bit import EightBit
+from comfyui_longlive.longlive.model import eight_bit
+from comfyui_longlive.longlive.model.causal import CausalWan
+from comfyui_longlive.longlive.model.eight_bit import EightBit, EightBitLinear
+from comfyui_longlive.longlive.rollout.sampler import Sampler
 from comfyui_longlive.longlive.weights.load import load_model
 from comfyui_longlive.longlive.weights.quantise import DESCRIPTIONS, is_linear_of_layer, quantise_linear
 from comfyui_longlive.nodes.host.identity import hash_model
@@ -66,3 +71,49 @@ def check_stock_loader_reads_our_files() -> dict[str, float]:
         assert len(digests) == 1 + len(errors)
     assert all(0 < error < LARGEST_ERRORS[form] for form, error in errors.items()), errors
     return errors
+
+
+def check_our_tree_computes_what_comfyui_computes() -> None:
+    """The same file, through our loader and through ComfyUI's: each linear is equal.
+
+    A block is only near: the two networks differ by rounding elsewhere, and that changes what the inputs of a linear
+    are rounded to.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        write_models(Path(folder))
+        for form in list_forms():
+            output = str(Path(folder) / "eight.safetensors")
+            assert main(["quantize", str(Path(folder) / DIT), output, "--format", form.replace(" ", "-")]) == 0
+            host, (tree, _) = comfy.sd.load_diffusion_model(output), load_model(output, dtype=torch.float32)
+            release = importlib.metadata.version("comfy-kitchen")
+            assert CausalWan.of_tree(tree).kernel == f"cpu sdpa {form} comfy-kitchen {release} eager"
+            session = begin_session(host)
+            expected = extend_session(host, session).blocks[0]
+            with Sampler(CausalWan.of_tree(tree)) as sampler:
+                found = sampler.sample(session, 1).blocks[0]
+            assert (found - expected).norm() < LARGEST_ERRORS[form] * expected.norm()
+            layers = {name: layer for name, layer in tree.named_modules() if isinstance(layer, EightBitLinear)}
+            assert len(layers) == 20
+            for name, layer in layers.items():
+                x = torch.randn(2, 5, layer.weight.shape[1], generator=torch.Generator().manual_seed(0))
+                assert torch.equal(layer(x), host.model.diffusion_model.get_submodule(name)(x)), (form, name)
+
+
+def check_fp8_is_multiplied_as_such() -> None:
+    """As on a GPU that can; PyTorch's CPU can, too, slowly."""
+    linear = torch.nn.Linear(256, 64, dtype=torch.bfloat16).requires_grad_(False)
+    layer = EightBitLinear(linear, EightBit.FP8_SCALED, ())
+    tensors = quantise_linear("x.weight", linear.weight, EightBit.FP8_SCALED)
+    layer.weight, layer.weight_scale = tensors["x.weight"], tensors["x.weight_scale"]
+    x = 100 * torch.randn(2, 32, 256, dtype=torch.bfloat16)
+    rounded = x.float().clamp(-448, 448).to(torch.float8_e4m3fn)
+    expected = torch.nn.functional.linear(
+        rounded.float(), layer.weight.float() * layer.weight_scale, linear.bias.float()
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        widened = layer(x)
+        patch.setattr(eight_bit, "can_multiply_fp8", lambda _: True)
+        multiplied = layer(x)
+    assert (multiplied.shape, multiplied.dtype) == (widened.shape, torch.bfloat16)
+    assert (multiplied.float() - expected).norm() < 0.005 * expected.norm()
+    assert (widened.float() - expected).norm() > 0.01 * expected.norm()

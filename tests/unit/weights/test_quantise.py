@@ -10,7 +10,6 @@ from longlive.errors import WeightsError
 from longlive.model.eight_bit import EightBit
 from longlive.model.wan import Geometry, WanModel
 from longlive.weights.load import merge_weights
-from longlive.weights.lora import Lora
 from longlive.weights.quantise import is_linear_of_layer, make_hadamard, quantise_linear
 from longlive.weights.weights_file import read_weights_file
 
@@ -119,10 +118,3 @@ def test_a_lora_is_added_before_the_rounding_and_other_tensors_stay(lora):
     assert state == {}
     assert report.summary.endswith("in bfloat16, the linears of its layers in int8 with lora.pt on 20 modules")
     assert (report.num_tensors, report.num_parameters) == (69, 40_096)
-
-
-def test_weights_that_have_8_bits_are_not_rounded_again(save):
-    state, _ = merge_weights(read_weights_file(CAUSAL), eight_bit=EightBit.INT8)
-    file = read_weights_file(save("eight.safetensors", state, metadata={"geometry": '{"num_heads": 2}'}))
-    with pytest.raises(WeightsError, match=r"holds quantised Wan weights; .* use bf16 weights"):
-        merge_weights(file, lora=Lora(source="none", pairs={}), eight_bit=EightBit.INT8)
