@@ -9,7 +9,7 @@ from ..longlive.session.boundary import Boundary
 from ..longlive.session.session import Session
 from .host.conditioning import to_prompt
 from .host.identity import hash_model
-from .host.model import as_causal_model, check_size
+from .host.model import as_causal_model, check_size, describe_attention
 from .inputs import make_length_inputs, make_options_input, make_seed_input, make_size_inputs, to_blocks
 from .sockets import LiveSession, SessionSocket
 
@@ -157,7 +157,7 @@ class SessionInfo(io.ComfyNode):
             is_output_node=True,
             inputs=[SessionSocket.Input("session", tooltip="The video.")],
             outputs=[
-                io.String.Output(display_name="report", tooltip="Length, size, settings and every switch."),
+                io.String.Output(display_name="report", tooltip="Length, size, settings, switches and attention."),
                 io.Int.Output(display_name="frames", tooltip="Latent frames."),
                 io.Float.Output(display_name="seconds", tooltip="Seconds of video."),
             ],
@@ -165,7 +165,7 @@ class SessionInfo(io.ComfyNode):
 
     @classmethod
     def execute(cls, session: LiveSession) -> io.NodeOutput:
-        report = session.session.describe()
+        report = f"{session.session.describe()}\nattention: {describe_attention(session.model)}"
         return io.NodeOutput(report, session.session.num_frames, session.session.seconds, ui=ui.PreviewText(report))
 
 

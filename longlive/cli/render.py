@@ -146,6 +146,7 @@ def render_script(options: argparse.Namespace, script: str) -> int:
         weights, lora=options.lora, strength=options.strength, dtype=dtype, device=device, ema=options.ema
     )
     model = CausalWan.of_tree(tree, quantised_attention=options.sage)
+    log.info("attention: %s", model.kernel)
     return make_video(options, video, segments, prompts, model, decoder)
 
 

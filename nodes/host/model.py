@@ -13,14 +13,21 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...longlive.errors import WeightsError
-from ...longlive.model.attention import Attend
+from ...longlive.model.attention import Attend, choose_newest_attention
 from ...longlive.model.causal import CausalWan
 from ...longlive.model.dtypes import COMPUTE_DTYPES, name_dtype
 from ...longlive.model.vae import LATENT_CHANNELS
 from ...longlive.model.wan import Geometry, WanModel, WanTree
 from ...longlive.weights.load import build_model
 from ...longlive.weights.weights_file import WeightsFile
-from .identity import NETWORK_PREFIX, describe_kernels, is_called, iter_loaded_weights, list_unrecognisable
+from .identity import (
+    NETWORK_PREFIX,
+    describe_kernels,
+    get_attention_override,
+    is_called,
+    iter_loaded_weights,
+    list_unrecognisable,
+)
 
 Model: TypeAlias = ModelPatcher  # what travels on a MODEL socket
 
@@ -30,6 +37,7 @@ HONOURED_PATCHES = {"manual_cast_dtype", "model_sampling"}  # object patches: th
 HONOURED_OPTIONS = {"optimized_attention_override"}  # in transformer_options
 HARMLESS_OPTIONS = {"transformer_options", "disable_cfg1_optimization", "torch_compile_kwargs"}  # in model_options
 HONOURED_CALLBACKS = {"on_clone", "on_load_after", "on_detach_after", "on_pre_run", "on_cleanup"}  # all are called
+PYTORCH_ATTENTION = "attention_pytorch"  # what ComfyUI uses unless the user chooses
 SIZE_CHECK = "longlive_size_check"  # attachment of a MODEL that makes one size only
 
 
@@ -47,11 +55,12 @@ def as_causal_model(patcher: ModelPatcher) -> CausalWan:
     """
     tree = get_wan_tree(patcher)
     device = patcher.load_device
+    attend, newer = find_newer_attention(patcher) or (bind_attention(patcher), "")
     return CausalWan(
         tree=tree,
         geometry=Geometry.of_tree(tree),
-        attend=bind_attention(patcher),
-        kernel=f"{device.type} {describe_kernels(patcher)}",
+        attend=attend,
+        kernel=" ".join(filter(None, [device.type, newer, describe_kernels(patcher)])),
         device=device,
         dtype=get_compute_dtype(patcher),
         entry_dtype=torch.float32,  # as in ComfyUI's own forward, whatever the weight's dtype
@@ -150,6 +159,21 @@ def bind_attention(patcher: ModelPatcher) -> Attend:
         return optimized_attention(q, k, v, heads=heads, transformer_options=options).unflatten(-1, (heads, -1))
 
     return attend
+
+
+def find_newer_attention(patcher: ModelPatcher) -> tuple[Attend, str] | None:
+    """Find a faster kernel than ComfyUI's attention, with its name. None if a node or the user chose an attention."""
+    if get_attention_override(patcher) is not None or optimized_attention.__name__ != PYTORCH_ATTENTION:
+        return None
+    return choose_newest_attention(patcher.load_device, get_compute_dtype(patcher))
+
+
+def describe_attention(patcher: ModelPatcher) -> str:
+    """Name the attention that a session computes with."""
+    if newer := find_newer_attention(patcher):
+        return newer[1]
+    overridden = get_attention_override(patcher) is not None
+    return f"{optimized_attention.__name__}{', overridden by a node' if overridden else ''}"
 
 
 def list_ignored(patcher: ModelPatcher) -> list[str]:

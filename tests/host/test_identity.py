@@ -24,6 +24,7 @@ CHECKS = {
     "kernels": (
         "check_attention_overrides",
         "check_installed_kernels",
+        "check_a_newer_kernel_replaces_pytorch_s_own",
         "check_kernels_of_triton_are_their_source",
         "check_calls_of_a_run",
         "check_methods_of_objects_are_not_functions",

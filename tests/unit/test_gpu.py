@@ -22,6 +22,16 @@ def test_a_kernel_computes_attention(kernel, tolerance):
     torch.testing.assert_close(attend(q, k, v), attention.attend_with_torch(q, k, v), rtol=tolerance, atol=tolerance)
 
 
+def test_cudnn_computes_attention():
+    if not attention.can_attend_with_cudnn(torch.device("cuda"), torch.bfloat16):
+        pytest.skip("there is no attention by cuDNN")
+    q, k, v = (torch.randn(1, tokens, 12, 128, device="cuda", dtype=torch.bfloat16) for tokens in (390, 1560, 1560))
+    with torch.profiler.profile() as profile:
+        found = attention.attend_with_cudnn(q, k, v)
+    assert any("cudnn" in event.key for event in profile.key_averages())
+    torch.testing.assert_close(found, attention.attend_with_torch(q, k, v), rtol=2e-2, atol=2e-2)
+
+
 def test_law_3_holds_on_the_gpu():
     cpu = tiny.model(LIKE_WAN)
     model = CausalWan.of_tree(cpu.tree.to("cuda", torch.bfloat16))

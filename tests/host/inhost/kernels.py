@@ -13,7 +13,7 @@ import torch
 from comfy.ldm.modules.attention import wrap_attn
 from comfy.patcher_extension import CallbacksMP
 from comfyui_longlive.longlive.errors import LongLiveError
-from comfyui_longlive.nodes.host import identity
+from comfyui_longlive.nodes.host import identity, model
 from comfyui_longlive.nodes.host.identity import (
     describe_kernels,
     get_attention_override,
@@ -147,6 +147,29 @@ def made(setting):
 
 cached = functools.lru_cache(quantised)
 """
+
+
+def check_a_newer_kernel_replaces_pytorch_s_own() -> None:
+    """Not what the user chose at the start, nor what a node chose."""
+
+    def attention_pytorch(*_, **__):
+        raise AssertionError("it is replaced")
+
+    newer = (lambda q, k, v: q), "cudnn 91002"
+    patcher, overridden = load_model(), load_model()
+    overridden.model_options["transformer_options"]["optimized_attention_override"] = lambda original, *_: original
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "choose_newest_attention", lambda device, dtype: newer)
+        before = model.as_causal_model(patcher)
+        assert model.describe_attention(patcher) == model.optimized_attention.__name__ != "attention_pytorch"
+        patch.setattr(model, "optimized_attention", attention_pytorch)
+        after = model.as_causal_model(patcher)
+        assert (after.attend, model.describe_attention(patcher)) == newer
+        assert after.kernel == before.kernel.replace("cpu ", "cpu cudnn 91002 ")
+        assert model.describe_attention(overridden) == "attention_pytorch, overridden by a node"
+        assert model.as_causal_model(overridden).attend is not newer[0]
+        patch.setattr(model, "choose_newest_attention", lambda device, dtype: None)
+        assert model.as_causal_model(patcher).kernel == before.kernel
 
 
 def check_kernels_of_triton_are_their_source() -> None:

@@ -5,10 +5,20 @@ from types import ModuleType
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend
 
 from longlive.errors import ConfigError
 from longlive.model import attention
-from longlive.model.attention import attend_with_torch, choose_attention, load_flash2, load_flash3, load_sage
+from longlive.model.attention import (
+    attend_with_cudnn,
+    attend_with_torch,
+    can_attend_with_cudnn,
+    choose_attention,
+    choose_newest_attention,
+    load_flash2,
+    load_flash3,
+    load_sage,
+)
 
 CUDA, CPU, MPS = (torch.device(kind) for kind in ("cuda", "cpu", "mps"))
 KERNELS = {"flash_attn_interface": "flash_attn_func", "flash_attn": "flash_attn_func", "sageattention": "sageattn"}
@@ -30,11 +40,16 @@ def _forgotten():
 
 @pytest.fixture
 def install(monkeypatch):
-    """Put stand-ins where the named packages would be, take all others away, and say which GPU there is."""
+    """Put stand-ins where the named packages would be, take all others away, and say which GPU there is.
+
+    The module "cudnn" is PyTorch's attention by cuDNN.
+    """
 
     def put(*modules: str, capability: tuple[int, int] = (9, 0), answer=lambda out: out) -> list[str]:
         called: list[str] = []
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+        monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
+        monkeypatch.setattr(attention, "can_attend_with_cudnn", lambda *_: "cudnn" in modules)
         for module, function in KERNELS.items():
 
             def kernel(q, k, v, module=module, **options):
@@ -52,16 +67,20 @@ def install(monkeypatch):
 @pytest.mark.parametrize(
     ("installed", "capability", "chosen"),
     [
-        ((), (9, 0), []),
-        (("flash_attn",), (9, 0), ["flash_attn"]),
-        (("flash_attn_interface",), (9, 0), ["flash_attn_interface"]),
-        (("flash_attn_interface", "flash_attn"), (9, 0), ["flash_attn_interface"]),
-        (("flash_attn_interface", "flash_attn"), (8, 9), ["flash_attn"]),  # FlashAttention 3 is for Hopper
-        (("flash_attn_interface", "flash_attn"), (10, 0), ["flash_attn"]),
-        (("flash_attn_interface",), (8, 0), []),
-        (("flash_attn",), (8, 0), ["flash_attn"]),
-        (("flash_attn",), (7, 5), []),  # FlashAttention 2 begins with Ampere
-        (("sageattention",), (9, 0), []),  # quantises: a choice of the user's, never a default
+        ((), (9, 0), "sdpa"),
+        (("flash_attn",), (9, 0), "flash2"),
+        (("flash_attn_interface",), (9, 0), "flash3"),
+        (("flash_attn_interface", "flash_attn", "cudnn"), (9, 0), "flash3"),
+        (("flash_attn", "cudnn"), (9, 0), "cudnn 91002"),
+        (("cudnn",), (9, 0), "cudnn 91002"),
+        (("flash_attn_interface", "flash_attn", "cudnn"), (10, 0), "cudnn 91002"),  # FlashAttention 3 is for Hopper
+        (("flash_attn_interface", "flash_attn", "cudnn"), (12, 0), "cudnn 91002"),
+        (("flash_attn_interface", "flash_attn", "cudnn"), (8, 9), "flash2"),  # cuDNN is not faster there
+        (("flash_attn_interface", "flash_attn"), (10, 0), "flash2"),
+        (("flash_attn_interface", "cudnn"), (8, 0), "sdpa"),
+        (("flash_attn",), (8, 0), "flash2"),
+        (("flash_attn",), (7, 5), "sdpa"),  # FlashAttention 2 begins with Ampere
+        (("sageattention",), (9, 0), "sdpa"),  # quantises: a choice of the user's, never a default
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -69,8 +88,41 @@ def test_the_fastest_exact_kernel_installed_is_chosen(install, installed, capabi
     called = install(*installed, capability=capability)
     attend, name = choose_attention(CUDA, dtype)
     assert torch.equal(attend(Q, K, V), attend_with_torch(Q, K, V))
-    assert called == chosen
-    assert name == {(): "sdpa", ("flash_attn",): "flash2", ("flash_attn_interface",): "flash3"}[tuple(chosen)]
+    assert name == chosen
+    assert called == {"flash2": ["flash_attn"], "flash3": ["flash_attn_interface"]}.get(name, [])
+    assert (attend is attend_with_cudnn) == name.startswith("cudnn")
+
+
+@pytest.mark.parametrize(("capability", "chosen"), [((9, 0), "flash3"), ((10, 0), "cudnn 91002"), ((8, 9), None)])
+def test_only_hopper_and_later_have_a_kernel_that_replaces_a_host_s_own(install, capability, chosen):
+    install("flash_attn_interface", "flash_attn", "cudnn", capability=capability)
+    found = choose_newest_attention(CUDA, torch.bfloat16)
+    assert (found and found[1]) == chosen
+    assert choose_newest_attention(CUDA, torch.float32) is choose_newest_attention(CPU, torch.bfloat16) is None
+
+
+def test_cudnn_is_preferred_for_the_call_only(monkeypatch):
+    orders = []
+
+    def attend(*_, **__):
+        orders.append(torch._C._get_sdp_priority_order())
+        return Q.transpose(1, 2)
+
+    before = torch._C._get_sdp_priority_order()
+    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", attend)
+    attend_with_cudnn(Q, K, V)
+    assert orders[0][0] == int(SDPBackend.CUDNN_ATTENTION) != before[0]
+    assert torch._C._get_sdp_priority_order() == before
+
+
+def test_a_pytorch_that_cannot_prefer_cudnn_is_left_alone(monkeypatch):
+    """`set_priority` came with 2.6."""
+    monkeypatch.setattr(attention, "sdpa_kernel", lambda backends: None)
+    assert not can_attend_with_cudnn(CUDA, torch.bfloat16)
+
+
+def test_a_pytorch_without_cuda_has_no_cudnn():
+    assert not can_attend_with_cudnn(CPU, torch.bfloat16)
 
 
 @pytest.mark.parametrize(("device", "dtype"), [(CPU, torch.bfloat16), (MPS, torch.float16), (CUDA, torch.float32)])
