@@ -217,7 +217,7 @@ def describe_operation(func: torch._ops.OpOverload, args: Sequence, kwargs: dict
     if not kernel:
         return Operation(name, Kind.POINTWISE, 0, num_bytes, is_double=is_double)
     kind = kernel.kind
-    if kind is Kind.CONVOLUTION and is_channels_last(args[1]):
+    if kind is Kind.CONVOLUTION and any(map(is_channels_last, args[:2])):
         kind = Kind.CONVOLUTION_CHANNELS_LAST
     num_bytes += kernel.count_inner_bytes(args)
     return Operation(name, kind, kernel.count_flops(args, made[0]), num_bytes, kernel.launches, is_double)
@@ -261,13 +261,16 @@ def count_bytes(tensors: Sequence[Tensor]) -> int:
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the number of axes
 
 
-def is_channels_last(weight: Tensor) -> bool:
-    layout = CHANNELS_LAST.get(weight.dim())
-    return layout is not None and weight.is_contiguous(memory_format=layout) and not weight.is_contiguous()
+def is_channels_last(x: Tensor) -> bool:
+    layout = CHANNELS_LAST.get(x.dim())
+    return layout is not None and x.is_contiguous(memory_format=layout) and not x.is_contiguous()
 
 
 def keep_layout(name: str, args: Sequence, out: Any) -> Any:
-    """Give a convolution's result the layout that cuDNN gives it, that of the weight. The meta device does not."""
-    if name == "aten::convolution" and is_channels_last(args[1]):
+    """Give a convolution's result the layout that cuDNN gives it: channels last if its input or weight has them last.
+
+    The meta device does not.
+    """
+    if name == "aten::convolution" and any(map(is_channels_last, args[:2])):
         return torch.empty_like(out, memory_format=CHANNELS_LAST[out.dim()])
     return out
