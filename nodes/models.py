@@ -46,7 +46,9 @@ class ModelLoader(io.ComfyNode):
                     default="default",
                     advanced=True,
                     tooltip="Precision of the weights. Choose bf16 on an RTX 30 or newer: LongLive was trained in it. "
-                    "With default, ComfyUI chooses, often fp16. fp8 halves the memory of the weights.",
+                    "With default, ComfyUI chooses, often fp16. fp8 halves the memory of the weights. int8, int8 "
+                    "rotated and fp8 scaled also compute in 8 bits: faster where the card and ComfyUI have the "
+                    "kernels (int8 from RTX 20, fp8 from RTX 40), less exact. The report says whether they have.",
                 ),
             ],
             outputs=[

@@ -23,6 +23,8 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...longlive.digest import hash_stream, hash_tensors
+from ...longlive.model.attention import name_release
+from ...longlive.model.kitchen import KITCHEN, list_fast_backends
 
 NETWORK_PREFIX = "diffusion_model."
 PLAIN_TYPES = (str, int, float, bool, bytes, type(None), type(Ellipsis), torch.dtype, frozenset)
@@ -70,13 +72,23 @@ def _hash_weights(patcher: ModelPatcher) -> str:
 def describe_kernels(patcher: ModelPatcher) -> str:
     """Describe what computes with the weights, as any change of it rounds differently.
 
-    That is the attention, the callbacks of a run, the classes of layers and the precision of sums.
+    That is the attention, the callbacks of a run, the classes of layers, the kernels of quantised layers and the
+    precision of sums.
     """
     layers = {_describe_layer(layer) for layer in patcher.model.diffusion_model.modules()}
     half_sums = getattr(torch.backends.cuda.matmul, "allow_fp16_accumulation", False)
     attention = [optimized_attention.__name__, *_list_kernel_releases(optimized_attention)]
     given = [hash_value(value) for value in (get_attention_override(patcher), _list_run_callbacks(patcher)) if value]
-    return f"{' '.join([*attention, *map(str, given)])} {hash_value(sorted(layers))} {half_sums}"
+    quantised = _list_quantised_kernels(patcher)
+    return f"{' '.join([*attention, *map(str, given), *quantised])} {hash_value(sorted(layers))} {half_sums}"
+
+
+def _list_quantised_kernels(patcher: ModelPatcher) -> list[str]:
+    """List what computes with layers that ComfyUI holds quantised, and whether it widens their weights before that."""
+    if not any(getattr(layer, "quant_format", None) for layer in patcher.model.diffusion_model.modules()):
+        return []
+    is_widened = getattr(patcher, "force_cast_weights", False)
+    return [name_release("quantised", KITCHEN), *list_fast_backends(patcher.load_device), *["widened"] * is_widened]
 
 
 def _describe_layer(layer: torch.nn.Module) -> str:

@@ -1,5 +1,7 @@
 """Weights files as MODELs and VAEs: LongLive's released files, and the miniature's."""
 
+import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -12,12 +14,16 @@ import folder_paths
 import torch
 from comfy.latent_formats import Wan21
 from comfy.model_patcher import ModelPatcher
+from comfy.quant_ops import QUANT_ALGOS
 
 from ...longlive.errors import WeightsError
 from ...longlive.miniature.files import DIT, TEACHER, VAE, check_miniature_size, check_present, load_miniature
 from ...longlive.model.dtypes import COMPUTE_DTYPES
+from ...longlive.model.eight_bit import EightBit
+from ...longlive.model.kitchen import import_kitchen
 from ...longlive.weights.load import choose_dtype, load_model, merge_weights
 from ...longlive.weights.lora import prepare_lora
+from ...longlive.weights.quantise import DESCRIPTIONS, read_forms
 from ...longlive.weights.weights_file import WeightsFile, read_weights_file
 from .model import SIZE_CHECK
 
@@ -27,7 +33,10 @@ WEIGHT_DTYPES = {
     **COMPUTE_DTYPES,
     "fp8_e4m3fn": torch.float8_e4m3fn,
     "fp8_e5m2": torch.float8_e5m2,
+    **{str(form): form for form in EightBit},
 }
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,16 +55,52 @@ def load_merged(choice: LoaderChoice, *, disable_dynamic: bool = False) -> tuple
     has_lora = choice.lora_name != NO_LORA
     lora_file = folder_paths.get_full_path_or_raise("loras", choice.lora_name) if has_lora else None
     lora = prepare_lora(lora_file, choice.lora_strength)
-    dtype = WEIGHT_DTYPES[choice.weight_dtype] or choose_narrower_dtype(weights)
+    chosen = WEIGHT_DTYPES[choice.weight_dtype]
+    form = chosen if isinstance(chosen, EightBit) else None
+    forms = {form} if form else {*read_forms(weights.tensors, weights.name).values()}
+    check_forms(forms)
+    dtype = chosen if isinstance(chosen, torch.dtype) else choose_narrower_dtype(weights)
     exact = dtype if dtype in COMPUTE_DTYPES.values() else None  # fp8 is left to ComfyUI, which knows how to store it
-    state, report = merge_weights(weights, lora=lora, dtype=exact)
+    state, report = merge_weights(weights, lora=lora, dtype=exact, eight_bit=form)
     model = comfy.sd.load_diffusion_model_state_dict(
         state, model_options={"dtype": dtype} if dtype else {}, disable_dynamic=disable_dynamic
     )
     if model is None:
         raise WeightsError(f"ComfyUI does not recognise {choice.model_name}; expected Wan2.1 text-to-video weights")
     model.cached_patcher_init = (reload_merged, (choice,))
-    return model, str(report)
+    if forms:
+        compute_in_bf16(model)
+    return model, "\n".join([str(report), *describe_forms(forms, model.load_device)])
+
+
+def check_forms(forms: Iterable[EightBit]) -> None:
+    """Check that this ComfyUI computes with 8-bit weights of these forms.
+
+    Raises WeightsError if it does not know one, ConfigError if its comfy-kitchen does not load.
+    """
+    for form in forms:
+        import_kitchen()
+        if DESCRIPTIONS[form]["format"] not in QUANT_ALGOS:
+            raise WeightsError(
+                f"this ComfyUI does not know {form} weights; update ComfyUI, or choose {EightBit.FP8_SCALED} or bf16"
+            )
+
+
+def compute_in_bf16(model: ModelPatcher) -> None:
+    """Let a MODEL of 8-bit weights compute in bf16, as LongLive was trained, where its device can.
+
+    ComfyUI takes fp16 for such weights. Its own node for this, ModelComputeDtype, would widen them in every pass.
+    """
+    if comfy.model_management.should_use_bf16(model.load_device):
+        model.add_object_patch("manual_cast_dtype", torch.bfloat16)
+
+
+def describe_forms(forms: Iterable[EightBit], device: torch.device) -> list[str]:
+    """Say what will compute with 8-bit weights, or why that is slow; a warning in the log for what is slow."""
+    slow = [*filter(None, (form.explain_slow(device) for form in sorted(forms)))]
+    for sentence in slow:
+        log.warning(sentence)
+    return slow or [f"computed by {form.name_kernels(device)}" for form in sorted(forms)]
 
 
 def reload_merged(choice: LoaderChoice, *, disable_dynamic: bool = False) -> ModelPatcher:

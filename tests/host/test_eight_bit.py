@@ -19,3 +19,15 @@ def test_our_files_are_rounded_like_comfyui_s_and_read_by_its_loader(release: Ho
 def test_our_own_tree_computes_what_comfyui_computes_with_one_file(release: Host):
     checks = ("check_our_tree_computes_what_comfyui_computes", "check_fp8_is_multiplied_as_such")
     call_inside(release, "eight_bit", *checks)
+
+
+@RELEASES
+def test_our_loader_rounds_at_load_and_refuses_what_its_host_cannot_compute(release: Host):
+    call_inside(
+        release,
+        "eight_bit",
+        "check_our_loader_rounds_as_the_command_does",
+        "check_a_lora_node_works_on_our_8_bit_model",
+        "check_8_bit_weights_compute_in_bf16_where_the_device_can",
+        "check_forms_that_comfyui_lacks_are_refused",
+    )
