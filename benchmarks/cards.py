@@ -22,7 +22,7 @@ class Card:
     def _predict_operation(self, operation: Operation) -> float:
         computing = operation.flops / (1e12 * self.tera_per_second[operation.kind]) if operation.flops else 0
         moving = operation.num_bytes / self.bytes_per_second
-        return max(computing, moving, operation.launches * LAUNCH_SECONDS)
+        return max(computing, moving, LAUNCH_SECONDS)
 
 
 def make_card(

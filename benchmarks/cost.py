@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterable
 
 from cards import CARDS, Card
+from eight_bit_kernels import attend_in_8_bit, use_counted_kitchen
+from memory_budget import MemoryBudget
 from true_size import (
     HEIGHT,
     WIDTH,
@@ -24,6 +26,7 @@ from true_size import (
 from work_counter import Kind, Work
 
 from longlive.config import Positions, RolloutConfig
+from longlive.model.eight_bit import EightBit
 from longlive.model.tiny_vae import TinyDecoder
 from longlive.model.vae_streams import StreamingDecoder, StreamingEncoder
 from longlive.units import PIXEL_FRAMES_PER_FRAME
@@ -67,30 +70,58 @@ def describe_transfers(config: RolloutConfig) -> list[tuple]:
     return [(name, f"{n / 1e6:.1f}", f"{1e3 * n / LINK_BYTES_PER_SECOND:.2f}") for name, n in moved.items()]
 
 
+def describe_budget(name: str, budget: MemoryBudget) -> tuple:
+    parts = (budget.weights, budget.kept, budget.busy, budget.total)
+    return name, *(f"{num_bytes / 1e9:.2f}" for num_bytes in parts)
+
+
 def main() -> None:
-    model, vae, config = make_network(), make_vae(), RolloutConfig()
+    model, vae, tiny_vae, config = make_network(), make_vae(), make_tiny_vae(), RolloutConfig()
     exact = count_network(model, config)
+    with use_counted_kitchen():
+        int8_model = make_network(EightBit.INT8)
+        int8 = count_network(int8_model, config)
+        int8_attention = count_network(make_network(EightBit.INT8, attend_in_8_bit), config)
+    decoding = {n: count_decode(StreamingDecoder(vae, at_once=n), config.block) for n in (3, 2, 1)}
+    tiny_decoding = count_decode(TinyDecoder(tiny_vae), config.block)
     unbounded = count_network(model, RolloutConfig(positions=Positions.UNBOUNDED))
     network_rows = [
         describe_work("four steps", exact.steps),
         describe_work("clean pass", exact.clean_pass),
         describe_work("**block**", exact.block),
         describe_work("block, unbounded", unbounded.block),
+        describe_work("block, INT8 linears", int8.block),
+        describe_work("block, INT8 linears, 8-bit attention", int8_attention.block),
         describe_work("recache, sink kept", exact.recache),
+        describe_work("recache, INT8 linears, 8-bit attention", int8_attention.recache),
         describe_work("keys and values of a prompt", exact.text),
         describe_work("umT5-xxl on a prompt", count_text_encoder()),
         *REFERENCE,
     ]
-    vae_rows = [
-        describe_work(f"decode of a block, {n} at once", count_decode(StreamingDecoder(vae, at_once=n), config.block))
-        for n in (3, 2, 1)
-    ]
-    vae_rows += [describe_work("decode of a block, tiny VAE", count_decode(TinyDecoder(make_tiny_vae()), config.block))]
+    vae_rows = [describe_work(f"decode of a block, {n} at once", work) for n, work in decoding.items()]
+    vae_rows += [describe_work("decode of a block, tiny VAE", tiny_decoding)]
     vae_rows += [describe_work("encode of a block", count_encode(StreamingEncoder(vae), config.block))]
+    all_rows = [
+        describe_work("bf16, full VAE", exact.block + decoding[config.block]),
+        describe_work("bf16, tiny VAE", exact.block + tiny_decoding),
+        describe_work("INT8 linears, 8-bit attention, tiny VAE", int8_attention.block + tiny_decoding),
+    ]
+    tiny_budget = MemoryBudget.of_decoding(tiny_vae, tiny_decoding)
+    budgets = {
+        "sampling, bf16": MemoryBudget.of_sampling(model, exact),
+        **{f"decoding, {n} at once": MemoryBudget.of_decoding(vae, work) for n, work in decoding.items()},
+        "decoding, tiny VAE": tiny_budget,
+        "sampling in INT8 and tiny VAE": MemoryBudget.of_sampling(int8_model, int8) + tiny_budget,
+    }
     kinds = [kind.name.lower().replace("_", " ").replace("gemm", "GEMM") for kind in Kind if kind is not Kind.POINTWISE]
     tables = {
         "Network": format_table(["what", *COLUMNS], network_rows),
         "VAE": format_table(["what", *COLUMNS], vae_rows),
+        "Network and VAE, a block": format_table(["what", *COLUMNS], all_rows),
+        "Memory": format_table(
+            ["what", "weights GB", "kept GB", "a pass GB", "together GB"],
+            [describe_budget(*item) for item in budgets.items()],
+        ),
         "Transfers of a block": format_table(["what", "MB", "ms at 25 GB/s"], describe_transfers(config)),
         "Rates": format_table(["card", *(f"{kind}, T/s" for kind in kinds), "TB/s"], map(describe_card, CARDS)),
     }

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from work_counter import Work, WorkCounter, count_work
 
 from longlive.config import RolloutConfig
-from longlive.model.attention import attend_with_torch
+from longlive.model.attention import Attend, attend_with_torch
 from longlive.model.causal import CausalWan
+from longlive.model.eight_bit import EightBit, EightBitLinear
 from longlive.model.tiny_vae import LatentSpace, TinyVAE
 from longlive.model.vae import LATENT_CHANNELS, WanVAE
 from longlive.model.vae_streams import ResumableDecoder, StreamingEncoder
@@ -21,6 +22,7 @@ from longlive.rollout.cache_passes import Recache, list_cache_passes
 from longlive.rollout.rollout import Rollout
 from longlive.session.boundary import Boundary
 from longlive.units import PIXEL_FRAMES_PER_FRAME, PIXELS_PER_CELL
+from longlive.weights.quantise import is_linear_of_layer
 
 WAN_1_3B = Geometry(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30, freq_dim=256, text_dim=4096)
 VAE_WIDTH = 96
@@ -30,13 +32,18 @@ META, BF16 = torch.device("meta"), torch.bfloat16
 START = 60  # frames before the block that is counted; the window has long been full
 
 
-def make_network() -> CausalWan:
-    """Make the 1.3B network without its weights."""
+def make_network(form: EightBit | None = None, attend: Attend = attend_with_torch) -> CausalWan:
+    """Make the 1.3B network without its weights, in bf16 or with the linears of its layers in 8 bits."""
+    tree = WanModel(WAN_1_3B, device=META, dtype=BF16)
+    for name, module in [*tree.named_modules()] if form else []:
+        if isinstance(module, nn.Linear) and is_linear_of_layer(f"{name}.weight"):
+            parent, _, child = name.rpartition(".")
+            setattr(tree.get_submodule(parent), child, EightBitLinear(module, form, (module.out_features, 1)))
     return CausalWan(
-        tree=WanModel(WAN_1_3B, device=META, dtype=BF16),
+        tree=tree,
         geometry=WAN_1_3B,
-        attend=attend_with_torch,
-        kernel="meta sdpa",
+        attend=attend,
+        kernel="meta",
         device=META,
         dtype=BF16,
         entry_dtype=BF16,
@@ -140,4 +147,4 @@ def count_text_encoder() -> Work:
 
 
 def count_weight_bytes(network: torch.nn.Module) -> int:
-    return sum(weight.nbytes for weight in network.parameters())
+    return sum(weight.nbytes for weight in (*network.parameters(), *network.buffers()))

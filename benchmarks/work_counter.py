@@ -7,7 +7,7 @@ on any machine. What a kernel allocates for itself is not seen.
 import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from typing import Any
 
@@ -39,7 +39,6 @@ class Operation:
     kind: Kind
     flops: int
     num_bytes: int  # read and written
-    launches: int = 1
     is_double: bool = False  # whether it computes in float64
 
 
@@ -62,11 +61,16 @@ class Work:
 
     @property
     def launches(self) -> int:
-        return sum(each.launches for each in self.operations)
+        return len(self.operations)
 
     @property
     def launches_in_double(self) -> int:
-        return sum(each.launches for each in self.operations if each.is_double)
+        return sum(each.is_double for each in self.operations)
+
+    @property
+    def busy_bytes(self) -> int:
+        """The most bytes that were alive beside those held."""
+        return self.peak_bytes - self.held_bytes
 
     @property
     def num_bytes(self) -> int:
@@ -86,8 +90,7 @@ class Kernel:
 
     kind: Kind
     count_flops: Callable[[Sequence[Any], Tensor], int]
-    launches: int = 1
-    count_inner_bytes: Callable[[Sequence[Any]], int] = lambda _: 0  # what it writes and reads again between launches
+    rounds: int = 0  # as many of its first arguments are rounded to 8 bits, by a launch for each
 
 
 def count_product(x: Tensor, weight: Tensor) -> int:
@@ -100,7 +103,7 @@ def count_attention(q: Tensor, k: Tensor, v: Tensor, axis: int) -> int:
     return 2 * q.shape[:-1].numel() * k.shape[axis] * (q.shape[-1] + v.shape[-1])
 
 
-# Every other operation, custom ones too, counts as one pointwise launch.
+# By name. Every other operation, custom ones too, counts as one pointwise launch.
 KERNELS = {
     "aten::mm": Kernel(Kind.GEMM, lambda args, _: count_product(*args[:2])),
     "aten::bmm": Kernel(Kind.GEMM, lambda args, _: count_product(*args[:2])),
@@ -110,11 +113,6 @@ KERNELS = {
     "aten::_int_mm": Kernel(Kind.GEMM_8_BIT, lambda args, _: count_product(*args[:2])),
     "aten::_scaled_mm": Kernel(Kind.GEMM_8_BIT, lambda args, _: count_product(*args[:2])),
     "aten::convolution": Kernel(Kind.CONVOLUTION, lambda args, out: 2 * out.numel() * args[1][0].numel()),
-    # Quantises its input, one byte written and read again per number, then multiplies.
-    "comfy_kitchen::int8_linear": Kernel(
-        Kind.GEMM_8_BIT, lambda args, _: count_product(args[0], args[1].T), 2, lambda args: 2 * args[0].numel()
-    ),
-    "comfy_kitchen::int8_attention": Kernel(Kind.ATTENTION_8_BIT, lambda args, _: count_attention(*args[:3], axis=1)),
 }
 FREE = {  # they launch nothing, as views do
     "aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty", "aten::new_empty_strided",
@@ -156,9 +154,17 @@ class WorkCounter(TorchDispatchMode):
         out = keep_layout(func._schema.name, args, func(*args, **kwargs))
         made = list_meta(out)
         if (given or made) and not is_free(func):
-            self.work.operations.append(describe_operation(func, args, kwargs, made))
+            self._append(func, args, kwargs, made)
         self._hold(made)
         return out
+
+    def _append(self, func: torch._ops.OpOverload, args: Sequence, kwargs: dict, made: Sequence[Tensor]) -> None:
+        operation = describe_operation(func, args, kwargs, made)
+        kernel = KERNELS.get(operation.name)
+        rounded = args[: kernel.rounds] if kernel else ()
+        less = sum(count_bytes([tensor]) - tensor.numel() for tensor in rounded)  # it reads a byte for each number
+        self.work.operations += [describe_rounding(tensor) for tensor in rounded]
+        self.work.operations.append(replace(operation, num_bytes=operation.num_bytes - less))
 
     def _hold(self, made: Sequence[Tensor]) -> None:
         """Count the bytes of new storages until they are freed."""
@@ -219,8 +225,12 @@ def describe_operation(func: torch._ops.OpOverload, args: Sequence, kwargs: dict
     kind = kernel.kind
     if kind is Kind.CONVOLUTION and any(map(is_channels_last, args[:2])):
         kind = Kind.CONVOLUTION_CHANNELS_LAST
-    num_bytes += kernel.count_inner_bytes(args)
-    return Operation(name, kind, kernel.count_flops(args, made[0]), num_bytes, kernel.launches, is_double)
+    return Operation(name, kind, kernel.count_flops(args, made[0]), num_bytes, is_double=is_double)
+
+
+def describe_rounding(x: Tensor) -> Operation:
+    """Describe the rounding of a tensor to 8 bits."""
+    return Operation("round to 8 bits", Kind.POINTWISE, 0, count_bytes([x]) + x.numel())
 
 
 def count_moved_bytes(func: torch._ops.OpOverload, args: Sequence, kwargs: dict, made: Sequence[Tensor]) -> int:

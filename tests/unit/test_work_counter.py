@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cards import H200
+from eight_bit_kernels import attend_in_8_bit, int8_linear
 from work_counter import Kind, WorkCounter, count_work
 
 META, BF16, FP32 = torch.device("meta"), torch.bfloat16, torch.float32
@@ -74,6 +75,21 @@ def test_a_custom_operation_is_one_launch():
     turn.register_fake(lambda x, out: None)
     work = count_work(lambda: turn(X, Y))
     assert (work.launches, work.num_bytes) == (1, 2 * (24 + 2 * 24))
+
+
+def test_an_8_bit_product_rounds_its_input_first():
+    rounding, product = count_work(lambda: int8_linear(X, make(5, 6, dtype=torch.int8), make(5, 1), None)).operations
+    assert (rounding.kind, rounding.num_bytes) == (Kind.POINTWISE, 24 * 2 + 24)
+    assert (product.kind, product.flops) == (Kind.GEMM_8_BIT, 2 * 4 * 6 * 5)
+    assert product.num_bytes == 24 + 30 + 5 * 2 + 4 * 5 * 2
+
+
+def test_8_bit_attention_rounds_queries_keys_and_values_first():
+    q, k = make(1, 5, 2, 8), make(1, 9, 2, 8)
+    *rounding, attention = count_work(lambda: attend_in_8_bit(q, k, k)).operations
+    assert [each.num_bytes for each in rounding] == [3 * 80, 3 * 144, 3 * 144]
+    assert (attention.kind, attention.flops) == (Kind.ATTENTION_8_BIT, 4 * 2 * 5 * 9 * 8)
+    assert attention.num_bytes == 80 + 2 * 144 + 2 * 80
 
 
 def test_kernels_in_float64_are_told():

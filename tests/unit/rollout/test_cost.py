@@ -2,10 +2,13 @@
 
 import pytest
 from cards import H200, RTX_4090
+from eight_bit_kernels import attend_in_8_bit, use_counted_kitchen
+from memory_budget import MemoryBudget
 from true_size import NetworkWork, count_decode, count_encode, count_network, make_network, make_tiny_vae, make_vae
 from work_counter import Kind, Work
 
 from longlive.config import Positions, RolloutConfig
+from longlive.model.eight_bit import EightBit
 from longlive.model.tiny_vae import TinyDecoder
 from longlive.model.vae_streams import StreamingDecoder, StreamingEncoder
 
@@ -38,6 +41,13 @@ def exact() -> NetworkWork:
     return count_network(make_network(), RolloutConfig())
 
 
+@pytest.fixture(scope="module")
+def in_8_bits() -> NetworkWork:
+    """The linears in INT8, and 8-bit attention."""
+    with use_counted_kitchen():
+        return count_network(make_network(EightBit.INT8, attend_in_8_bit), RolloutConfig())
+
+
 @pytest.mark.parametrize(
     ("part", "measure", "limit"),
     [
@@ -53,6 +63,49 @@ def exact() -> NetworkWork:
 )
 def test_a_part_of_the_network_stays_within_its_limit(exact, part, measure, limit):
     assert LOWEST * limit < measure(getattr(exact, part)) <= limit
+
+
+@pytest.mark.parametrize(
+    ("part", "measure", "limit"),
+    [
+        ("block", count_pointwise_gb, 224),
+        ("block", ms_on_h200, 198),
+        ("block", ms_on_4090, 581),
+        ("recache", ms_on_h200, 113),
+    ],
+)
+def test_a_part_of_the_network_in_8_bits_stays_within_its_limit(in_8_bits, part, measure, limit):
+    assert LOWEST * limit < measure(getattr(in_8_bits, part)) <= limit
+
+
+def test_8_bits_change_what_computes_the_products_not_how_many(exact, in_8_bits):
+    kinds = {each.kind for each in in_8_bits.block.operations if each.flops > 1e9}
+    assert kinds == {Kind.GEMM_8_BIT, Kind.ATTENTION_8_BIT}
+    assert in_8_bits.block.flops == exact.block.flops
+
+
+@pytest.mark.parametrize(("measure", "limit"), [(ms_on_h200, 206), (ms_on_4090, 605)])
+def test_the_fastest_block_with_its_pixels_stays_within_its_limit(in_8_bits, measure, limit):
+    everything = in_8_bits.block + count_decode(TinyDecoder(make_tiny_vae()), 3)
+    assert LOWEST * limit < measure(everything) <= limit
+
+
+def test_sampling_in_bf16_fits_8_gigabytes(exact):
+    assert LOWEST * 7.3 < MemoryBudget.of_sampling(make_network(), exact).total / 1e9 <= 7.3
+
+
+@pytest.mark.parametrize(("at_once", "limit"), [(3, 6.5), (2, 5.1), (1, 3.8)])
+def test_decoding_alone_fits_8_gigabytes(at_once, limit):
+    vae = make_vae()
+    budget = MemoryBudget.of_decoding(vae, count_decode(StreamingDecoder(vae, at_once=at_once), 3))
+    assert LOWEST * limit < budget.total / 1e9 <= limit
+
+
+def test_int8_with_the_tiny_vae_fits_6_5_gigabytes_with_nothing_unloaded(in_8_bits):
+    vae = make_tiny_vae()
+    sampling = MemoryBudget.of_sampling(make_network(EightBit.INT8), in_8_bits)
+    decoding = MemoryBudget.of_decoding(vae, count_decode(TinyDecoder(vae), 3))
+    assert LOWEST * 6.0 < (sampling + decoding).total / 1e9 <= 6.0
 
 
 def test_unbounded_positions_cost_little_more(exact):

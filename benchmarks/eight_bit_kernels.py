@@ -1,0 +1,43 @@
+"""Kernels of 8 bits for the meta device, where the counter sees them; the packages they stand for are not needed."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from work_counter import KERNELS, Kernel, Kind, count_attention, count_product
+
+
+@torch.library.custom_op("eight_bit_kernels::int8_linear", mutates_args=())
+def int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
+    """Multiply x [..., K] by an INT8 weight [N, K]."""
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+@torch.library.custom_op("eight_bit_kernels::attend", mutates_args=())
+def attend_in_8_bit(q_BTNH: Tensor, k_BSNH: Tensor, v_BSNH: Tensor) -> Tensor:
+    """Attend as SageAttention 2 does."""
+    return torch.empty_like(q_BTNH)
+
+
+int8_linear.register_fake(lambda x, weight, weight_scale, bias: x.new_empty(*x.shape[:-1], weight.shape[0]))
+attend_in_8_bit.register_fake(lambda q, k, v: torch.empty_like(q))
+
+KERNELS["eight_bit_kernels::int8_linear"] = Kernel(
+    Kind.GEMM_8_BIT, lambda args, _: count_product(args[0], args[1].T), rounds=1
+)
+KERNELS["eight_bit_kernels::attend"] = Kernel(
+    Kind.ATTENTION_8_BIT, lambda args, _: count_attention(*args, axis=1), rounds=3
+)
+
+
+@contextmanager
+def use_counted_kitchen() -> Iterator[None]:
+    """Let 8-bit linears compute with the kernel above instead of comfy-kitchen's."""
+    kitchen = ModuleType("comfy_kitchen")
+    kitchen.int8_linear = lambda x, weight, scale, bias, *_, **__: int8_linear(x, weight, scale, bias)  # type: ignore[attr-defined]
+    with patch.dict(sys.modules, comfy_kitchen=kitchen):
+        yield
