@@ -77,7 +77,9 @@ def add_parser(commands) -> None:
         "--dtype", choices=COMPUTE_DTYPES, default="bf16" if on_gpu else "fp32", help="precision of weights and latents"
     )
     render.add_argument(
-        "--sage", action="store_true", help="use SageAttention: faster on consumer GPUs, 8-bit, not exact"
+        "--sage",
+        action="store_true",
+        help="use 8-bit attention, SageAttention or else comfy-kitchen's: faster on consumer GPUs, not exact",
     )
     add_video_options(render)
     render.set_defaults(enlarged=1)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import ConfigError
+from .kitchen import KITCHEN
 from .wan import HEAD_DIM
 
 log = logging.getLogger(__name__)
@@ -35,21 +36,32 @@ def choose_attention(device: torch.device, dtype: torch.dtype, *, quantised: boo
     It is the newest for the device, else FlashAttention 2 if it is installed and made for the device, else what PyTorch
     chooses.
 
-    SageAttention quantises, so it is used only on request. Raises ConfigError if it is requested but not available.
+    Kernels that quantise are used only on request. Raises ConfigError if one is requested and none is available.
     """
     on_gpu = device.type == "cuda" and dtype in HALF
     if quantised:
-        if on_gpu and (attend := load_sage()):
-            return attend, name_release("sage", SAGE)
-        raise ConfigError(
-            f"SageAttention cannot run here ({device.type}, {dtype}); install sageattention and use a CUDA GPU "
-            f"with bf16 or fp16, or leave it out"
-        )
+        return choose_quantised_attention(device, dtype)
     if newest := choose_newest_attention(device, dtype):
         return newest
     if on_gpu and get_generation(device) >= AMPERE and (attend := load_flash2()):
         return attend, name_release("flash2", FLASH2)
     return attend_with_torch, "sdpa"
+
+
+def choose_quantised_attention(device: torch.device, dtype: torch.dtype) -> tuple[Attend, str]:
+    """Choose a kernel that computes in 8 bits: SageAttention if it is installed, else comfy-kitchen's.
+
+    Raises ConfigError if there is none for the device.
+    """
+    if device.type == "cuda" and dtype in HALF:
+        if attend := load_sage():
+            return attend, name_release("sage", SAGE)
+        if attend := load_int8(device):
+            return attend, name_release("int8-attention", KITCHEN)
+    raise ConfigError(
+        f"8-bit attention cannot run here ({device.type}, {dtype}); install sageattention, or comfy-kitchen 0.2.40 and "
+        f"a PyTorch for CUDA 13, and use a CUDA GPU with bf16 or fp16, or leave it out"
+    )
 
 
 def choose_newest_attention(device: torch.device, dtype: torch.dtype) -> tuple[Attend, str] | None:
@@ -130,6 +142,20 @@ def load_sage() -> Attend | None:
     if kernel is None:
         return None
     return lambda q_BTNH, k_BSNH, v_BSNH: kernel(q_BTNH, k_BSNH, v_BSNH, tensor_layout="NHD")
+
+
+@cache
+def load_int8(device: torch.device) -> Attend | None:
+    """Load comfy-kitchen's attention: 8-bit, for RTX 20 and newer, not exact. None before its release 0.2.40."""
+    kernel, is_available = (_load_optional(KITCHEN, name) for name in ("int8_attention", "int8_attention_is_available"))
+    if kernel is None or is_available is None or not is_available(device):
+        return None
+
+    def attend(q_BTNH: Tensor, k_BSNH: Tensor, v_BSNH: Tensor) -> Tensor:
+        q, k, v = (x.transpose(1, 2) for x in (q_BTNH, k_BSNH, v_BSNH))
+        return kernel(q, k, v).transpose(1, 2)
+
+    return attend
 
 
 def _load_optional(module: str, function: str) -> Callable | None:

@@ -88,7 +88,7 @@ class CausalWan:
 
     @classmethod
     def of_tree(cls, model: WanModel, *, quantised_attention: bool = False) -> "CausalWan":
-        """Wrap our own tree, on its device and in its dtype. Raises ConfigError if SageAttention is missing."""
+        """Wrap our own tree, on its device and in its dtype. Raises ConfigError if 8-bit attention is missing."""
         tree, weight = cast(WanTree, model), model.patch_embedding.weight
         attend, name = choose_attention(weight.device, weight.dtype, quantised=quantised_attention)
         linears = name_eight_bit_kernels(model, weight.device)

@@ -22,6 +22,14 @@ def test_a_kernel_computes_attention(kernel, tolerance):
     torch.testing.assert_close(attend(q, k, v), attention.attend_with_torch(q, k, v), rtol=tolerance, atol=tolerance)
 
 
+def test_comfy_kitchen_computes_attention_in_8_bits():
+    attend = attention.load_int8(torch.device("cuda"))
+    if attend is None:
+        pytest.skip("comfy-kitchen has no attention here")
+    q, k, v = (torch.randn(1, tokens, 12, 128, device="cuda", dtype=torch.bfloat16) for tokens in (390, 1560, 1560))
+    torch.testing.assert_close(attend(q, k, v), attention.attend_with_torch(q, k, v), rtol=1e-1, atol=1e-1)
+
+
 def test_cudnn_computes_attention():
     if not attention.can_attend_with_cudnn(torch.device("cuda"), torch.bfloat16):
         pytest.skip("there is no attention by cuDNN")

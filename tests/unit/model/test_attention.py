@@ -17,6 +17,7 @@ from longlive.model.attention import (
     choose_newest_attention,
     load_flash2,
     load_flash3,
+    load_int8,
     load_sage,
 )
 
@@ -30,12 +31,24 @@ def _forgotten():
     """What was found once is remembered for the life of a process; each test begins with nothing remembered."""
 
     def forget() -> None:
-        for choice in (load_flash3, load_flash2, load_sage):
+        for choice in (load_flash3, load_flash2, load_sage, load_int8):
             choice.cache_clear()
 
     forget()
     yield
     forget()
+
+
+def make_kitchen(called: list[str]) -> ModuleType:
+    """Make a stand-in of comfy-kitchen, whose attention has heads before rows."""
+    kitchen = ModuleType("comfy_kitchen")
+
+    def int8_attention(q, k, v):
+        called.append("comfy_kitchen")
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v)
+
+    kitchen.int8_attention, kitchen.int8_attention_is_available = int8_attention, lambda device: device.index != 1
+    return kitchen
 
 
 @pytest.fixture
@@ -50,6 +63,7 @@ def install(monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
         monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
         monkeypatch.setattr(attention, "can_attend_with_cudnn", lambda *_: "cudnn" in modules)
+        monkeypatch.setitem(sys.modules, "comfy_kitchen", make_kitchen(called) if "comfy_kitchen" in modules else None)
         for module, function in KERNELS.items():
 
             def kernel(q, k, v, module=module, **options):
@@ -145,21 +159,44 @@ def test_sage_is_used_only_on_request_and_gets_the_order_of_axes(install):
     assert (called, name) == (["sageattention {'tensor_layout': 'NHD'}"], "sage")
 
 
+def test_comfy_kitchen_s_is_used_on_request_where_sage_is_missing(install):
+    called = install("comfy_kitchen", "flash_attn")
+    attend, name = choose_attention(CUDA, torch.bfloat16, quantised=True)
+    assert torch.equal(attend(Q, K, V), attend_with_torch(Q, K, V))
+    assert (called, name) == (["comfy_kitchen"], "int8-attention")
+    assert choose_attention(CUDA, torch.bfloat16)[1] == "flash2"
+
+    install("comfy_kitchen", "sageattention")
+    load_sage.cache_clear()
+    assert choose_attention(CUDA, torch.bfloat16, quantised=True)[1] == "sage"
+
+
+def test_comfy_kitchen_before_0_2_40_has_no_attention(install, monkeypatch):
+    install()
+    monkeypatch.setitem(sys.modules, "comfy_kitchen", ModuleType("comfy_kitchen"))
+    assert load_int8(CUDA) is None
+
+
 @pytest.mark.parametrize(
     ("installed", "device", "dtype"),
-    [((), CUDA, torch.bfloat16), (("sageattention",), CPU, torch.bfloat16), (("sageattention",), CUDA, torch.float32)],
+    [
+        ((), CUDA, torch.bfloat16),
+        (("sageattention", "comfy_kitchen"), CPU, torch.bfloat16),
+        (("sageattention", "comfy_kitchen"), CUDA, torch.float32),
+        (("comfy_kitchen",), torch.device("cuda", 1), torch.bfloat16),  # its kernels are not for this GPU
+    ],
 )
-def test_sage_that_cannot_run_is_refused_with_the_cure(install, installed, device, dtype):
+def test_8_bit_attention_that_cannot_run_is_refused_with_the_cure(install, installed, device, dtype):
     install(*installed)
     with pytest.raises(
-        ConfigError, match=rf"cannot run here \({device.type}, {dtype}\); install sageattention and use a"
+        ConfigError, match=rf"cannot run here \({device.type}, {dtype}\); install sageattention, or comfy-kitchen"
     ):
         choose_attention(device, dtype, quantised=True)
 
 
 def test_what_is_not_installed_is_none(install):
     install()
-    assert (load_flash3(), load_flash2(), load_sage()) == (None, None, None)
+    assert (load_flash3(), load_flash2(), load_sage(), load_int8(CUDA)) == (None, None, None, None)
 
 
 @pytest.mark.parametrize("error", [ImportError("undefined symbol"), OSError("libcudart.so.12 is missing")])
@@ -193,14 +230,16 @@ def test_each_gpu_of_a_mixed_machine_has_its_own_choice(install, monkeypatch):
     assert chosen == ["flash3", "flash2", "sdpa", "flash3"]
 
 
-@pytest.mark.parametrize(("module", "quantised"), [("flash_attn", False), ("sageattention", True)])
+@pytest.mark.parametrize(
+    ("module", "quantised"), [("flash_attn", False), ("sageattention", True), ("comfy_kitchen", True)]
+)
 def test_the_name_of_an_installed_kernel_has_its_release(install, monkeypatch, module, quantised):
     """Another release may round differently, and the name is in the keys of blocks."""
     install(module)
     monkeypatch.setattr(attention.metadata, "packages_distributions", lambda: {module: ["kernels", "kernels"]})
     monkeypatch.setattr(attention.metadata, "version", lambda name: {"kernels": "2.8"}[name])
     _, name = choose_attention(CUDA, torch.bfloat16, quantised=quantised)
-    assert name in ("flash2 kernels 2.8", "sage kernels 2.8")
+    assert name in ("flash2 kernels 2.8", "sage kernels 2.8", "int8-attention kernels 2.8")
 
 
 def test_pytorch_s_own_is_softmax_of_scaled_products():
