@@ -11,6 +11,7 @@ from .host.fallback_decoder import FallbackDecoder
 from .host.interrupted import show_on_interrupt
 from .host.model import to_latent
 from .host.sampling import open_fragment_store, show_progress
+from .host.tiny_vae import LatentSpaceChoice
 from .sockets import LiveSession, SessionSocket
 
 
@@ -28,11 +29,24 @@ class Decode(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 SessionSocket.Input("session", tooltip="The video."),
-                io.Vae.Input("vae", tooltip="The Wan2.1 VAE (wan_2.1_vae.safetensors), or the miniature's."),
+                io.Vae.Input(
+                    "vae",
+                    tooltip="The Wan2.1 VAE (wan_2.1_vae.safetensors), or the miniature's. Or a tiny VAE (taew2_1, "
+                    "lighttaew2_1): many times faster, softer pictures.",
+                ),
                 io.String.Input(
                     "filename_prefix",
                     default="video/LongLive",
                     tooltip="Folder and beginning of the file name, in the output folder.",
+                ),
+                io.Combo.Input(
+                    "latent_space",
+                    options=[choice.value for choice in LatentSpaceChoice],
+                    default=LatentSpaceChoice.AUTO.value,
+                    optional=True,
+                    advanced=True,
+                    tooltip="For a tiny VAE alone: which latents it takes. auto goes by its file: taew2_1 takes those "
+                    "of the network, lighttaew2_1 those of the VAE. Change it if the colours are wrong.",
                 ),
             ],
             outputs=[
@@ -42,11 +56,13 @@ class Decode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, session: LiveSession, vae, filename_prefix: str) -> io.NodeOutput:
+    def execute(
+        cls, session: LiveSession, vae, filename_prefix: str, latent_space: str = LatentSpaceChoice.AUTO
+    ) -> io.NodeOutput:
         session.check_has_frames()
         video = session.session
         path, subfolder = paths.choose_video_path(filename_prefix, video.width, video.height)
-        decoder = FallbackDecoder(vae)
+        decoder = FallbackDecoder(vae, latent_space)
         with (
             VideoWriter(path, metadata=cls.describe_workflow(), growing=paths.find_temporary_folder()) as writer,
             show_on_interrupt(writer),

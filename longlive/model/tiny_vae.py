@@ -112,9 +112,8 @@ class TinyVAE(nn.Module):
     def decode_next(self, latents_BFCHW: Tensor, past: TinyPast) -> Tensor:
         """Decode the latents that follow `past`, in one pass: 4 pixel frames of each, 0..1, without clamping."""
         x_NCHW = self.run_stages(latents_BFCHW, past)
-        with use_fast_convolutions(self.device):
-            pieces = x_NCHW.split(PIXEL_FRAMES_PER_FRAME // STAGES[-1][1])  # the largest frames of all: few at once
-            pixels_NCHW = torch.cat([self._make_pixels(piece) for piece in pieces])
+        with use_fast_convolutions(self.device):  # one by one, because here frames are largest
+            pixels_NCHW = torch.cat([self._make_pixels(frame) for frame in x_NCHW.split(1)])
         return pixels_NCHW.unflatten(0, (len(latents_BFCHW), -1))
 
     def run_stages(self, latents_BFCHW: Tensor, past: TinyPast) -> Tensor:

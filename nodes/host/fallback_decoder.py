@@ -10,9 +10,14 @@ from torch import Tensor
 
 from ...longlive.errors import VideoError
 from ...longlive.model.vae_streams import ResumableDecoder, StreamingDecoder, TiledDecoder
+from .tiny_vae import LatentSpaceChoice, create_tiny_decoder, is_host_tiny_vae
 from .vae import HostDecoder, copy_vae, create_decoder
 
 log = logging.getLogger(__name__)
+
+SMALLER_PASSES = (
+    "out of memory while decoding: LongLive continues in smaller passes, which take longer; the pictures are the same"
+)
 
 
 class FallbackDecoder:
@@ -22,12 +27,15 @@ class FallbackDecoder:
     differ from ComfyUI's by rounding only (6e-6).
     """
 
-    def __init__(self, vae: comfy.sd.VAE) -> None:
-        decoder = create_decoder(vae)
+    def __init__(self, vae: comfy.sd.VAE, latent_space: str = LatentSpaceChoice.AUTO) -> None:
+        is_tiny = is_host_tiny_vae(vae)
+        decoder = create_tiny_decoder(vae, latent_space) if is_tiny else create_decoder(vae)
         self.vae, self._identity = vae, decoder.identity
         self.decoder: ResumableDecoder | None = decoder  # None after it ran out of memory
         self._seen: list[Tensor] = []
-        self._fallbacks = iter((self._create_frame_decoder, self._create_tiled_decoder))
+        self._latent_space = latent_space  # that a tiny VAE takes
+        tiny, whole = (self._create_small_decoder,), (self._create_frame_decoder, self._create_tiled_decoder)
+        self._fallbacks = iter(tiny if is_tiny else whole)
 
     @property
     def identity(self) -> str:
@@ -95,11 +103,12 @@ class FallbackDecoder:
             "LongLive Session to Latent and VAE Decode (Tiled) with small tiles, or free memory and run again"
         )
 
+    def _create_small_decoder(self) -> ResumableDecoder:
+        log.warning(SMALLER_PASSES)
+        return create_tiny_decoder(self.vae, self._latent_space, at_once=1)
+
     def _create_frame_decoder(self) -> ResumableDecoder:
-        log.warning(
-            "out of memory while decoding: LongLive continues in smaller passes, which take longer; the pictures are "
-            "the same"
-        )
+        log.warning(SMALLER_PASSES)
         return StreamingDecoder(copy_vae(self.vae), at_once=1, frames_at_once=1)
 
     def _create_tiled_decoder(self) -> ResumableDecoder:

@@ -9,7 +9,6 @@ from pathlib import Path
 import comfy.model_management
 import comfy.utils
 import folder_paths
-import latent_preview
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from ...longlive.session.session import Session
 from .identity import list_opaque
 from .interrupted import show_latents
 from .model import as_causal_model, list_ignored, to_host_axes, use_device
+from .tiny_vae import create_previewer
 from .warm_cache import warm_slot
 
 log = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ class Progress:
     def __init__(self, patcher: ModelPatcher, blocks: int, steps: int) -> None:
         self.patcher, self.steps = patcher, steps  # of a block
         self.bar = comfy.utils.ProgressBar(blocks * steps)
-        self.previewer = latent_preview.get_previewer(patcher.load_device, patcher.model.latent_format)
+        self.previewer = create_previewer(patcher)
 
     def add_pass(self, done: Pass) -> None:
         """Report a pass that is over."""

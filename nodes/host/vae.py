@@ -18,6 +18,7 @@ import comfy.latent_formats
 import comfy.ldm.wan.vae
 import comfy.model_management
 import comfy.sd
+import comfy.taesd.taehv
 import torch
 from torch import Tensor, nn
 
@@ -260,6 +261,8 @@ class HostEncoder(HostStream):
 def refuse_other_vaes(vae: comfy.sd.VAE) -> None:
     """Raise WeightsError unless ComfyUI loaded the VAE as Wan2.1's."""
     network, cure = vae.first_stage_model, "connect a VAE loader with wan_2.1_vae.safetensors"
+    if isinstance(network, comfy.taesd.taehv.TAEHV):
+        raise WeightsError(f"this is a tiny VAE, which only LongLive Decode and previews use; {cure}")
     if not isinstance(network, comfy.ldm.wan.vae.WanVAE):
         found = f"a {type(network).__name__} of {vae.latent_channels} latent channels" if network else "no VAE"
         raise WeightsError(f"this VAE is not Wan2.1's: found {found}, expected {LATENT_CHANNELS} of a video; {cure}")

@@ -13,7 +13,7 @@ from comfy_extras.nodes_model_advanced import ModelComputeDtype
 from comfyui_longlive.longlive.config import RolloutConfig
 from comfyui_longlive.longlive.model.wan import Geometry
 from comfyui_longlive.longlive.session.session import Session
-from comfyui_longlive.nodes.host import sampling
+from comfyui_longlive.nodes.host import sampling, tiny_vae
 from comfyui_longlive.nodes.host.model import as_causal_model
 from comfyui_longlive.nodes.session import NewSession
 from identity import load_model
@@ -108,7 +108,7 @@ def check_a_preview_that_takes_the_room_of_the_model() -> None:
 
     previewer = SimpleNamespace(decode_latent_to_preview_image=decode_latent_to_preview_image)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampling.latent_preview, "get_previewer", lambda *_: previewer)
+        patch.setattr(tiny_vae.latent_preview, "get_previewer", lambda *_: previewer)
         assert torch.equal(extend_session(patched, begin_session(patched)).blocks[0], expected)
     assert evicted == [True] * 4
 

@@ -23,7 +23,7 @@ def main(comfyui: str) -> None:
     sys.argv = ["main.py", "--cpu"]
     pack = sys.modules[PACK] = ModuleType(PACK)
     pack.__path__ = [str(HERE.parents[2])]
-    sys.path.append(str(HERE.parent))  # for model_files; last, so that ComfyUI's modules come first
+    sys.path += map(str, HERE.parents[:2])  # for model_files and other helpers; last: ComfyUI's modules come first
     importlib.import_module("comfy.options").enable_args_parsing()
     importlib.import_module("comfy.sd")  # takes seconds, which the forks save
     for line in sys.stdin:
