@@ -1,6 +1,7 @@
 """`longlive evaluate`: measure a video, or what the miniature shows of the method."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import ConfigError
@@ -10,7 +11,9 @@ from ..miniature.evaluation.comparison import report_comparison
 from ..miniature.evaluation.miniature_report import report_miniature
 from ..miniature.evaluation.words import evaluate_world_video
 from ..miniature.files import load_miniature
+from ..model.causal import CausalWan
 from ..session.timeline import parse_timeline
+from ..weights.load import load_model
 from .render import read_script
 from .terminal import say
 
@@ -32,14 +35,19 @@ def add_parser(commands) -> None:
     evaluate.add_argument("--clip", type=Path, help="folder of a CLIP model, to score how well prompts are shown")
     evaluate.add_argument("--seeds", type=int, help=f"videos of the miniature per number; {SEEDS} if not given")
     evaluate.add_argument("--lora", type=Path, help="adapter for the miniature; measures before and after")
+    evaluate.add_argument(
+        "--weights", type=Path, help="other weights of the miniature, such as a file of `longlive quantize`"
+    )
     evaluate.add_argument("-o", "--output", type=Path, help="folder for report.md, report.json and plots")
 
 
 def run_evaluate(options: argparse.Namespace) -> int:
     if options.miniature and (options.script or options.clip):
         raise ConfigError("--script and --clip belong to a video; leave them out with --miniature")
-    if options.video and (options.seeds is not None or options.lora):
-        raise ConfigError("--seeds and --lora belong to --miniature; a video is measured as it is")
+    if options.video and (options.seeds is not None or options.lora or options.weights):
+        raise ConfigError("--seeds, --lora and --weights belong to --miniature; a video is measured as it is")
+    if options.lora and options.weights:
+        raise ConfigError("--lora compares with the miniature's own weights; leave out --weights")
     report = measure_miniature(options) if options.miniature else measure_video(options)
     say(str(report).rstrip("\n"))
     if options.output:
@@ -51,7 +59,11 @@ def measure_miniature(options: argparse.Namespace) -> Report:
     seeds = SEEDS if options.seeds is None else options.seeds
     if options.lora:
         return report_comparison(load_miniature(), load_miniature(lora=options.lora), seeds)
-    return report_miniature(load_miniature(), seeds)
+    miniature = load_miniature()
+    if options.weights:
+        tree, _ = load_model(options.weights, dtype=miniature.model.dtype)
+        miniature = replace(miniature, model=CausalWan.of_tree(tree))
+    return report_miniature(miniature, seeds)
 
 
 def measure_video(options: argparse.Namespace) -> Report:

@@ -1,7 +1,11 @@
 """8-bit weights in each ComfyUI: what it reads, and what LongLive Model Loader makes of a whole file."""
 
+import os
+import subprocess
+import sys
+
 import pytest
-from hosts import HOSTS, NEWEST, Host
+from hosts import HOSTS, NEWEST, REPOSITORY, Host
 from inside import call_inside
 
 RELEASES = pytest.mark.parametrize("release", HOSTS, ids=lambda host: host.version)
@@ -31,3 +35,15 @@ def test_our_loader_rounds_at_load_and_refuses_what_its_host_cannot_compute(rele
         "check_8_bit_weights_compute_in_bf16_where_the_device_can",
         "check_forms_that_comfyui_lacks_are_refused",
     )
+
+
+def test_8_bits_stay_near_bf16_at_the_true_width():
+    """Two layers of random weights, one block, with the newest host's comfy-kitchen."""
+    program = [sys.executable, str(REPOSITORY / "benchmarks" / "eight_bit_error.py"), "1"]
+    paths = os.pathsep.join([str(REPOSITORY), str(NEWEST.home / "site")])
+    done = subprocess.run(program, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines()[2:]]
+    errors = {name: [float(error) for error in numbers] for name, *numbers in rows}
+    for form, largest in (("int8", 0.015), ("int8 rotated", 0.015), ("fp8 scaled", 0.025)):
+        assert all(0.001 < error < largest for error in errors[form]), (form, errors)

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from kitchen_stand_in import install_kitchen
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from longlive.cli import evaluate
 from longlive.cli.main import main
+from longlive.miniature.files import DIT
 from longlive.model.eight_bit import EightBit
 from longlive.weights.load import merge_weights
 from longlive.weights.lora import prepare_lora
@@ -88,3 +91,22 @@ def test_a_disk_that_refuses_is_named(weights, tmp_path, caplog):
     assert main(["quantize", str(weights), str(tmp_path / "file" / "eight.safetensors"), "--format", "int8"]) == 1
     assert "cannot be written" in caplog.text
     assert "choose another folder" in caplog.text
+
+
+def test_the_miniature_is_measured_with_other_weights(tmp_path, monkeypatch, caplog):
+    install_kitchen(monkeypatch)
+    measured = []
+    monkeypatch.setattr(
+        evaluate, "report_miniature", lambda miniature, seeds: measured.append((miniature, seeds)) or ""
+    )
+    output = tmp_path / "eight.safetensors"
+    assert main(["quantize", str(DIT), str(output), "--format", "int8-rotated"]) == 0
+    assert main(["evaluate", "--miniature", "--seeds", "2", "--weights", str(output)]) == 0
+    [(miniature, seeds)] = measured
+    assert (miniature.model.kernel, seeds) == ("cpu sdpa int8 rotated eager", 2)
+    assert miniature.model.dtype is torch.float32
+
+    for given in (["--miniature", "--lora", "x"], ["video.mp4"]):
+        assert main(["evaluate", *given, "--weights", str(output)]) == 1
+    assert "leave out --weights" in caplog.text
+    assert "--seeds, --lora and --weights belong to --miniature" in caplog.text
