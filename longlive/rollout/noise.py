@@ -5,6 +5,7 @@ block. No global random state is read or changed, so a block is the same in ever
 """
 
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -25,3 +26,20 @@ def compute_noise(seed: int, place: tuple[int, int, int], shape: tuple[int, ...]
 def seed_noise(seed: int, shape: tuple[int, ...], dtype: torch.dtype) -> Noise:
     """Return the noise of every block and step of `seed`, rounded to `dtype`."""
     return lambda block, step: compute_noise(seed, (0, step, block), shape).to(dtype)
+
+
+class NoiseAhead:
+    """Noise whose next block is drawn in a thread, while the GPU computes a block: it takes 14 ms at 832 x 480."""
+
+    def __init__(self, noise: Noise, num_steps: int) -> None:
+        self.noise, self.num_steps = noise, num_steps
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._draws: dict[int, Future[list[Tensor]]] = {}  # of a block and the next
+
+    def __call__(self, block: int, step: int) -> Tensor:
+        wanted = (block, block + 1)
+        self._draws = {n: self._draws.get(n) or self._thread.submit(self._draw, n) for n in wanted}
+        return self._draws[block].result()[step]
+
+    def _draw(self, block: int) -> list[Tensor]:
+        return [self.noise(block, step) for step in range(self.num_steps)]

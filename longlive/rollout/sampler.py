@@ -3,10 +3,13 @@
 A block's clean pass is made when the next block needs it. The KV cache is rebuilt from the session
 (`cache_passes.py`), or taken over warm from the previous sampler. It is allocated when the first block has to be
 computed, and freed when the sampler is closed, unless it was handed over.
+
+The GPU waits for nothing but the end of a block: threads store the finished block and draw the noise of the next one.
 """
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import chain
 
@@ -23,8 +26,8 @@ from ..session.timeline import Segment
 from ..units import PIXELS_PER_CELL
 from .cache_passes import CachePass, CleanPass, Recache, choose_missing_passes, list_cache_passes
 from .kv_cache import RollingKVCache
-from .noise import seed_noise
-from .rollout import Rollout, Watch, check_positions
+from .noise import Noise, NoiseAhead, seed_noise
+from .rollout import Pass, Rollout, Watch, check_positions
 
 log = logging.getLogger(__name__)
 
@@ -67,12 +70,15 @@ class Sampler:
         take: Callable[[], WarmCache | None] = lambda: None,
         prepare: Callable[[int], object] = lambda held: None,
     ) -> None:
-        self.model, self.store, self.watch, self.on_found = model, store, watch, on_found
+        self.model, self.store, self.watch, self.on_found = model, store, watch or (lambda _: None), on_found
         self.take, self.prepare = take, prepare
         self._rollout: Rollout | None = None
         self._trace: Trace | None = None  # of the video in the rollout's cache
         self._made: CachePass | None = None  # the newest pass in it
         self._text_keys: dict[str, TextKeys] = {}  # by the digest of the prompt
+        self._noise: tuple[tuple, NoiseAhead] | None = None  # with what it depends on
+        self._thread = ThreadPoolExecutor(max_workers=1)  # stores blocks
+        self._storing: Future[None] | None = None
 
     def __enter__(self) -> "Sampler":
         return self
@@ -81,7 +87,10 @@ class Sampler:
         self.close()
 
     def close(self) -> None:
-        """Free the KV cache."""
+        """Free the KV cache, once the last block is stored."""
+        if self._storing:
+            wait([self._storing])
+        self._noise = None
         held = [*([self._rollout] if self._rollout else []), *self._text_keys.values()]
         self._rollout = self._trace = self._made = None
         self._text_keys = {}
@@ -111,12 +120,15 @@ class Sampler:
         Raises PositionError before anything is computed if the video would exceed the table of positions, SessionError
         for a session without a prompt or of another kind of model, and SamplingError for a block with NaN or infinity,
         which is not stored. After an error the sampler is empty; the sessions it yielded stay valid.
+
+        A block is stored when the next pass is over, the last one when it is yielded. An error of storing is raised
+        then.
         """
         self.check_model(session)
         check_length(session, blocks)
         if not session.switches:
             raise SessionError("the session has no prompt yet; give it one before its first frame is sampled")
-        for _ in range(blocks):
+        for left in reversed(range(blocks)):
             key = session.compute_next_key(self.model.kernel)
             latents = self.store.get(key, session.block_shape, session.dtype) if self.store else None
             if latents is not None:
@@ -126,8 +138,22 @@ class Sampler:
                 session = session.extended_by(self._compute(session), key)
                 self._trace = session.trace()  # not for a block from the store, which is not in the cache
                 if self.store:
-                    self.store.put(key, session.blocks[-1])
+                    self._finish_storing()
+                    self._storing = self._thread.submit(self.store.put, key, session.blocks[-1])
+            if left == 0:
+                self._finish_storing()
             yield session
+
+    def _finish_storing(self) -> None:
+        """Wait until the last block is stored. Raises what storing raised."""
+        storing, self._storing = self._storing, None
+        if storing:
+            storing.result()
+
+    def _observe(self, done: Pass) -> None:
+        """Let the watcher see a pass. Here the GPU has work to do, so that a wait for the disk costs nothing."""
+        self._finish_storing()
+        self.watch(done)
 
     def check_model(self, session: Session) -> None:
         """Check that a session fits the model. Raises SessionError if its channels or dtype are others."""
@@ -144,8 +170,8 @@ class Sampler:
             rollout = self._find_rollout(session)
             self._rebuild_cache(rollout, session)
             text = self._read_prompt(session.switches[-1].prompt)
-            noise = seed_noise(session.seed, session.block_shape, session.dtype)
-            latents = rollout.denoise(session.num_frames - session.origin, text, noise, len(session.blocks)).cpu()
+            noise, start = self._find_noise(session), session.num_frames - session.origin
+            latents = rollout.denoise(start, text, noise, len(session.blocks)).cpu()
             if not is_finite(latents):
                 raise SamplingError(
                     f"the model made NaN or infinity from frame {session.num_frames} on, in "
@@ -156,6 +182,13 @@ class Sampler:
         except BaseException:
             self.close()
             raise
+
+    def _find_noise(self, session: Session) -> Noise:
+        """Find the noise of this video, of which the next block may be drawn already."""
+        facts = (session.seed, session.block_shape, session.dtype)
+        if not self._noise or self._noise[0] != facts:
+            self._noise = facts, NoiseAhead(seed_noise(*facts), len(session.config.steps))
+        return self._noise[1]
 
     def _find_rollout(self, session: Session) -> Rollout:
         """Find the rollout with the KV cache of this video: the current one, the one handed over, or a new one."""
@@ -174,7 +207,7 @@ class Sampler:
 
     def _start_rollout(self, session: Session, cache: RollingKVCache | None = None) -> Rollout:
         batch, _, *shape = session.block_shape
-        return Rollout(self.model, session.config, (batch, *shape), cache=cache, watch=self.watch)
+        return Rollout(self.model, session.config, (batch, *shape), cache=cache, watch=self._observe)
 
     def _rebuild_cache(self, rollout: Rollout, session: Session) -> None:
         """Make the passes that the next block depends on and that are not in the KV cache yet (LongLive Alg. 2).

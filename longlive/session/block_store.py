@@ -10,6 +10,7 @@ import functools
 import logging
 import os
 import re
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -41,7 +42,10 @@ Expected = Mapping[str, tuple[tuple[int, ...] | None, torch.dtype]]
 
 
 class Store:
-    """Entries of tensors by key: the latest in memory, all in `folder` if there is one; the oldest go first."""
+    """Entries of tensors by key: the latest in memory, all in `folder` if there is one; the oldest go first.
+
+    One thread may write while another reads.
+    """
 
     def __init__(
         self, folder: str | Path | None = None, *, memory_bytes: int = MEMORY_BYTES, disk_bytes: int = DISK_BYTES
@@ -51,6 +55,7 @@ class Store:
         self._has_warned = False
         self._entries: OrderedDict[str, Entry] = OrderedDict()
         self._held = 0  # bytes in memory
+        self._lock = threading.Lock()  # of both
         self._on_disk: int | None = None  # bytes, known after the first look
 
     def get(self, key: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor | None:
@@ -67,9 +72,11 @@ class Store:
 
         So does a file that the system does not let us read: `write` reports what matters of that.
         """
-        if key in self._entries and find_mismatch(self._entries[key], expected) is None:
-            self._entries.move_to_end(key)
-            return self._entries[key]
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is not None and find_mismatch(entry, expected) is None:
+                self._entries.move_to_end(key)
+                return entry
         path = self._path(key)
         if path is None:
             return None
@@ -116,13 +123,14 @@ class Store:
         return self.folder / key[:2] / f"{key}{ENTRY}" if self.folder else None
 
     def _hold(self, key: str, entry: Entry) -> None:
-        self._held -= count_bytes(self._entries.pop(key, {}))
-        if count_bytes(entry) > self.memory_bytes:
-            return
-        self._held += count_bytes(entry)
-        self._entries[key] = entry
-        while self._held > self.memory_bytes:
-            self._held -= count_bytes(self._entries.popitem(last=False)[1])
+        with self._lock:
+            self._held -= count_bytes(self._entries.pop(key, {}))
+            if count_bytes(entry) > self.memory_bytes:
+                return
+            self._held += count_bytes(entry)
+            self._entries[key] = entry
+            while self._held > self.memory_bytes:
+                self._held -= count_bytes(self._entries.popitem(last=False)[1])
 
     def _make_room(self, count: int) -> None:
         if count > self.disk_bytes:

@@ -1,0 +1,137 @@
+"""What the GPU waits for: nothing within a block, and the latents at its end. Threads do the rest meanwhile."""
+
+import threading
+
+import pytest
+import tiny
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from longlive.config import Positions, RolloutConfig
+from longlive.model.causal import CausalWan
+from longlive.rollout.noise import NoiseAhead, compute_noise
+from longlive.rollout.rollout import Pass
+from longlive.rollout.sampler import Sampler
+from longlive.session.block_store import Store
+
+MODEL = tiny.model()
+WAIT = "wait"
+# Operations whose result the host must know: on a GPU they wait for all that it still computes.
+ASKING = {"aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::equal", "aten::masked_select"}
+
+
+class WaitRecorder(TorchDispatchMode):
+    """Lists the waits for a device and the passes. The meta device stands for the GPU, its numbers for ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[str] = []
+
+    def add_pass(self, done: Pass) -> None:
+        self.events.append(f"{done.kind.name.lower()} {done.step}")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs, name = kwargs or {}, func._schema.name
+        is_meta = any(isinstance(arg, torch.Tensor) and arg.is_meta for arg in args)
+        if name in ASKING and is_meta:
+            raise AssertionError(f"{name} within a block")
+        if name == "aten::_to_copy" and is_meta and kwargs.get("device", args[0].device).type == "cpu":
+            if not kwargs.get("non_blocking"):
+                self.events.append(WAIT)
+            return torch.ones(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
+        return func(*args, **kwargs)
+
+
+@pytest.mark.parametrize("positions", list(Positions))
+def test_the_host_waits_for_the_gpu_once_a_block_at_its_end(positions):
+    model, recorder = CausalWan.of_tree(tiny.model().tree.to("meta")), WaitRecorder()
+    video = tiny.session(RolloutConfig(positions=positions))
+    sampler = Sampler(model, store=Store(), watch=recorder.add_pass)
+    with recorder:
+        video = sampler.sample(video, 7)
+        sampler.sample(video.switched_to(tiny.prompt(1)), 2)
+    steps = [f"denoise {step}" for step in range(4)]
+    later = ["clean 0", *steps, WAIT]
+    assert recorder.events == [*steps, WAIT, *later * 6, "recache 0", *steps, WAIT, *later]
+
+
+def test_the_noise_of_the_next_block_is_drawn_while_a_block_is_computed():
+    asked: dict[int, threading.Event] = {block: threading.Event() for block in range(4)}
+
+    def draw(block: int, step: int) -> torch.Tensor:
+        asked[block].set()
+        return compute_noise(7, (0, step, block), (2,))
+
+    noise = NoiseAhead(draw, 4)
+    for block in range(3):
+        drawn = [noise(block, step) for step in range(4)]
+        assert asked[block + 1].wait(timeout=60)
+        assert all(torch.equal(drawn[step], compute_noise(7, (0, step, block), (2,))) for step in range(4))
+    assert torch.equal(noise(0, 2), compute_noise(7, (0, 2, 0), (2,)))  # in any order
+
+
+def test_an_error_of_drawing_reaches_the_block_that_needs_it():
+    def draw(block: int, step: int) -> torch.Tensor:
+        return torch.ones(1) if block == 0 else torch.ones(1) + torch.ones(-1)
+
+    noise = NoiseAhead(draw, 4)
+    assert torch.equal(noise(0, 0), torch.ones(1))
+    with pytest.raises(RuntimeError):
+        noise(1, 0)
+
+
+class SlowStore(Store):
+    """A store on a disk that writes nothing until it is let."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_write, self.begun = threading.Event(), threading.Event()
+
+    def put(self, key: str, block: torch.Tensor) -> None:
+        self.begun.set()
+        assert self.may_write.wait(timeout=60)
+        super().put(key, block)
+
+
+def test_a_block_is_stored_while_the_next_one_begins_and_before_its_first_step_is_seen(monkeypatch):
+    """The disk writes once the sampler waits for it, never earlier."""
+    store, seen, finish = SlowStore(), [], Sampler._finish_storing
+
+    def let_write_and_finish(sampler: Sampler) -> None:
+        if store.begun.is_set():
+            store.may_write.set()
+        finish(sampler)
+
+    def watch(_: Pass) -> None:
+        seen.append(len(store._entries))
+
+    monkeypatch.setattr(Sampler, "_finish_storing", let_write_and_finish)
+    blocks = Sampler(MODEL, store=store, watch=watch).extend(tiny.session(), 2)
+    next(blocks)
+    assert store.begun.wait(timeout=60)
+    assert len(store._entries) == 0  # though the block is there
+    assert len(next(blocks).keys) == len(store._entries) == 2  # the last one is stored before it is yielded
+    assert seen == [0] * 4 + [1] * 5
+
+
+def test_an_abandoned_video_is_stored_when_its_sampler_is_closed():
+    store = SlowStore()
+    with Sampler(MODEL, store=store) as sampler:
+        next(sampler.extend(tiny.session(), 5))
+        threading.Timer(0, store.may_write.set).start()
+    assert len(store._entries) == 1
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_an_error_of_storing_reaches_the_caller_and_spoils_no_later_video(blocks):
+    class Broken(Store):
+        def put(self, key: str, block: torch.Tensor) -> None:
+            raise MemoryError("no room for a copy")
+
+    sampler, made = Sampler(MODEL, store=Broken()), []
+    with pytest.raises(MemoryError, match="no room for a copy"):
+        made += sampler.extend(tiny.session(), blocks)
+    assert len(made) <= 1
+    sampler.store = None
+    video = tiny.session(seed=8)
+    assert torch.equal(sampler.sample(video, 2).latents(), Sampler(MODEL).sample(video, 2).latents())
