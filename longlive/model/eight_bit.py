@@ -16,13 +16,13 @@ from .kitchen import (
     can_multiply_fp8,
     explain_slow_fp8,
     explain_slow_int8,
-    import_kitchen,
     list_fast_backends,
 )
 
 GROUP = 256  # inputs that a rotation mixes: the one size that comfy-kitchen has a fast kernel for
 LARGEST_INT8, LARGEST_FP8 = 127, 448  # numbers of an 8-bit weight
-FP8_LAYOUT = "TensorCoreFP8Layout"  # comfy-kitchen's name for float8 e4m3 with one scale
+DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # of comfy-kitchen's operators
+FP8_CODE = 5  # of float8 e4m3
 
 
 class EightBit(StrEnum):
@@ -46,7 +46,10 @@ class EightBit(StrEnum):
 
 
 class EightBitLinear(nn.Module):
-    """A linear with a weight [outputs, inputs] in 8 bits, and a scale [outputs, 1] or []."""
+    """A linear with a weight [outputs, inputs] in 8 bits, and a scale [outputs, 1] or [].
+
+    It calls the operators that comfy-kitchen registers when it is imported, which a compiler sees through.
+    """
 
     weight: Tensor
     weight_scale: Tensor
@@ -62,28 +65,22 @@ class EightBitLinear(nn.Module):
         """Compute as ComfyUI does: the inputs are rounded to 8 bits, too, where they are multiplied so."""
         if self.form is EightBit.FP8_SCALED:
             return self._compute_in_fp8(x) if x.dtype in HALF and can_multiply_fp8(x.device) else self._widen_fp8(x)
-        return import_kitchen().int8_linear(
-            x.contiguous(),
-            self.weight,
-            self.weight_scale,
-            self.bias,
-            x.dtype,
-            convrot=self.form is EightBit.INT8_ROTATED,
-            convrot_groupsize=GROUP,
+        is_rotated = self.form is EightBit.INT8_ROTATED
+        return torch.ops.comfy_kitchen.int8_linear(
+            x.contiguous(), self.weight, self.weight_scale, self.bias, DTYPE_CODES[x.dtype], is_rotated, GROUP
         )
 
     def _compute_in_fp8(self, x: Tensor) -> Tensor:
         """Multiply in float8. The inputs have the scale 1, so those beyond 448 are cut to it."""
-        kitchen = import_kitchen(f"{KITCHEN}.tensor")
-        rows = kitchen.QuantizedTensor.from_float(x.flatten(0, -2), FP8_LAYOUT, scale=self.weight_scale.new_ones(()))
-        params = kitchen.TensorCoreFP8Layout.Params(
-            scale=self.weight_scale, orig_dtype=x.dtype, orig_shape=tuple(self.weight.shape)
+        one = self.weight_scale.new_ones(())
+        rows = torch.ops.comfy_kitchen.quantize_fp8(x.flatten(0, -2), one, FP8_CODE)
+        y = torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage]
+            rows, self.weight.t(), scale_a=one, scale_b=self.weight_scale, bias=self.bias, out_dtype=x.dtype
         )
-        weight = kitchen.QuantizedTensor(self.weight, FP8_LAYOUT, params)
-        return F.linear(rows, weight, self.bias).unflatten(0, x.shape[:-1])
+        return y.unflatten(0, x.shape[:-1])
 
     def _widen_fp8(self, x: Tensor) -> Tensor:
-        weight = import_kitchen().dequantize_per_tensor_fp8(self.weight, self.weight_scale, x.dtype)
+        weight = torch.ops.comfy_kitchen.dequantize_fp8(self.weight, self.weight_scale, DTYPE_CODES[x.dtype])
         return F.linear(x, weight, self.bias)
 
 

@@ -6,8 +6,10 @@ import torch
 
 from longlive.model import attention
 from longlive.model.causal import CausalWan
+from longlive.model.eight_bit import EightBit, EightBitLinear
 from longlive.model.wan import Geometry
 from longlive.rollout.sampler import Sampler
+from longlive.weights.quantise import quantise_linear
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
 LIKE_WAN = Geometry(dim=256, ffn_dim=512, num_heads=2, num_layers=2, freq_dim=64, text_dim=10, text_len=6)
@@ -28,6 +30,18 @@ def test_comfy_kitchen_computes_attention_in_8_bits():
         pytest.skip("comfy-kitchen has no attention here")
     q, k, v = (torch.randn(1, tokens, 12, 128, device="cuda", dtype=torch.bfloat16) for tokens in (390, 1560, 1560))
     torch.testing.assert_close(attend(q, k, v), attention.attend_with_torch(q, k, v), rtol=1e-1, atol=1e-1)
+
+
+@pytest.mark.parametrize("form", EightBit)
+def test_comfy_kitchen_computes_linears_in_8_bits(form):
+    pytest.importorskip("comfy_kitchen")
+    linear = torch.nn.Linear(1536, 8960, device="cuda", dtype=torch.bfloat16).requires_grad_(False)
+    tensors = quantise_linear("x.weight", linear.weight, form)
+    layer = EightBitLinear(linear, form, tuple(tensors["x.weight_scale"].shape))
+    layer.weight, layer.weight_scale = tensors["x.weight"], tensors["x.weight_scale"]
+    x = torch.randn(1, 390, 1536, device="cuda", dtype=torch.bfloat16)
+    found, expected = layer(x), linear(x)
+    assert (found - expected).norm() < 0.05 * expected.norm()
 
 
 def test_cudnn_computes_attention():

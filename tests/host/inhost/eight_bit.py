@@ -104,7 +104,10 @@ def check_our_tree_computes_what_comfyui_computes() -> None:
             assert len(layers) == 20
             for name, layer in layers.items():
                 x = torch.randn(2, 5, layer.weight.shape[1], generator=torch.Generator().manual_seed(0))
-                assert torch.equal(layer(x), host.model.diffusion_model.get_submodule(name)(x)), (form, name)
+                expected = host.model.diffusion_model.get_submodule(name)(x)
+                assert torch.equal(layer(x), expected), (form, name)
+            compiled = torch.compile(layer, backend="eager", fullgraph=True)
+            assert torch.equal(compiled(x), expected)
 
 
 def check_fp8_is_multiplied_as_such() -> None:
