@@ -26,6 +26,7 @@ longlive.rollout.window Window.place_block
 longlive.rollout.rollout Rollout._pass
 longlive.model.causal CausalWan.forward
 longlive.model.causal CausalWan.run_block
+longlive.model.causal CausalWan.write_keys
 longlive.model.causal LayerKVCache.write
 longlive.rollout.kv_cache RollingLayerKVCache.write
 nodes.host.model bind_attention.attend
@@ -47,6 +48,7 @@ longlive.rollout.rollout Rollout._write
 longlive.rollout.rollout Rollout._pass
 longlive.model.causal CausalWan.forward
 longlive.model.causal CausalWan.run_block
+longlive.model.causal CausalWan.write_keys
 longlive.model.causal LayerKVCache.write
 longlive.rollout.kv_cache RollingLayerKVCache.write
 """

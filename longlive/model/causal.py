@@ -9,7 +9,7 @@ head, C latent channels.
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from einops import rearrange
@@ -19,13 +19,27 @@ from ..errors import ConditioningError
 from .attention import Attend, choose_attention
 from .dtypes import choose_float
 from .eight_bit import name_eight_bit_kernels
+from .fused import PLAIN, Pointwise, add_gated, choose_pointwise, modulate, project_into, scale_and_shift
 from .placement import Placement
 from .rope import BASE, Rotation, make_table
 from .wan import MODULATIONS, AttentionTree, BlockTree, Geometry, WanModel, WanTree
 
 
+class Room(NamedTuple):
+    """Where a pass writes its keys, rotated, and its values [B, T, N, H], and all [B, S, N, H] that it may attend."""
+
+    k_BTNH: Tensor
+    v_BTNH: Tensor
+    keys_BSNH: Tensor
+    values_BSNH: Tensor
+
+
 class LayerKVCache(Protocol):
     """The keys and values of a video in one layer, as its self-attention sees them."""
+
+    def find_room(self, place: Placement, tokens: int) -> Room | None:
+        """Find room for the keys and values of a pass of so many tokens, if they are kept together and as they are."""
+        ...
 
     def write(self, place: Placement, k_BTNH: Tensor, v_BTNH: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
         """Take the un-rotated keys of a pass, and its values, and store them, the keys rotated.
@@ -85,6 +99,7 @@ class CausalWan:
     device: torch.device
     dtype: torch.dtype  # of activations, latents and the KV cache
     entry_dtype: torch.dtype  # of the patch embedding's input
+    pointwise: Pointwise = PLAIN
 
     @classmethod
     def of_tree(cls, model: WanModel, *, quantised_attention: bool = False) -> "CausalWan":
@@ -92,14 +107,16 @@ class CausalWan:
         tree, weight = cast(WanTree, model), model.patch_embedding.weight
         attend, name = choose_attention(weight.device, weight.dtype, quantised=quantised_attention)
         linears = name_eight_bit_kernels(model, weight.device)
+        pointwise = choose_pointwise(weight.device, weight.dtype)
         return cls(
             tree=tree,
             geometry=Geometry.of_tree(tree),
             attend=attend,
-            kernel=" ".join([weight.device.type, name, *linears]),
+            kernel=" ".join(filter(None, [weight.device.type, name, *linears, pointwise.name])),
             device=weight.device,
             dtype=weight.dtype,
             entry_dtype=weight.dtype,
+            pointwise=pointwise,
         )
 
     def forward(
@@ -145,8 +162,7 @@ class CausalWan:
         """Run one transformer layer. With `only_keys`, stop once keys and values are written; return `u` as given."""
         attention, m = block.self_attn, modulation
         y_BTD = scale_and_shift(block.norm1(u_BTD), m.factor_a, m.shift_a)
-        k_BTNH = self.split_heads(attention.norm_k(attention.k(y_BTD)))
-        keys, values = cache.write(place, k_BTNH, self.split_heads(attention.v(y_BTD)), rotation)
+        keys, values = self.write_keys(attention, y_BTD, cache, place, rotation)
         if only_keys:
             return u_BTD
         q_BTNH = rotation.rotate_pass(self.split_heads(attention.norm_q(attention.q(y_BTD))))
@@ -156,13 +172,36 @@ class CausalWan:
         q_BTNH = self.split_heads(attention.norm_q(attention.q(block.norm3(u_BTD))))
         u_BTD = u_BTD + attention.o(self.attend(q_BTNH, *text_keys).flatten(-2))
 
-        return add_gated(u_BTD, block.ffn(scale_and_shift(block.norm2(u_BTD), m.factor_f, m.shift_f)), m.gate_f)
+        y_BTD = scale_and_shift(block.norm2(u_BTD), m.factor_f, m.shift_f)
+        return add_gated(u_BTD, self.choose_form().feed_forward(block.ffn, y_BTD), m.gate_f)
+
+    def choose_form(self) -> Pointwise:
+        """Choose the form of what is between matrices: the plain one if there may be gradients."""
+        return PLAIN if torch.is_grad_enabled() else self.pointwise
+
+    def write_keys(
+        self,
+        attention: AttentionTree,
+        y_BTD: Tensor,
+        cache: LayerKVCache,
+        place: Placement,
+        rotation: Rotation,
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the keys and values of a pass and store them; return all keys, rotated, and values it may attend."""
+        k_BTNH = self.split_heads(attention.norm_k(attention.k(y_BTD)))
+        room = cache.find_room(place, y_BTD.shape[1])
+        if room is None:
+            return cache.write(place, k_BTNH, self.split_heads(attention.v(y_BTD)), rotation)
+        rotation.rotate_pass_into(room.k_BTNH, k_BTNH)
+        project_into(attention.v, y_BTD, room.v_BTNH)
+        return room.keys_BSNH, room.values_BSNH
 
     def make_rotation(self, place: Placement, grid: tuple[int, int], moving_sink: int = 0) -> Rotation:
         """Make the rotary tables of a placement, and those of `moving_sink` frames of a sink that has moved."""
         head_dim, is_moved = self.geometry.head_dim, moving_sink and place.sink_start
         sink_T1P22 = make_table(place.sink_start, moving_sink, grid, head_dim, self.device) if is_moved else None
-        return Rotation(make_table(place.start, place.frames, grid, head_dim, self.device), sink_T1P22)
+        pass_T1P22 = make_table(place.start, place.frames, grid, head_dim, self.device)
+        return Rotation(pass_T1P22, sink_T1P22, self.choose_form().rotate)
 
     def make_modulations(self, timesteps_BF: Tensor) -> Modulations:
         """Make the modulations of frames with these timesteps, in all layers."""
@@ -231,24 +270,6 @@ def make_sinusoid(timesteps: Tensor, width: int) -> Tensor:
     exponent = torch.arange(half, dtype=wide, device=timesteps.device) / half
     angles = torch.outer(timesteps.to(wide), BASE**-exponent)
     return torch.cat([angles.cos(), angles.sin()], dim=1)
-
-
-def modulate(x_BTD: Tensor, shift_BFD: Tensor, scale_BFD: Tensor) -> Tensor:
-    """Return x (1 + scale) + shift, with one row of scale and shift per frame."""
-    return scale_and_shift(x_BTD, 1 + scale_BFD, shift_BFD)
-
-
-def scale_and_shift(x_BTD: Tensor, factor_BFD: Tensor, shift_BFD: Tensor) -> Tensor:
-    """Return x factor + shift, with one row of factor and shift per frame."""
-    x_BFTD = x_BTD.unflatten(1, (shift_BFD.shape[1], -1))
-    return torch.addcmul(shift_BFD.unsqueeze(2), x_BFTD, factor_BFD.unsqueeze(2)).flatten(1, 2)
-
-
-def add_gated(x_BTD: Tensor, y_BTD: Tensor, gate_BFD: Tensor) -> Tensor:
-    """Return x + gate y, with one row of the gate per frame."""
-    frames = gate_BFD.shape[1]
-    x_BFTD, y_BFTD = (z.unflatten(1, (frames, -1)) for z in (x_BTD, y_BTD))
-    return torch.addcmul(x_BFTD, y_BFTD, gate_BFD.unsqueeze(2)).flatten(1, 2)
 
 
 def free_tensors(tensors: tuple[Tensor, ...]) -> None:

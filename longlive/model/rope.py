@@ -5,6 +5,7 @@ next the row, the last the column. Angles are float64, the rotation is float32.
 Dimension key: T tokens of one pass, S tokens of the sink, N heads, H channels per head, P = H / 2 pairs.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -54,9 +55,14 @@ def make_table(start: int, frames: int, grid: tuple[int, int], head_dim: int, de
 
 def rotate(x_BTNH: Tensor, table_T1P22: Tensor) -> Tensor:
     """Rotate the channel pairs of every token, in float32; the result has the dtype of `x`."""
+    return rotate_pairs(x_BTNH, table_T1P22).to(x_BTNH.dtype)
+
+
+def rotate_pairs(x_BTNH: Tensor, table_T1P22: Tensor) -> Tensor:
+    """Rotate the channel pairs of every token; the result is float32."""
     pairs = x_BTNH.float().unflatten(-1, (-1, 1, 2))
     turned = table_T1P22[..., 0] * pairs[..., 0]
-    return turned.addcmul_(table_T1P22[..., 1], pairs[..., 1]).flatten(-2).to(x_BTNH.dtype)
+    return turned.addcmul_(table_T1P22[..., 1], pairs[..., 1]).flatten(-2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +71,14 @@ class Rotation:
 
     pass_T1P22: Tensor
     sink_T1P22: Tensor | None = None
+    rotate: Callable[[Tensor, Tensor], Tensor] = rotate_pairs
 
     def rotate_pass(self, x_BTNH: Tensor) -> Tensor:
-        return rotate(x_BTNH, self.pass_T1P22)
+        return self.rotate(x_BTNH, self.pass_T1P22).to(x_BTNH.dtype)
+
+    def rotate_pass_into(self, out_BTNH: Tensor, x_BTNH: Tensor) -> None:
+        out_BTNH.copy_(self.rotate(x_BTNH, self.pass_T1P22))
 
     def rotate_sink(self, k_BSNH: Tensor) -> Tensor:
         assert self.sink_T1P22 is not None
-        return rotate(k_BSNH, self.sink_T1P22)
+        return self.rotate(k_BSNH, self.sink_T1P22).to(k_BSNH.dtype)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..config import Positions, RolloutConfig
-from ..model.causal import free_tensors
+from ..model.causal import Room, free_tensors
 from ..model.placement import Placement
 from ..model.rope import Rotation
 from .window import Window
@@ -30,6 +30,15 @@ class RollingLayerKVCache:
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         return self.k_BSNH, self.v_BSNH
+
+    def find_room(self, place: Placement, tokens: int) -> Room | None:
+        """Find the slots of a pass, if they are one piece."""
+        if len(place.spans) != 1 or place.spans[0].count != place.frames:
+            return None
+        start, per_frame = place.spans[0].slot, tokens // place.frames
+        own, attended = slice(start * per_frame, start * per_frame + tokens), slice(place.filled * per_frame)
+        k, v = self.k_BSNH, self.v_BSNH
+        return Room(k[:, own], v[:, own], k[:, attended], v[:, attended])
 
     def write(self, place: Placement, k_BTNH: Tensor, v_BTNH: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
         """Store the un-rotated keys and the values of a pass; return all rotated keys and values that it may attend.
@@ -63,6 +72,11 @@ class UnboundedLayerKVCache(RollingLayerKVCache):
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         return *super().tensors, self.sink_k_BSNH
+
+    def find_room(self, place: Placement, tokens: int) -> Room | None:
+        """Find the slots of a pass that does not write the sink: its keys are also kept un-rotated."""
+        room, sink = super().find_room(place, tokens), self.sink_k_BSNH.shape[1]
+        return room if room and place.spans[0].slot * tokens >= sink * place.frames else None
 
     def write(self, place: Placement, k_BTNH: Tensor, v_BTNH: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
         tokens = k_BTNH.shape[1] // place.frames

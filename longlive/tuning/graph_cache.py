@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..model.causal import CausalWan, TextKeys
+from ..model.causal import CausalWan, Room, TextKeys
 from ..model.placement import Placement
 from ..model.rope import Rotation
 from ..rollout.window import Window
@@ -129,6 +129,9 @@ class _LayerPass:
         self.past, self.moving_sink = past, moving_sink
         self.frames: list[CachedFrame] = []  # of the pass, including those without a slot
         self.written: LayerFrames = {}
+
+    def find_room(self, place: Placement, tokens: int) -> Room | None:
+        """A graph may hold what is there, so nothing is written in place."""
 
     def write(self, place: Placement, k_BTNH: Tensor, v_BTNH: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
         """Take the un-rotated keys and the values of a pass; return all keys, rotated, and values it may attend."""

@@ -52,8 +52,8 @@ def in_8_bits() -> NetworkWork:
     ("part", "measure", "limit"),
     [
         ("block", count_teraflops, 141),
-        ("block", count_pointwise_gb, 150),
-        ("block", count_launches, 4900),
+        ("block", count_pointwise_gb, 141),
+        ("block", count_launches, 4600),
         ("block", ms_on_h200, 256),
         ("block", ms_on_4090, 1098),
         ("recache", count_teraflops, 82.5),

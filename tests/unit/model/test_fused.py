@@ -1,0 +1,124 @@
+"""The operations between matrices and attention: what is joined is what the plain form computes, and rounds less."""
+
+import pytest
+import tiny
+import torch
+from torch import nn
+
+from longlive.config import RolloutConfig
+from longlive.model.causal import CausalWan
+from longlive.model.fused import ONEDNN, PLAIN, Pointwise, choose_pointwise, is_onednn_usable, project_into
+from longlive.model.rope import Rotation, make_table
+from longlive.model.wan import WanModel
+from longlive.rollout.rollout import Rollout
+
+BATCH, FRAMES, GRID, HEADS, CHANNELS = 2, 3, (2, 5), 2, 12
+TOKENS, WIDTH, HIDDEN = FRAMES * GRID[0] * GRID[1], HEADS * CHANNELS, 40
+CPU = torch.device("cpu")
+DTYPES = [torch.float32, torch.bfloat16]
+WITH_ONEDNN = pytest.mark.skipif(not is_onednn_usable(torch.bfloat16), reason="oneDNN does not run here")
+CHOICES = [PLAIN, pytest.param(ONEDNN, marks=WITH_ONEDNN)]
+
+
+def make_random(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
+
+
+def make_feed_forward(dtype: torch.dtype, approximate: str = "tanh") -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(WIDTH, HIDDEN), nn.GELU(approximate), nn.Linear(HIDDEN, WIDTH))
+    return layers.to(dtype).requires_grad_(False)
+
+
+def measure_error(found: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((found.double() - exact).norm() / exact.norm())
+
+
+def check_precision(compute, compute_exactly, dtype: torch.dtype) -> None:
+    """Check that a result is as near the exact one as a few roundings of its dtype are."""
+    assert measure_error(compute(), compute_exactly()) < 1.5 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("do", CHOICES, ids=lambda choice: choice.name or "plain")
+def test_a_rotation_is_written_where_it_belongs(do, dtype):
+    x = make_random(BATCH, TOKENS, 3 * HEADS, CHANNELS, dtype=dtype)[:, :, HEADS : 2 * HEADS]  # not contiguous
+    table = make_table(7, FRAMES, GRID, CHANNELS, CPU)
+    ring = torch.zeros(BATCH, 2 * TOKENS, HEADS, CHANNELS, dtype=dtype)
+    rotation = Rotation(table, rotate=do.rotate)
+    rotation.rotate_pass_into(ring[:, 5 : 5 + TOKENS], x)
+
+    def rotate_exactly() -> torch.Tensor:
+        return (table.double() * x.double().unflatten(-1, (-1, 1, 2))).sum(-1).flatten(-2)
+
+    check_precision(lambda: rotation.rotate_pass(x), rotate_exactly, dtype)
+    assert torch.equal(ring[:, 5 : 5 + TOKENS], rotation.rotate_pass(x))
+    assert not ring[:, :5].any()
+    assert not ring[:, 5 + TOKENS :].any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("do", CHOICES, ids=lambda choice: choice.name or "plain")
+def test_feed_forward(do, dtype):
+    layers, x = make_feed_forward(dtype), make_random(BATCH, TOKENS, WIDTH, dtype=dtype)
+    exact = make_feed_forward(dtype).double()
+    check_precision(lambda: do.feed_forward(layers, x), lambda: exact(x.double()), dtype)
+
+
+@WITH_ONEDNN
+@pytest.mark.parametrize("change", ["hook", "forward", "activation", "layer"])
+def test_a_changed_feed_forward_is_called_as_it_is(change):
+    """Hooks, patched methods and other layers are somebody's wish: LoRAs, quantised layers, monitors."""
+    layers, x = make_feed_forward(torch.float32), make_random(1, TOKENS, WIDTH)
+    plain, ones = layers(x), torch.ones(1, TOKENS, HIDDEN)
+    match change:
+        case "hook":
+            layers[0].register_forward_hook(lambda *_: ones)
+        case "forward":
+            layers[0].forward = lambda _: ones
+        case "activation":
+            layers[1] = nn.GELU()
+        case "layer":
+            layers[0] = nn.Sequential(layers[0])
+    assert torch.equal(ONEDNN.feed_forward(layers, x), layers(x))
+    assert torch.equal(layers(x), plain) == (change == "layer")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("batch", [1, BATCH])
+def test_a_product_is_written_where_it_belongs(batch, dtype):
+    layer, x = nn.Linear(WIDTH, WIDTH).to(dtype).requires_grad_(False), make_random(batch, TOKENS, WIDTH, dtype=dtype)
+    ring = torch.zeros(batch, 2 * TOKENS, HEADS, CHANNELS, dtype=dtype)
+    with torch.no_grad():
+        project_into(layer, x, ring[:, TOKENS:])
+    assert torch.equal(ring[:, TOKENS:].flatten(2), layer(x))
+    assert not ring[:, :TOKENS].any()
+
+
+def test_what_does_not_run_here_is_not_chosen():
+    assert choose_pointwise(CPU, torch.float64) is PLAIN
+    assert choose_pointwise(torch.device("meta"), torch.bfloat16) is PLAIN
+    assert choose_pointwise(CPU, torch.float32) is (ONEDNN if is_onednn_usable(torch.float32) else PLAIN)
+
+
+@WITH_ONEDNN
+def test_a_model_names_the_operations_that_it_chose():
+    """Another choice rounds differently, so the blocks of one are not found under the key of the other."""
+    assert tiny.model().kernel.endswith(" onednn")
+    assert CausalWan.of_tree(WanModel(tiny.GEOMETRY, dtype=torch.float64)).kernel == "cpu sdpa"
+
+
+def test_a_pass_with_gradients_takes_the_plain_form(monkeypatch):
+    model, config = tiny.model(), RolloutConfig()
+    rollout = Rollout(model, config, (1, 16, 2, 4))
+    text, x = model.read_prompt(tiny.prompt(0).pad()), make_random(1, 3, 16, 2, 4)
+    place = rollout.window.place_block(0, 3)
+
+    def forbid(*_):
+        raise AssertionError("no graph passes through this")
+
+    forbidden = Pointwise("forbidden", forbid, forbid)
+    object.__setattr__(model, "pointwise", forbidden)
+    rollout._pass(x, 625.0, text, place)
+    with torch.no_grad(), pytest.raises(AssertionError, match="no graph"):
+        rollout._pass(x, 625.0, text, place)
