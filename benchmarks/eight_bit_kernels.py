@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from unittest.mock import patch
 
 import torch
@@ -37,7 +37,9 @@ KERNELS["eight_bit_kernels::attend"] = Kernel(
 @contextmanager
 def use_counted_kitchen() -> Iterator[None]:
     """Let 8-bit linears compute with the kernel above instead of comfy-kitchen's."""
-    kitchen = ModuleType("comfy_kitchen")
-    kitchen.int8_linear = lambda x, weight, scale, bias, *_, **__: int8_linear(x, weight, scale, bias)  # type: ignore[attr-defined]
-    with patch.dict(sys.modules, comfy_kitchen=kitchen):
+    operators = SimpleNamespace(int8_linear=lambda x, weight, scale, bias, *_: int8_linear(x, weight, scale, bias))
+    with (
+        patch.dict(sys.modules, comfy_kitchen=ModuleType("comfy_kitchen")),
+        patch.object(torch.ops, "comfy_kitchen", operators, create=True),
+    ):
         yield
