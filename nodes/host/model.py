@@ -16,7 +16,6 @@ from ...longlive.errors import WeightsError
 from ...longlive.model.attention import Attend, choose_newest_attention
 from ...longlive.model.causal import CausalWan
 from ...longlive.model.dtypes import COMPUTE_DTYPES, name_dtype
-from ...longlive.model.fused import choose_pointwise
 from ...longlive.model.vae import LATENT_CHANNELS
 from ...longlive.model.wan import Geometry, WanModel, WanTree
 from ...longlive.weights.load import build_model
@@ -55,18 +54,16 @@ def as_causal_model(patcher: ModelPatcher) -> CausalWan:
     Raises WeightsError if the MODEL is not a Wan2.1 text-to-video network.
     """
     tree = get_wan_tree(patcher)
-    device, dtype = patcher.load_device, get_compute_dtype(patcher)
+    device = patcher.load_device
     attend, newer = find_newer_attention(patcher) or (bind_attention(patcher), "")
-    pointwise = choose_pointwise(device, dtype)
     return CausalWan(
         tree=tree,
         geometry=Geometry.of_tree(tree),
         attend=attend,
-        kernel=" ".join(filter(None, [device.type, newer, describe_kernels(patcher), pointwise.name])),
+        kernel=" ".join(filter(None, [device.type, newer, describe_kernels(patcher)])),
         device=device,
-        dtype=dtype,
+        dtype=get_compute_dtype(patcher),
         entry_dtype=torch.float32,  # as in ComfyUI's own forward, whatever the weight's dtype
-        pointwise=pointwise,
     )
 
 
