@@ -62,7 +62,7 @@ class Decode(io.ComfyNode):
         session.check_has_frames()
         video = session.session
         path, subfolder = paths.choose_video_path(filename_prefix, video.width, video.height)
-        decoder = FallbackDecoder(vae, latent_space)
+        decoder = FallbackDecoder(vae, latent_space, size=(video.height, video.width))
         with (
             VideoWriter(path, metadata=cls.describe_workflow(), growing=paths.find_temporary_folder()) as writer,
             show_on_interrupt(writer),

@@ -62,6 +62,10 @@ class WanVAE(nn.Module):
     def device(self) -> torch.device:
         return self.conv2.weight.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.conv2.weight.dtype
+
     @cached_property
     def identity(self) -> str:
         """What the pixels depend on, as words and a hash."""
@@ -76,18 +80,22 @@ class WanVAE(nn.Module):
         """Run the decoder on latents, or only the first `num_layers` of its `upsamples`; update `past`."""
         z_BFCHW = denormalise(latents_BFCHW.to(self.device))
         with use_fast_convolutions(self.device):
-            z_BCTHW = self.conv2(z_BFCHW.to(self.conv2.weight.dtype).transpose(1, 2))
+            z_BCTHW = self.conv2(z_BFCHW.to(self.dtype).transpose(1, 2))
             x_BCTHW = self.decoder(z_BCTHW, past, num_layers)
         past.has_begun = True
         return x_BCTHW
 
     def encode_next(self, pixels_BFCHW: Tensor, past: Past) -> Tensor:
         """Encode the pixel frames that follow `past`, in one pass: a video's first frame alone, then multiples of 4."""
-        x_BCTHW = pixels_BFCHW.to(self.device, self.conv1.weight.dtype).transpose(1, 2)
+        return normalise(self.run_encoder(pixels_BFCHW, past).transpose(1, 2))
+
+    def run_encoder(self, pixels_BFCHW: Tensor, past: Past) -> Tensor:
+        """Run the encoder on pixel frames; return the means [B C T H W] in the VAE's space, and update `past`."""
+        x_BCTHW = pixels_BFCHW.to(self.device, self.dtype).transpose(1, 2)
         with use_fast_convolutions(self.device):
             mean_BCTHW, _log_variance = self.conv1(self.encoder(x_BCTHW, past)).chunk(2, dim=1)
         past.has_begun = True
-        return normalise(mean_BCTHW.transpose(1, 2))
+        return mean_BCTHW
 
 
 def denormalise(latents_BFCHW: Tensor) -> Tensor:

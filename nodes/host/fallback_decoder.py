@@ -10,8 +10,10 @@ from torch import Tensor
 
 from ...longlive.errors import VideoError
 from ...longlive.model.vae_streams import ResumableDecoder, StreamingDecoder, TiledDecoder
+from .host_network import HostDecoder
+from .shared_vae import choose_at_once
 from .tiny_vae import LatentSpaceChoice, create_tiny_decoder, is_host_tiny_vae
-from .vae import HostDecoder, copy_vae, create_decoder
+from .vae import PAIRS, copy_vae, create_decoder, refuse_other_vaes
 
 log = logging.getLogger(__name__)
 
@@ -21,15 +23,22 @@ SMALLER_PASSES = (
 
 
 class FallbackDecoder:
-    """Decodes as ComfyUI does; when memory runs out, in smaller passes, and then in tiles.
+    """Decodes a video; when memory runs out, in smaller passes, and then in tiles.
 
     Pixels already returned stay valid: the next decoder continues where the one before it failed. Smaller passes
-    differ from ComfyUI's by rounding only (6e-6).
+    differ from larger ones by rounding only (7e-6 in float32).
     """
 
-    def __init__(self, vae: comfy.sd.VAE, latent_space: str = LatentSpaceChoice.AUTO) -> None:
+    def __init__(
+        self,
+        vae: comfy.sd.VAE,
+        latent_space: str = LatentSpaceChoice.AUTO,
+        *,
+        size: tuple[int, int] | None = None,
+    ) -> None:
+        """`size` is the height and width of the video in pixels: so many latents pass at once as memory allows."""
         is_tiny = is_host_tiny_vae(vae)
-        decoder = create_tiny_decoder(vae, latent_space) if is_tiny else create_decoder(vae)
+        decoder = create_tiny_decoder(vae, latent_space) if is_tiny else create_whole_decoder(vae, size)
         self.vae, self._identity = vae, decoder.identity
         self.decoder: ResumableDecoder | None = decoder  # None after it ran out of memory
         self._seen: list[Tensor] = []
@@ -114,6 +123,11 @@ class FallbackDecoder:
     def _create_tiled_decoder(self) -> ResumableDecoder:
         log.warning("out of memory while decoding: LongLive continues in tiles, whose edges may be faintly visible")
         return TiledDecoder(copy_vae(self.vae))
+
+
+def create_whole_decoder(vae: comfy.sd.VAE, size: tuple[int, int] | None) -> ResumableDecoder:
+    refuse_other_vaes(vae)
+    return create_decoder(vae, at_once=choose_at_once(vae, *size) if size else PAIRS)
 
 
 def is_out_of_memory(error: Exception) -> bool:

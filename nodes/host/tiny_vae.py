@@ -21,7 +21,7 @@ from torch import Tensor
 from ...longlive.errors import WeightsError
 from ...longlive.model.tiny_vae import TINY_LATENTS_PER_PASS, LatentSpace, TinyDecoder, TinyVAE
 from ...longlive.weights.load_decoder import find_latent_space
-from .vae import use_vae
+from .vae_use import estimate_bytes, use_vae
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class HostTinyDecoder(TinyDecoder):
         return f"{super().identity}, torch {torch.__version__}"
 
     def push(self, latents_BFCHW: Tensor) -> Tensor:
-        with use_vae(self.host_vae, estimate_tiny_bytes, latents_BFCHW):
+        with use_vae(self.host_vae, estimate_bytes(self.host_vae, estimate_tiny_bytes, latents_BFCHW)):
             return super().push(latents_BFCHW)
 
 
