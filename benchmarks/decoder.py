@@ -1,8 +1,11 @@
-"""Compare decoding on a CPU with PyTorch's own convolutions and with oneDNN's (`longlive/model/convolution.py`).
+"""Compare decoding on a CPU: PyTorch's own convolutions with oneDNN's, ComfyUI's decode with ours inside ComfyUI.
 
 python benchmarks/decoder.py [times]
+python benchmarks/decoder.py host
 
-One thread, float32, the two in turn: a block of the miniature's VAE, the demo, workflow 3 in a real ComfyUI.
+One thread, float32, the two in turn. Of convolutions (`longlive/model/convolution.py`): a block of the miniature's VAE,
+the demo, workflow 3 in a real ComfyUI. With `host`: 25 pixel frames at the released width with random weights (48 x 32)
+and with the miniature's VAE (64 x 64), through ComfyUI's VAE.decode and through ours over the same weights.
 """
 
 import json
@@ -21,7 +24,9 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "host")]
 
-from comfy import ComfyUI  # noqa: E402
+from host_process import ComfyUI  # noqa: E402
+from hosts import NEWEST  # noqa: E402
+from inside import call_inside  # noqa: E402
 
 from longlive.config import RolloutConfig  # noqa: E402
 from longlive.miniature.files import VAE  # noqa: E402
@@ -90,6 +95,14 @@ def compare(name: str, measure: Callable[[bool], float], times: int) -> None:
     sys.stdout.flush()
 
 
+def compare_with_host() -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    rows = call_inside(NEWEST, "vae_speed", "measure_released_width", "measure_miniature")
+    sys.stdout.write("| decode of 25 pixel frames | ComfyUI's, s | ours, s | ratio |\n|---|---|---|---|\n")
+    for name, (theirs, ours, ratio) in zip(("base width 96, 48 x 32", "miniature, 64 x 64"), rows, strict=True):
+        sys.stdout.write(f"| {name} | {theirs:.2f} | {ours:.2f} | {ratio:.2f} |\n")
+
+
 def main(times: int) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
@@ -100,4 +113,7 @@ def main(times: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 3)
+    if sys.argv[1:] == ["host"]:
+        compare_with_host()
+    else:
+        main(int(sys.argv[1]) if len(sys.argv) > 1 else 3)
