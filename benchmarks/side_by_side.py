@@ -42,7 +42,7 @@ class Ours:
     """The rollout of a video, as the sampler drives it."""
 
     def __init__(self, tree: WanModel, prompt_BLD: Tensor) -> None:
-        self.model, self.prompt_BLD = CausalWan.of_tree(tree), prompt_BLD
+        self.model, self.prompt_BLD = CausalWan.of_tree(tree, joined=True), prompt_BLD
         self.noise = seed_noise(0, (1, BLOCK, LATENT_CHANNELS, *CELLS), self.model.dtype)
         self.latents: list[Tensor] = []
         self.start_video()

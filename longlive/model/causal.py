@@ -102,12 +102,15 @@ class CausalWan:
     pointwise: Pointwise = PLAIN
 
     @classmethod
-    def of_tree(cls, model: WanModel, *, quantised_attention: bool = False) -> "CausalWan":
-        """Wrap our own tree, on its device and in its dtype. Raises ConfigError if 8-bit attention is missing."""
+    def of_tree(cls, model: WanModel, *, quantised_attention: bool = False, joined: bool = False) -> "CausalWan":
+        """Wrap our own tree, on its device and in its dtype. Raises ConfigError if 8-bit attention is missing.
+
+        With `joined`, operations that a device can join are; they round less often, so the kernel has another name.
+        """
         tree, weight = cast(WanTree, model), model.patch_embedding.weight
         attend, name = choose_attention(weight.device, weight.dtype, quantised=quantised_attention)
         linears = name_eight_bit_kernels(model, weight.device)
-        pointwise = choose_pointwise(weight.device, weight.dtype)
+        pointwise = choose_pointwise(weight.device, weight.dtype) if joined else PLAIN
         return cls(
             tree=tree,
             geometry=Geometry.of_tree(tree),

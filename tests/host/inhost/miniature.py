@@ -63,10 +63,10 @@ def check_stock_loaders() -> dict[str, float]:
 def compute_flow(model, x_BFCHW: torch.Tensor, timestep: float, embedding: torch.Tensor) -> torch.Tensor:
     """Compute the flow of a video's first block as the rollout does."""
     video = Rollout(model, RolloutConfig(), (1, 16, CELLS, CELLS))
-    timesteps_BF = torch.full(x_BFCHW.shape[:2], timestep)
-    return model.forward(
-        x_BFCHW, timesteps_BF, model.read_prompt(embedding), video.cache, video.window.place_block(0, FRAMES)
-    )
+    place = video.window.place_block(0, FRAMES)
+    modulations = model.make_modulations(torch.full(x_BFCHW.shape[:2], timestep))
+    rotation = model.make_rotation(place, model.geometry.grid(CELLS, CELLS))
+    return model.forward(x_BFCHW, model.read_prompt(embedding), video.cache, place, modulations, rotation)
 
 
 def measure_distance(a: torch.Tensor, b: torch.Tensor) -> float:
