@@ -6,7 +6,8 @@ import sys
 import pytest
 from patience import run_patiently
 
-PSNR, LOSS = 19.0, 1.35  # dB of the VAE, at least; loss of the flow, at most (an untrained network has 2)
+PSNR = 19.0  # dB of the VAE, at least
+ERROR = 0.5  # of x0 on unseen first blocks, at most
 
 
 @pytest.mark.slow
