@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -152,10 +153,18 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
         run_tuning(tiny_tuning.make_trainer(), tmp_path)
 
 
+@pytest.fixture(scope="module")
+def tuned_folder(tmp_path_factory) -> Path:
+    """The folder of a tuning after two steps."""
+    folder = tmp_path_factory.mktemp("tuned")
+    run_tuning(tiny_tuning.make_trainer(tiny_tuning.with_run(steps=2)), folder)
+    return folder
+
+
 @pytest.fixture
-def two_checkpoints(tmp_path) -> Path:
+def two_checkpoints(tmp_path, tuned_folder) -> Path:
     """A folder with checkpoints of the first two steps."""
-    run_tuning(tiny_tuning.make_trainer(tiny_tuning.with_run(steps=2)), tmp_path)
+    shutil.copytree(tuned_folder, tmp_path, dirs_exist_ok=True)
     return tmp_path / "checkpoints"
 
 
