@@ -3,7 +3,7 @@
 import random
 
 from .grammar import Background, Colour, Motion, Scene, Shape
-from .world import Clip, Sky
+from .world import FRAME_STEP, SIZE, Clip, Sky
 
 
 def seed_random(seed: str, number: int) -> random.Random:
@@ -28,7 +28,13 @@ def choose_sky(draw: random.Random) -> Sky:
     return Sky((one, two, three, four), draw.random())
 
 
-def choose_clip(draw: random.Random, switches: tuple[int, ...] = ()) -> Clip:
-    """Choose a clip whose scene changes at the pixel frames `switches`."""
+def choose_clip(draw: random.Random, switches: tuple[int, ...] = (), *, roam: bool = False) -> Clip:
+    """Choose a clip whose scene changes at the pixel frames `switches`.
+
+    If it may `roam`, the thing starts where a moving one can be when a latent begins, not where its prompt says.
+    """
     scenes = [(begin, choose_scene(draw, anywhere=begin == 0)) for begin in (0, *switches)]
-    return Clip(tuple(scenes), choose_sky(draw))
+    sky = choose_sky(draw)
+    places = SIZE // FRAME_STEP
+    shift = (FRAME_STEP * draw.randrange(places), FRAME_STEP * draw.randrange(places)) if roam else (0, 0)
+    return Clip(tuple(scenes), sky, shift)

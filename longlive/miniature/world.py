@@ -14,28 +14,50 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..units import PIXEL_FRAMES_PER_FRAME
 from .grammar import Background, Colour, Motion, Scene, Shape, Start
 
 SIZE = 64  # pixels
 SPEED = 1  # pixels per pixel frame
 FADE = 8  # pixel frames
-OFFSET = 20  # pixels from the middle to a start; with SPEED 1, every latent begins at a multiple of 4 pixels
+FRAME_STEP = SPEED * PIXEL_FRAMES_PER_FRAME  # pixels that a thing moves in a latent frame
+OFFSET = 5 * FRAME_STEP  # pixels from the middle to a start; so every latent begins at a multiple of the step
 RADIUS = 12.5  # pixels, of the ring; the other shapes have about the same area
 EDGE = 1.0  # pixels over which a thing fades out
 PALETTE = {
-    Colour.RED: (0.92, 0.16, 0.20),
-    Colour.YELLOW: (0.98, 0.82, 0.12),
-    Colour.GREEN: (0.14, 0.72, 0.26),
-    Colour.CYAN: (0.10, 0.80, 0.86),
-    Colour.BLUE: (0.16, 0.30, 0.96),
-    Colour.PINK: (0.94, 0.22, 0.78),
+    Colour.RED: (0.95, 0.18, 0.22),
+    Colour.YELLOW: (1.00, 0.80, 0.12),
+    Colour.GREEN: (0.08, 0.78, 0.32),
+    Colour.CYAN: (0.08, 0.78, 0.88),
+    Colour.BLUE: (0.18, 0.36, 0.98),
+    Colour.PINK: (0.98, 0.25, 0.76),
 }
-SKIES = {  # colours of the valleys, and of the crests at either end of the tint
-    Background.NIGHT: ((0.04, 0.05, 0.14), (0.10, 0.20, 0.32), (0.26, 0.13, 0.32)),
-    Background.DUSK: ((0.36, 0.30, 0.40), (0.62, 0.50, 0.44), (0.56, 0.44, 0.58)),
-    Background.DAY: ((0.66, 0.78, 0.86), (0.97, 0.96, 0.90), (0.90, 0.94, 0.98)),
+
+
+@dataclass(frozen=True, slots=True)
+class SkyColours:
+    """The colours of a background: of its air above and below, and of its clouds at either end of the tint."""
+
+    above: tuple[float, float, float]
+    below: tuple[float, float, float]
+    clouds: tuple[tuple[float, float, float], tuple[float, float, float]]
+
+    def average(self) -> tuple[float, ...]:
+        """Average the colours: half air, half clouds."""
+        return tuple(sum(values) / 4 for values in zip(self.above, self.below, *self.clouds, strict=True))
+
+
+SKIES = {
+    Background.NIGHT: SkyColours((0.04, 0.05, 0.16), (0.13, 0.13, 0.31), ((0.15, 0.27, 0.41), (0.33, 0.22, 0.43))),
+    Background.DUSK: SkyColours((0.40, 0.33, 0.49), (0.70, 0.49, 0.46), ((0.93, 0.74, 0.64), (0.74, 0.55, 0.69))),
+    Background.DAY: SkyColours((0.53, 0.73, 0.85), (0.70, 0.86, 0.92), ((0.98, 0.95, 0.89), (0.91, 0.95, 0.99))),
 }
-WAVES = ((1, 0, 0.6), (0, 1, 0.6), (1, 1, 0.45), (1, -1, 0.45))  # turns across W and H, height
+WAVES = ((1, 0, 0.8), (0, 1, 0.9), (1, 1, 0.6), (1, -1, 0.6))  # turns across W and H, height
+BEND = 0.5  # radians by which a wave bends its neighbour
+CLOUD_EDGE = 1.6  # steepness of a cloud's edge; the sky between is clear
+BEVEL = 3.6  # pixels over which a thing's rim bends away from the viewer
+LIGHT = (-0.5, -0.6)  # where the light comes from, (x, y); the rest of its unit vector points at the viewer
+SHADOW_PLACE, SHADOW_EDGE, SHADOW_DEPTH = (3.0, 4.0), 4.5, 0.45  # pixels (x, y), pixels, darkness 0..1
 STEP = {Motion.LEFT: (-1, 0), Motion.RIGHT: (1, 0), Motion.UP: (0, -1), Motion.DOWN: (0, 1), Motion.STILL: (0, 0)}
 
 
@@ -53,13 +75,14 @@ class Clip:
 
     scenes: tuple[tuple[int, Scene], ...]
     sky: Sky
+    shift: tuple[int, int] = (0, 0)  # pixels (x, y) from where the first scene starts to where the thing is
 
     def find_scene(self, frame: int) -> Scene:
         return next(scene for begin, scene in reversed(self.scenes) if begin <= frame)
 
     def locate_thing(self, pixel_frames: int) -> list[tuple[float, float]]:
         """Locate the thing's centre in each pixel frame, (x, y) in pixels on the torus."""
-        x, y = locate_start(self.scenes[0][1].start)
+        x, y = (at + by for at, by in zip(locate_start(self.scenes[0][1].start), self.shift, strict=True))
         centres = []
         for frame in range(pixel_frames):
             if frame:
@@ -98,16 +121,17 @@ def make_grid(device=None) -> tuple[Tensor, Tensor]:
     return x, y
 
 
-def compute_coverage(weights: Tensor, centres: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def compute_coverage(weights: Tensor, centres: Tensor, edge: float = EDGE) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compute how much of each pixel a thing covers, 0..1, its signed distance, and (x, y) from its centre.
 
-    `weights` [..., 3] blend the shapes, `centres` [..., 2] are (x, y). All results are [..., H, W].
+    `weights` [..., 3] blend the shapes, `centres` [..., 2] are (x, y); the thing fades out over `edge` pixels. All
+    results are [..., H, W].
     """
     x, y = make_grid(centres.device)
     dx = wrap(x - centres[..., 0, None, None])
     dy = wrap(y - centres[..., 1, None, None])
     distance = torch.einsum("s...hw,...s->...hw", compute_signed_distances(dx, dy), weights)
-    return torch.sigmoid(-distance * (3 / EDGE)), distance, dx, dy
+    return torch.sigmoid(-distance * (3 / edge)), distance, dx, dy
 
 
 def render_clips(clips: Sequence[Clip], pixel_frames: int) -> tuple[Tensor, Tensor]:
@@ -117,22 +141,42 @@ def render_clips(clips: Sequence[Clip], pixel_frames: int) -> tuple[Tensor, Tens
     )
     centres = torch.tensor([clip.locate_thing(pixel_frames) for clip in clips])
     alpha, distance, dx, dy = compute_coverage(shapes, centres)
+    sky = paint_sky(skies, torch.tensor([clip.sky.phases for clip in clips]))
+    shadow = compute_coverage(shapes, centres + torch.tensor(SHADOW_PLACE), SHADOW_EDGE)[0]
+    sky = sky * (1 - SHADOW_DEPTH * shadow.unsqueeze(2))
+    thing = light_thing(colours[..., None, None], distance, dx, dy)
+    return 2 * torch.lerp(sky, thing, alpha.unsqueeze(2)) - 1, alpha
 
+
+def paint_sky(colours_BFV: Tensor, phases_BN: Tensor) -> Tensor:
+    """Paint skies [B F 3 H W], 0..1: air from above to below, and clouds where waves that bend each other are high."""
     x, y = make_grid()
     turns = torch.tensor([(kx, ky) for kx, ky, _ in WAVES], dtype=torch.float32)
-    phases = torch.tensor([clip.sky.phases for clip in clips])
-    waves = torch.einsum("nt,thw->nhw", turns, torch.stack([x, y])) / SIZE + phases[..., None, None]
+    angles_BNHW = 2 * math.pi * (torch.einsum("nt,thw->nhw", turns, torch.stack([x, y])) / SIZE
+                                 + phases_BN[..., None, None])  # fmt: skip
+    bent_BNHW = angles_BNHW + BEND * angles_BNHW.roll(1, 1).sin() + BEND * (2 * angles_BNHW.roll(2, 1)).sin() / 2
     heights = torch.tensor([height for _, _, height in WAVES])
-    crest_BHW = torch.sigmoid(1.6 * torch.einsum("bnhw,n->bhw", (2 * math.pi * waves).cos(), heights))
-    valley, high = skies[..., :3, None, None], skies[..., 3:, None, None]
-    sky = valley + (high - valley) * crest_BHW[:, None, None]
+    cloud_BHW = torch.sigmoid(CLOUD_EDGE * torch.einsum("bnhw,n->bhw", bent_BNHW.cos(), heights))
+    lowness_HW = (1 - (2 * math.pi * (y + 0.5) / SIZE).cos()) / 2  # a cosine: the torus has no seam
+    above, below, clouds = (colours_BFV[..., i : i + 3, None, None] for i in (0, 3, 6))
+    return torch.lerp(torch.lerp(above, below, lowness_HW), clouds, cloud_BHW[:, None, None])
 
-    light = 1 - 0.16 * (dx + dy) / RADIUS / 2 + 0.10 * torch.exp(-(((distance + 2.2) / 1.2) ** 2))
-    thing = (colours[..., None, None] * light.unsqueeze(2)).clamp(0, 1)
-    glow = 0.22 * torch.exp(-distance.clamp_min(0) / 4).unsqueeze(2)
-    sky = sky + glow * (colours[..., None, None] - sky)
-    pixels = torch.lerp(sky, thing, alpha.unsqueeze(2))
-    return 2 * pixels - 1, alpha
+
+def light_thing(colours: Tensor, distance: Tensor, dx: Tensor, dy: Tensor) -> Tensor:
+    """Light a thing of `colours` [B F 3 1 1] whose rim is round: pixels [B F 3 H W], 0..1.
+
+    The gradient of the signed distance points outwards, so it is where a rim leans to.
+    """
+    out_x, out_y = (((distance.roll(-1, axis) - distance.roll(1, axis)) / 2).clamp(-1, 1) for axis in (-1, -2))
+    lean = (1 + distance / BEVEL).clamp(0, 1)
+    facing = (1 - (0.9 * lean).square()).sqrt()
+    light_x, light_y = LIGHT
+    light_z = math.sqrt(1 - light_x**2 - light_y**2)
+    lit = 0.9 * lean * (out_x * light_x + out_y * light_y) + facing * light_z
+    shade = (0.78 + 0.36 * lit - 0.03 * (dx + dy) / RADIUS).clamp_min(0).unsqueeze(2)
+    glint = 0.36 * lit.clamp(0, 1).pow(12)
+    thing = colours * shade ** (2 - colours)  # dark sides are deeper in colour, not grey
+    return (thing + glint.unsqueeze(2) * (1 - thing)).clamp(0, 1)
 
 
 def _encode_colour(scene: Scene, _: Sky) -> tuple[float, ...]:
@@ -144,8 +188,9 @@ def _encode_shape(scene: Scene, _: Sky) -> tuple[float, ...]:
 
 
 def _encode_sky(scene: Scene, sky: Sky) -> tuple[float, ...]:
-    valley, one, other = SKIES[scene.background]
-    return *valley, *(a + sky.tint * (b - a) for a, b in zip(one, other, strict=True))
+    colours = SKIES[scene.background]
+    one, other = colours.clouds
+    return *colours.above, *colours.below, *(a + sky.tint * (b - a) for a, b in zip(one, other, strict=True))
 
 
 def _fade(clips: Sequence[Clip], pixel_frames: int, encode) -> Tensor:

@@ -13,13 +13,13 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 from ..grammar import ATTRIBUTES, Background, Colour, Motion, Scene, Shape
-from ..world import PALETTE, SIZE, SKIES, SPEED, STEP, compute_coverage, make_grid, wrap
+from ..world import PALETTE, SHADOW_PLACE, SIZE, SKIES, SPEED, STEP, compute_coverage, make_grid, wrap
 
 VIVID = 0.38  # spread of a pixel's three colours above which it belongs to the thing; no sky reaches it
 MIN_AREA = 24  # pixels, of a thing that can be recognised
 STRIDE = 4  # pixel frames over which a motion is measured
 REACH = 2  # pixels around the middle within which a shape is tried, in steps of half a pixel
-GLOW = 6  # pixels around the thing where it tints the sky
+SHADOW_REACH = 5  # pixels around the shadow's place, the thing's own included
 UNKNOWN = -1  # the index of what cannot be recognised
 
 
@@ -34,7 +34,7 @@ class Observation:
     centre_F2: Tensor  # (x, y) in pixels, on the torus
     area_F: Tensor  # pixels
     likeness_F: Tensor  # to the recognised shape, as intersection over union
-    sky_FHW: Tensor  # lightness of the sky, 0..1, NaN on the thing and in its glow
+    sky_FHW: Tensor  # lightness of the sky, 0..1, NaN on the thing and in its shadow
 
 
 def observe(pixels_FCHW: Tensor) -> Observation:
@@ -53,16 +53,15 @@ def observe(pixels_FCHW: Tensor) -> Observation:
     likeness_FS = compare_with_shapes(mask_FHW, centre_F2)
 
     sky_F3 = compute_median_outside(mask_FHW, rgb_FCHW)
-    skies = [[(a + (b + c) / 2) / 2 for a, b, c in zip(*SKIES[kind], strict=True)] for kind in Background]
     return Observation(
         colour_F=colour_F.where(is_there_F, UNKNOWN),
         shape_F=likeness_FS.argmax(1).where(is_there_F, UNKNOWN),
-        background_F=find_nearest(sky_F3, torch.tensor(skies)),
+        background_F=find_nearest(sky_F3, torch.tensor([SKIES[kind].average() for kind in Background])),
         motion_F=recognise_motion(centre_F2, is_there_F),
         centre_F2=centre_F2,
         area_F=area_F,
         likeness_F=likeness_FS.amax(1),
-        sky_FHW=torch.where(widen_by_glow(mask_FHW), torch.nan, rgb_FCHW.mean(1)),
+        sky_FHW=torch.where(widen_by_shadow(mask_FHW), torch.nan, rgb_FCHW.mean(1)),
     )
 
 
@@ -176,8 +175,10 @@ def compute_median_outside(mask_FHW: Tensor, rgb_FCHW: Tensor) -> Tensor:
     return shown.flatten(2).nanmedian(-1).values.nan_to_num()
 
 
-def widen_by_glow(mask_FHW: Tensor) -> Tensor:
-    """Widen a mask by the pixels that the thing's glow tints."""
-    padded = nnf.pad(mask_FHW[:, None].float(), (GLOW,) * 4, mode="circular")
-    across = nnf.max_pool2d(padded, (1, 2 * GLOW + 1), stride=1)
-    return nnf.max_pool2d(across, (2 * GLOW + 1, 1), stride=1)[:, 0] > 0
+def widen_by_shadow(mask_FHW: Tensor) -> Tensor:
+    """Widen a mask by the pixels that the thing's shadow darkens."""
+    right, down = (round(way) for way in SHADOW_PLACE)
+    size = 2 * SHADOW_REACH + 1
+    padded = nnf.pad(mask_FHW.roll((down, right), (-2, -1))[:, None].float(), (SHADOW_REACH,) * 4, mode="circular")
+    across = nnf.max_pool2d(padded, (1, size), stride=1)
+    return nnf.max_pool2d(across, (size, 1), stride=1)[:, 0] > 0

@@ -10,7 +10,8 @@ from ...units import count_pixel_frames
 from ..clips import choose_sky, seed_random
 from ..files import Miniature
 from ..world import Clip, render_clips
-from .measure import correlate_skies, observe
+from .attributes import stack_attributes
+from .measure import correlate_skies, find_right_frames, observe
 from .plan import EvaluationPlan, choose_scenes
 from .video_sampler import OnBlock, VideoSampler
 
@@ -21,6 +22,7 @@ class SeedVariety:
 
     difference: Estimate  # mean of absolute pixel differences, 0..255
     sky: Estimate  # correlation
+    right: Estimate  # share of pixel frames that are right in every attribute
     difference_of_world: Estimate
     sky_of_world: Estimate
 
@@ -32,7 +34,8 @@ class SeedVariety:
             sampled = [sampler.start_video(scene, seed, plan.config, block).pixels_FCHW for seed in range(seeds)]
         skies = [choose_sky(seed_random("variety", seed)) for seed in range(seeds)]
         rendered, _ = render_clips([Clip(((0, scene),), sky) for sky in skies], count_pixel_frames(block))
-        return cls(*compare_neighbours(sampled), *compare_neighbours([*rendered]))
+        right = [stack_attributes(find_right_frames(observe(video), [(0, scene)])).min(0).mean() for video in sampled]
+        return cls(*compare_neighbours(sampled), estimate(right), *compare_neighbours([*rendered]))
 
 
 def compare_neighbours(videos_FCHW: Sequence[Tensor]) -> tuple[Estimate, Estimate]:

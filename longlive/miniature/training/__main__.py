@@ -1,6 +1,6 @@
 """`python -m longlive.miniature.training`: train the miniature from nothing; if stopped, run it again to continue.
 
-It needs two cores, three gigabytes and an hour and a half. The folder holds metrics (`*.jsonl`), pictures (`*.png`)
+It needs two cores, four gigabytes and three hours. The folder holds metrics (`*.jsonl`), pictures (`*.png`)
 and the checkpoints it resumes from.
 """
 
@@ -21,13 +21,16 @@ from ...model.vae_streams import decode, encode
 from ...session.boundary import Boundary
 from ...units import count_pixel_frames
 from ...weights.load_vae import load_vae
+from ..evaluation.measure import observe
 from ..evaluation.video_sampler import VideoSampler
 from ..files import DIT, TEACHER, VAE, Miniature
 from ..text import MiniatureText
-from ..world import render_clips
+from ..world import FADE, render_clips
 from . import export
-from .bank import Pattern, make_clip, open_bank
-from .dit import BANK_PLAN, DitRecipe, DitTraining
+from .bank import BankPlan, Pattern, make_clip, open_bank
+from .dit import DitRecipe, DitTraining
+from .lessons import BANK_PLAN, UNSEEN_PLAN
+from .streams import CONTROL, StreamRecipe, StreamTraining
 from .strip import save_strip
 from .teacher import TeacherRecipe, TeacherTraining, open_teacher_clips
 from .trainer import RECIPE, check_recipe, train
@@ -36,7 +39,8 @@ from .vae import VaeRecipe, VaeTraining, decode_whole, encode_whole, measure_psn
 log = logging.getLogger(__name__)
 
 HELD_OUT: Pattern = (5, 11)  # latents at which test clips switch; no training clip does
-ScaledRecipeT = TypeVar("ScaledRecipeT", VaeRecipe, DitRecipe, TeacherRecipe)
+CONTROL_NAME = "longlive_miniature_control.safetensors"
+ScaledRecipeT = TypeVar("ScaledRecipeT", VaeRecipe, DitRecipe, StreamRecipe, TeacherRecipe)
 NUM_MEASURED = 64  # clips, for the statistics of the latents
 
 
@@ -45,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     torch.set_num_threads(max(1, options.threads))
     try:
-        train_miniature(options.folder, options.scale)
+        train_miniature(options.folder, options.scale, control=options.control)
     except LongLiveError as error:
         log.error("%s: %s", type(error).__name__, error)
         return 1
@@ -55,36 +59,41 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def train_miniature(folder: Path, scale: float) -> None:
-    """Train the weights files that `folder` does not hold yet."""
-    vae_file, dit_file, teacher_file = (folder / file.name for file in (VAE, DIT, TEACHER))
-
-    vae_recipe, dit_recipe, teacher_recipe = (
-        scale_steps(VaeRecipe(), scale),
-        scale_steps(DitRecipe(), scale),
-        scale_steps(TeacherRecipe(), scale),
-    )
-    for file, recipe in ((vae_file, vae_recipe), (dit_file, dit_recipe), (teacher_file, teacher_recipe)):
+def train_miniature(folder: Path, scale: float, *, control: bool) -> None:
+    """Train the weights files that `folder` does not hold yet; of the control instead of the streams, if asked."""
+    vae_file, teacher_file = folder / VAE.name, folder / TEACHER.name
+    dit_file = folder / (CONTROL_NAME if control else DIT.name)
+    stream_recipe = scale_steps(CONTROL if control else StreamRecipe(), scale)
+    vae_recipe, teacher_recipe = scale_steps(VaeRecipe(), scale), scale_steps(TeacherRecipe(), scale)
+    for file, recipe in ((vae_file, vae_recipe), (dit_file, stream_recipe), (teacher_file, teacher_recipe)):
         check_recipe(file, recipe)
 
     if not vae_file.exists():
         vae_training = VaeTraining(vae_recipe)
         train(vae_training, folder, "vae", on_save=lambda: save_vae_strip(vae_training.vae, folder))
         export.fold_statistics(vae_training.vae, *measure_statistics(vae_training.vae))
-        export.save_weights(vae_training.vae, vae_file, describe_recipe(vae_training.recipe))
+        export.save_weights(vae_training.vae, vae_file, describe_recipe(vae_recipe))
     vae = load_vae(vae_file, dtype=torch.float32)
-    figures = measure_quality(vae)
-    log.info("VAE on clips it has not seen: %.1f dB, the thing %.1f dB", *figures)
+    log.info("VAE on clips it has not seen: %.1f dB, the thing %.1f dB, likeness %.3f", *measure_quality(vae))
     if not dit_file.exists():
-        bank = open_bank(folder / "films.safetensors", vae, scale_bank_plan(scale))
-        dit_training = DitTraining(dit_recipe, bank)
-        train(dit_training, folder, "dit", on_save=lambda: save_dit_strip(dit_training.wan, vae, folder))
-        export.save_weights(dit_training.model, dit_file, describe_recipe(dit_training.recipe))
-    if not teacher_file.exists():
-        clips = open_teacher_clips(folder / "clips.safetensors", vae, scale)
+        train_network(folder, vae, scale, stream_recipe, dit_file)
+    if not control and not teacher_file.exists():
+        clips = open_teacher_clips(folder / "clips", vae, scale)
         teacher_training = TeacherTraining(teacher_recipe, clips, dit_file)
         train(teacher_training, folder, "teacher")
-        export.save_weights(teacher_training.model, teacher_file, describe_recipe(teacher_training.recipe))
+        export.save_weights(teacher_training.model, teacher_file, describe_recipe(teacher_recipe))
+
+
+def train_network(folder: Path, vae: WanVAE, scale: float, recipe: StreamRecipe, file: Path) -> None:
+    """Train the network on clips, then by another recipe, and write its weights."""
+    bank = open_bank(folder / "films", vae, scale_bank_plan(BANK_PLAN, scale))
+    unseen = open_bank(folder / "films", vae, UNSEEN_PLAN, kind="unseen")
+    dit_training = DitTraining(scale_steps(DitRecipe(), scale), bank, unseen)
+    train(dit_training, folder, "dit", on_save=lambda: save_dit_strip(dit_training.wan, vae, folder))
+    training = StreamTraining(recipe, dit_training.model, bank, unseen)
+    name = "streams" if recipe.has_streams else "control"
+    train(training, folder, name, on_save=lambda: save_dit_strip(training.wan, vae, folder))
+    export.save_weights(training.model, file, describe_recipe(recipe))
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -100,6 +109,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     top.add_argument("--scale", type=float, default=1.0, help="factor for all steps and clips; 0.05 takes minutes")
+    top.add_argument("--control", action="store_true", help="continue the network without streams, to compare")
     return top
 
 
@@ -108,14 +118,12 @@ def scale_steps(recipe: ScaledRecipeT, scale: float) -> ScaledRecipeT:
     return replace(recipe, steps=max(1, round(recipe.steps * scale)))
 
 
-def scale_bank_plan(scale: float) -> dict[Pattern, tuple[int, int]]:
+def scale_bank_plan(plan: BankPlan, scale: float) -> BankPlan:
     fewest = DitRecipe().batch
-    return {
-        pattern: (max(fewest, round(count * min(1.0, scale))), frames) for pattern, (count, frames) in BANK_PLAN.items()
-    }
+    return {pattern: (max(fewest, round(count * min(1.0, scale))), frames) for pattern, (count, frames) in plan.items()}
 
 
-def describe_recipe(recipe: VaeRecipe | DitRecipe | TeacherRecipe) -> dict[str, str]:
+def describe_recipe(recipe: VaeRecipe | StreamRecipe | TeacherRecipe) -> dict[str, str]:
     return {"format": "pt", RECIPE: str(recipe)}
 
 
@@ -130,15 +138,24 @@ def measure_statistics(vae: WanVAE) -> tuple[torch.Tensor, torch.Tensor]:
     return latents.mean(1), latents.std(1)
 
 
-def measure_quality(vae: WanVAE, count: int = 8) -> tuple[float, float]:
-    """Measure the streamed VAE on unseen clips: PSNR in dB of all pixels, and of those the thing covers."""
-    errors, weights = [], []
+def measure_quality(vae: WanVAE, count: int = 8) -> tuple[float, float, float]:
+    """Measure the streamed VAE on unseen clips.
+
+    Returns the PSNR in dB of all pixels and of those that the thing covers, and the thing's likeness to its shape where
+    nothing fades.
+    """
+    errors, weights, likenesses = [], [], []
     for number in range(count):
-        pixels, alpha = render_clips([make_clip(HELD_OUT, number)], count_pixel_frames(15))
-        errors.append(decode(vae, encode(vae, pixels)) - pixels)
+        clip = make_clip(HELD_OUT, number)
+        pixels, alpha = render_clips([clip], count_pixel_frames(15))
+        decoded = decode(vae, encode(vae, pixels))
+        errors.append(decoded - pixels)
+        fading = [frame for begin, _ in clip.scenes[1:] for frame in range(begin, begin + FADE)]
+        is_settled = ~torch.isin(torch.arange(pixels.shape[1]), torch.tensor(fading))
+        likenesses.append(observe(decoded[0]).likeness_F[is_settled])
         weights.append((alpha > 0.5).unsqueeze(2).expand_as(pixels))
     error, thing = torch.cat(errors), torch.cat(weights)
-    return measure_psnr(error), measure_psnr(error[thing])
+    return measure_psnr(error), measure_psnr(error[thing]), torch.cat(likenesses).mean().item()
 
 
 def save_vae_strip(vae: WanVAE, folder: Path) -> None:

@@ -23,7 +23,13 @@ log = logging.getLogger(__name__)
 Pattern = tuple[int, ...]
 """The latent frames at which a clip's scene changes."""
 
-CLIPS_PER_BATCH = 4  # encoded together
+FRAMES = 24  # latent frames of a clip
+FIRST_BLOCKS: Pattern = (FRAMES,)  # clips of which only the first block is trained
+LATENTS_AT_ONCE = 96  # encoded together
+LATENTS_PER_FILE = 1500  # half a minute of encoding is lost when it is stopped
+
+BankPlan = dict[Pattern, tuple[int, int]]
+"""The number of clips of each pattern, and of the latents of each of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,43 +43,50 @@ class EncodedClips:
 Bank = dict[Pattern, EncodedClips]
 
 
-def make_clip(pattern: Pattern, number: int) -> Clip:
-    """Make clip `number` of those that change at the latents of `pattern`."""
-    return choose_clip(seed_random(f"film {pattern}", number), tuple(count_pixel_frames(latent) for latent in pattern))
+def make_clip(pattern: Pattern, number: int, *, kind: str = "film") -> Clip:
+    """Make clip `number` of those that change at the latents of `pattern`; `kind` seeds it.
+
+    Only where the first block is trained does the thing start where its prompt says.
+    """
+    switches = () if pattern == FIRST_BLOCKS else tuple(count_pixel_frames(latent) for latent in pattern)
+    return choose_clip(seed_random(f"{kind} {pattern}", number), switches, roam=pattern != FIRST_BLOCKS)
 
 
-def open_bank(path: Path, vae: WanVAE, plan: dict[Pattern, tuple[int, int]]) -> Bank:
-    """Load the bank in `path` and encode what it lacks; `plan` gives each pattern a number of clips and of latents."""
-    check_recipe(path, plan)
-    latents = load_file(path) if path.exists() else {}
+def open_bank(folder: Path, vae: WanVAE, plan: BankPlan, *, kind: str = "film") -> Bank:
+    """Load the clips of a plan from `folder`, and encode those it lacks."""
     bank = {}
     for pattern, (count, frames) in plan.items():
-        clips = tuple(make_clip(pattern, number) for number in range(count))
-        name = f"films{pattern}"
-        if name not in latents:
-            log.info("encoding %d clips of %d latents, changing at %s", count, frames, pattern or "no frame")
-            latents[name] = encode_clips(vae, clips, frames)
-            write_tensor_file(path, latents, {RECIPE: str(plan)})
-        bank[pattern] = EncodedClips(clips, latents[name])
+        clips = tuple(make_clip(pattern, number, kind=kind) for number in range(count))
+        name = f"{kind}-{'-'.join(map(str, pattern)) or 'plain'}"
+        bank[pattern] = EncodedClips(clips, open_latents(folder, name, vae, clips, frames))
     return bank
 
 
-@torch.no_grad()
-def encode_clips(
-    vae: WanVAE, clips: Sequence[Clip], frames: int, shifts: Sequence[tuple[int, int]] | None = None
-) -> Tensor:
-    """Encode the first `frames` latents of clips [N, F, C, H, W] in half precision.
+def open_latents(folder: Path, name: str, vae: WanVAE, clips: Sequence[Clip], frames: int) -> Tensor:
+    """Load the latents of clips [N, F, C, H, W] from `folder`, and encode what it lacks, some clips a file.
 
-    `shifts` roll the pixels of each clip by (rows, columns).
+    Raises WeightsError for a file of another number of clips or of frames.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe, size, latents = str((len(clips), frames)), LATENTS_PER_FILE // frames, []
+    for first in range(0, len(clips), size):
+        path = folder / f"{name}-{first}.safetensors"
+        check_recipe(path, recipe)
+        if not path.exists():
+            some = clips[first : first + size]
+            log.info("encoding %s: %d to %d of %d clips", name, first, first + len(some), len(clips))
+            write_tensor_file(path, {"latents": encode_clips(vae, some, frames)}, {RECIPE: recipe})
+        latents.append(load_file(path)["latents"])
+    return torch.cat(latents)
+
+
+@torch.no_grad()
+def encode_clips(vae: WanVAE, clips: Sequence[Clip], frames: int) -> Tensor:
+    """Encode the first `frames` latents of clips [N, F, C, H, W] in half precision."""
     lay_channels_last(vae)
-    latents = []
-    for first in range(0, len(clips), CLIPS_PER_BATCH):
-        batch = slice(first, first + CLIPS_PER_BATCH)
-        pixels, _ = render_clips(clips[batch], count_pixel_frames(frames))
-        if shifts:
-            rolled = [clip.roll(shift, (-2, -1)) for clip, shift in zip(pixels, shifts[batch], strict=True)]
-            pixels = torch.stack(rolled)
+    latents, at_once = [], max(1, LATENTS_AT_ONCE // frames)
+    for first in range(0, len(clips), at_once):
+        pixels, _ = render_clips(clips[first : first + at_once], count_pixel_frames(frames))
         with torch.autocast("cpu", torch.bfloat16):
             z_BCTHW = encode_whole(vae, pixels.transpose(1, 2).contiguous(memory_format=torch.channels_last_3d))
         latents.append(normalise(z_BCTHW.float().transpose(1, 2)).half())

@@ -6,14 +6,11 @@ continue, and that have just changed their prompt. Some prompts are left out, so
 Dimension key: B clips, F frames, C channels, H and W cells, L rows and D width of a prompt embedding.
 """
 
-import logging
-import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ...config import MAX_STEP, RolloutConfig
@@ -21,20 +18,17 @@ from ...model.vae import WanVAE
 from ...tuning.dmd import ClipNoise, Score
 from ...units import count_pixel_frames
 from ...weights.load import load_model
-from ...weights.tensor_file import write_tensor_file
-from ..clips import choose_clip, choose_scene, seed_random
-from ..world import SIZE, Clip
-from .bank import encode_clips
-from .dit import embed_prompt, use_half_precision
+from ..clips import choose_clip, seed_random
+from ..world import Clip
+from .bank import open_latents
+from .lessons import embed_prompt
+from .network import use_half_precision
 from .optimizer import Optimizer, lay_channels_last
-from .trainer import RECIPE, ModuleTraining, check_recipe
-
-log = logging.getLogger(__name__)
+from .trainer import ModuleTraining
 
 CLIP_FRAMES = 21
 OVERLAP = 3  # frames before the change of prompt, in a clip that has just changed it
 CLIP_COUNTS = {"begins": 320, "goes on": 320, "has changed": 192}  # these words seed the clips
-GRID = 4  # pixels; where a latent begins, the thing is at a multiple of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +36,7 @@ class TeacherRecipe:
     """How the teacher is trained."""
 
     seed: int = 0
-    steps: int = 1000
+    steps: int = 700
     batch: int = 8  # clips per step
     unprompted: float = 0.15  # share of clips without their prompt
     rate: float = 1.2e-3
@@ -55,7 +49,6 @@ class TeacherClip(NamedTuple):
 
     prompt: str
     clip: Clip
-    shift: tuple[int, int]  # by which its pixels are rolled, (rows, columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,30 +94,18 @@ class TeacherTraining(ModuleTraining[TeacherRecipe]):
         return {"loss": loss.item()}
 
 
-def open_teacher_clips(path: Path, vae: WanVAE, scale: float) -> EncodedTeacherClips:
-    """Load the clips in `path`, or encode them if it does not exist; `scale` multiplies their number."""
+def open_teacher_clips(folder: Path, vae: WanVAE, scale: float) -> EncodedTeacherClips:
+    """Load the clips from `folder`, and encode those it lacks; `scale` multiplies their number."""
     plan = {kind: max(8, round(count * min(1.0, scale))) for kind, count in CLIP_COUNTS.items()}
-    check_recipe(path, plan)
     made = [make_teacher_clip(kind, number) for kind, count in plan.items() for number in range(count)]
-    prompts, clips, shifts = zip(*made, strict=True)
-    if not path.exists():
-        log.info("encoding %d clips of %d latents", len(clips), CLIP_FRAMES)
-        write_tensor_file(path, {"clips": encode_clips(vae, clips, CLIP_FRAMES, shifts)}, {RECIPE: str(plan)})
-    return EncodedTeacherClips(prompts, load_file(path)["clips"])
+    prompts, clips = zip(*made, strict=True)
+    return EncodedTeacherClips(prompts, open_latents(folder, "clip", vae, clips, CLIP_FRAMES))
 
 
 def make_teacher_clip(kind: str, number: int) -> TeacherClip:
-    """Make clip `number` of a kind. One that does not begin is rolled to anywhere in the picture."""
+    """Make clip `number` of a kind. In one that does not begin, the thing may be anywhere."""
     draw = seed_random(f"clip {kind}", number)
-    clip = choose_clip(draw, (count_pixel_frames(OVERLAP),) if kind == "has changed" else ())
+    switches = (count_pixel_frames(OVERLAP),) if kind == "has changed" else ()
+    clip = choose_clip(draw, switches, roam=kind != "begins")
     _, scene = clip.scenes[-1]
-    if kind == "begins":
-        return TeacherClip(str(scene), clip, (0, 0))
-    shift = choose_shift(draw)
-    if kind == "goes on":
-        scene = replace(scene, start=choose_scene(draw).start)
-    return TeacherClip(str(scene), clip, shift)
-
-
-def choose_shift(draw: random.Random) -> tuple[int, int]:
-    return GRID * draw.randrange(SIZE // GRID), GRID * draw.randrange(SIZE // GRID)
+    return TeacherClip(str(scene), clip)

@@ -29,15 +29,17 @@ class VaeRecipe:
     """How the VAE is trained."""
 
     seed: int = 0
-    steps: int = 2300
-    whole: float = 0.3  # the last share of the steps, with whole pictures
+    steps: int = 3600
+    whole: float = 0.35  # the last share of the steps, with whole pictures and sharp edges
     crop: int = 32  # pixels, in the steps before
-    batch: int = 8  # clips per step; a quarter of that with whole pictures
+    batch: int = 8  # clips per step; with whole pictures as few as cost the same, but one
     pixel_frames: int = 9
+    long: int = 29  # pixel frames in every second step with whole pictures: as far back as the VAE looks
     rate: float = 1.2e-3
-    decay: float = 0.5  # the last share of the steps, in which the rate falls to zero
+    decay: float = 0.75  # the last share of the steps, in which the rate falls to zero
     warmup: int = 50
     thing: float = 4.0  # extra weight of the thing's pixels
+    edge: float = 6.0  # extra weight of the pixels at its edge, with whole pictures
     noise: float = 0.06  # of the latents' deviation, added before the decoder
 
 
@@ -54,7 +56,7 @@ class VaeTraining(ModuleTraining[VaeRecipe]):
         """Make one step and return the figures of its batch."""
         recipe = self.recipe
         draw = seed_random(f"vae {recipe.seed}", self.num_steps)
-        pixels, mask = self.make_batch(draw)
+        pixels, weight = self.make_batch(draw)
         noise = torch.Generator().manual_seed(draw.getrandbits(60))
         with torch.autocast("cpu", torch.bfloat16):
             z_BCTHW = encode_whole(self.vae, pixels).float()
@@ -62,7 +64,6 @@ class VaeTraining(ModuleTraining[VaeRecipe]):
             perturbed_BCTHW = z_BCTHW + recipe.noise * spread * torch.randn(z_BCTHW.shape, generator=noise)
             decoded_BCTHW = decode_whole(self.vae, perturbed_BCTHW)
         error = decoded_BCTHW.float() - pixels
-        weight = 1 + recipe.thing * mask
         axes = (0, 2, 3, 4)
         scale = (z_BCTHW.square().mean(axes) - 1).abs().mean() + z_BCTHW.mean(axes).square().mean()
         loss = (weight * (error.abs() + 4 * error.square())).mean() + 0.02 * scale
@@ -72,15 +73,21 @@ class VaeTraining(ModuleTraining[VaeRecipe]):
         return {"loss": loss.item(), "psnr": measure_psnr(error.detach())}
 
     def make_batch(self, draw: random.Random) -> tuple[Tensor, Tensor]:
-        """Make the pixels [B 3 T H W] of a step's clips, and a mask of the thing [B 1 T H W]."""
-        recipe, frames = self.recipe, self.recipe.pixel_frames
+        """Make the pixels [B 3 T H W] of a step's clips, and the weight of each pixel's error [B 1 T H W]."""
+        recipe = self.recipe
         is_whole = self.num_steps >= (1 - recipe.whole) * recipe.steps
         size = SIZE if is_whole else recipe.crop
-        count = recipe.batch * recipe.crop**2 // size**2
+        frames = recipe.long if is_whole and self.num_steps % 2 else recipe.pixel_frames
+        count = max(1, recipe.batch * recipe.crop**2 * recipe.pixel_frames // (size**2 * frames))
         begins = range(1, frames, 4)
-        clips = [choose_clip(draw, (draw.choice(begins),) if draw.random() < 0.4 else ()) for _ in range(count)]
+        clips = [
+            choose_clip(draw, (draw.choice(begins),) if draw.random() < 0.4 else (), roam=is_whole)
+            for _ in range(count)
+        ]
         pixels, alpha = render_clips(clips, frames)
-        mask = dilate(alpha)
+        weight = 1 + recipe.thing * dilate(alpha)
+        if is_whole:
+            weight = weight + recipe.edge * dilate(4 * alpha * (1 - alpha))
         shifts = []
         for clip in clips:
             x, y = clip.locate_thing(frames)[frames // 2]
@@ -91,7 +98,7 @@ class VaeTraining(ModuleTraining[VaeRecipe]):
             return torch.stack(rolled)[..., :size, :size]
 
         pixels_BCTHW = crop(pixels).transpose(1, 2).contiguous(memory_format=torch.channels_last_3d)
-        return pixels_BCTHW, crop(mask).unsqueeze(1)
+        return pixels_BCTHW, crop(weight).unsqueeze(1)
 
 
 def initialize_vae(vae: WanVAE, generator: torch.Generator) -> None:

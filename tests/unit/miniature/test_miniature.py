@@ -57,9 +57,10 @@ def test_the_files_are_small_and_named_as_wans():
 
 
 def test_the_vae_reconstructs_clips_it_has_not_seen(miniature):
-    whole, thing = measure_quality(miniature.vae, count=4)
+    whole, thing, likeness = measure_quality(miniature.vae, count=4)
     assert whole >= 32
     assert thing >= 27
+    assert likeness >= 0.9
 
 
 def test_decoding_piece_by_piece_equals_decoding_at_once(miniature):

@@ -17,8 +17,10 @@ from patience import run_patiently, wait_until
 from longlive.errors import WeightsError
 from longlive.miniature.files import DIT
 from longlive.miniature.training import export
-from longlive.miniature.training.bank import EncodedClips, make_clip
-from longlive.miniature.training.dit import BANK_PLAN, FRAMES, DitRecipe, DitTraining
+from longlive.miniature.training.bank import FRAMES, EncodedClips, make_clip
+from longlive.miniature.training.dit import DitRecipe, DitTraining, initialize_model
+from longlive.miniature.training.lessons import BANK_PLAN, GEOMETRY
+from longlive.miniature.training.streams import CONTROL, StreamRecipe, StreamTraining
 from longlive.miniature.training.teacher import (
     CLIP_FRAMES,
     EncodedTeacherClips,
@@ -31,12 +33,15 @@ from longlive.miniature.training.trainer import train
 from longlive.miniature.training.vae import VaeRecipe, VaeTraining, decode_whole, encode_whole, initialize_vae
 from longlive.model.vae import WanVAE
 from longlive.model.vae_streams import decode, encode
+from longlive.model.wan import WanModel
 
 TINY_VAE = VaeRecipe(steps=4, batch=4, pixel_frames=5, warmup=2)
 TINY_DIT = DitRecipe(
     steps=4, batch=2, own_from=0, own_every=1, own_share=(0.7, 0.7), warmup=2, openings=2, openings_from=0
 )
-
+TINY_STREAMS = StreamRecipe(
+    steps=5, batch=2, openings=2, lessons=(0.7, 0.2, 0.1), streams=1, depths=(30, 36), own_every=2, own_held=1, warmup=2
+)
 TINY_TEACHER = TeacherRecipe(steps=3, batch=1, warmup=1)
 
 
@@ -51,6 +56,12 @@ def random_bank():
     }
 
 
+def make_stream_training(recipe: StreamRecipe) -> StreamTraining:
+    model = WanModel(GEOMETRY)
+    initialize_model(model, torch.Generator().manual_seed(0))
+    return StreamTraining(recipe, model, random_bank(), random_bank())
+
+
 def random_clips():
     latents = torch.randn(4, CLIP_FRAMES, 16, 8, 8, generator=torch.Generator().manual_seed(0)).half()
     return EncodedTeacherClips(tuple(make_teacher_clip("goes on", number).prompt for number in range(4)), latents)
@@ -58,7 +69,9 @@ def random_clips():
 
 TRAININGS = {
     "vae": lambda: VaeTraining(TINY_VAE),
-    "dit": lambda: DitTraining(TINY_DIT, random_bank()),
+    "dit": lambda: DitTraining(TINY_DIT, random_bank(), random_bank()),
+    "streams": lambda: make_stream_training(TINY_STREAMS),
+    "control": lambda: make_stream_training(replace(TINY_STREAMS, lessons=CONTROL.lessons)),
     "teacher": lambda: TeacherTraining(TINY_TEACHER, random_clips(), DIT),
 }
 
@@ -92,7 +105,13 @@ def test_the_state_of_a_training_is_small(tmp_path):
         if isinstance(training, DitTraining):  # as many rollouts as it keeps at most, of the largest batch
             full = DitRecipe()
             num_bytes += full.own_held * full.batch * FRAMES * 16 * 8 * 8 * 4
-        assert num_bytes < 80e6, name
+        if isinstance(training, StreamTraining):  # as many streams as go on at most, of the largest batch
+            full, num_streams = StreamRecipe(), len(training.streams)
+            of_streams = sum(value.nbytes for key, value in training.state().items() if key.startswith("streams."))
+            num_bytes += of_streams * (
+                full.streams * full.batch // (num_streams * TINY_STREAMS.batch) - 1 if num_streams else 0
+            )
+        assert num_bytes < 200e6, name
 
 
 COUNTER = textwrap.dedent("""
@@ -176,12 +195,12 @@ def test_training_decreases_the_loss():
 
 def test_the_teachers_clips_begin_continue_and_change(tmp_path):
     vae = WanVAE(2)
-    clips = open_teacher_clips(tmp_path / "clips.safetensors", vae, 0.001)  # eight of each kind
+    clips = open_teacher_clips(tmp_path, vae, 0.001)  # eight of each kind
     assert clips.latents.shape == (24, CLIP_FRAMES, 16, 8, 8)
-    assert torch.equal(open_teacher_clips(tmp_path / "clips.safetensors", vae, 0.001).latents, clips.latents)
+    assert torch.equal(open_teacher_clips(tmp_path, vae, 0.001).latents, clips.latents)
     begins, continues, changed = (make_teacher_clip(kind, 3) for kind in ("begins", "goes on", "has changed"))
     assert begins.prompt == str(begins.clip.scenes[0][1])
-    assert begins.shift == (0, 0)
-    assert continues.shift != (0, 0)
+    assert begins.clip.shift == (0, 0)
+    assert continues.clip.shift != (0, 0)
     assert len(changed.clip.scenes) == 2
     assert changed.prompt == str(changed.clip.scenes[1][1])

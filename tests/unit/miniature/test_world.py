@@ -1,13 +1,14 @@
 """The miniature's clips: a torus, labels that are true, switches that keep the place."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 
 from longlive.miniature.clips import choose_clip, choose_sky, seed_random
 from longlive.miniature.grammar import Background, Colour, Motion, Scene, Shape
-from longlive.miniature.world import FADE, SIZE, Clip, Sky, render_clips
+from longlive.miniature.world import FADE, FRAME_STEP, RADIUS, SIZE, Clip, Sky, make_grid, render_clips, wrap
 
 SKY = Sky((0.1, 0.2, 0.3, 0.4), 0.5)
 
@@ -57,6 +58,25 @@ def test_a_switch_fades_into_its_new_looks_and_is_through_after_half_a_second():
 @pytest.mark.parametrize(("start", "corner"), [((-1, -1), (12, 12)), ((0, 0), (32, 32)), ((1, 0), (32, 52))])
 def test_a_start_is_where_the_prompt_says(start, corner):
     assert clip((0, scene(start=start))).locate_thing(1) == [corner]
+
+
+@pytest.mark.parametrize("shape", Shape)
+def test_far_from_the_thing_there_is_only_sky(shape):
+    clips = [clip((0, scene(shape=shape)), sky=SKY), clip((0, scene(shape=shape, colour=Colour.CYAN)), sky=SKY)]
+    moved = [replace(each, shift=(4 * n, 12 * n)) for each in clips for n in range(16)]
+    pixels, _ = render_clips(moved, 1)
+    empty = pixels[:, 0].median(0).values  # at each pixel most things are away
+    x, y = make_grid()
+    for each, picture in zip(moved, pixels[:, 0], strict=True):
+        (centre,) = each.locate_thing(1)
+        away = torch.hypot(wrap(x - centre[0]), wrap(y - centre[1])) > 2 * RADIUS + 5
+        torch.testing.assert_close(picture[:, away], empty[:, away], atol=5 / 255, rtol=0)  # the end of a shadow
+
+
+def test_a_thing_that_roams_begins_where_a_moving_one_can_be():
+    starts = {choose_clip(seed_random("roam", n), roam=True).locate_thing(1)[0] for n in range(500)}
+    assert {x % FRAME_STEP for place in starts for x in place} == {0}
+    assert len(starts) > (SIZE // FRAME_STEP) ** 2 / 2
 
 
 def test_skies_differ_between_films_and_stay_within_one():
