@@ -23,11 +23,11 @@ from longlive.rollout.sampler import Sampler
 from longlive.session.boundary import Boundary
 from longlive.session.session import Session
 
-SEEDS = 3
+SEEDS = 2
 MAX_BYTES = 24e6
-PLAN = EvaluationPlan()
-ROLLED = PLAN.openings[-1]  # latents before a switch: more than a window
-COLOUR, BACKGROUND = ([*ATTRIBUTES].index(name) for name in ("colour", "background"))
+ROLLED = EvaluationPlan().openings[-1]  # latents before a switch: more than a window
+PLAN = EvaluationPlan(openings=(ROLLED,), marks=(6, 120))
+COLOUR = [*ATTRIBUTES].index("colour")
 PROMPTS = ("a red ring moves left at night", "a blue square moves up by day", "a green triangle stays still at dusk")
 
 
@@ -58,9 +58,9 @@ def test_the_files_are_small_and_named_as_wans():
 
 def test_the_vae_reconstructs_clips_it_has_not_seen(miniature):
     whole, thing, likeness = measure_quality(miniature.vae, count=4)
-    assert whole >= 32
-    assert thing >= 27
-    assert likeness >= 0.9
+    assert whole >= 36
+    assert thing >= 30
+    assert likeness >= 0.94
 
 
 def test_decoding_piece_by_piece_equals_decoding_at_once(miniature):
@@ -73,8 +73,7 @@ def test_decoding_piece_by_piece_equals_decoding_at_once(miniature):
 def test_after_a_recache_the_new_prompt_is_obeyed(results):
     for boundary in (Boundary.RECACHE, Boundary.RENEW):
         right_A = measure_shares(results, boundary, slice(32, None))
-        assert right_A[COLOUR] >= 0.8
-        assert right_A[BACKGROUND] >= 0.9
+        assert right_A.min() >= 0.9
 
 
 def test_recache_obeys_sooner_than_a_kept_cache(results):
@@ -96,14 +95,23 @@ def test_recache_does_not_jump_and_leaps_less_far_than_a_cut(results):
 def test_over_five_switches_prompts_are_obeyed(results):
     for segment in range(6):
         right_A = np.mean([result.segments[segment].mean(1) for result in results], axis=0)
-        assert right_A[COLOUR] >= 0.7, segment
-        assert right_A[BACKGROUND] >= 0.8, segment
+        assert right_A.min() >= 0.9, segment
 
 
-def test_with_a_sink_a_long_video_stays_nearer_to_its_beginning(miniature):
-    windows = [WindowResult.sample(miniature, size, SEEDS, PLAN, lambda: None) for size in ((12, 3), (12, 0))]
-    with_sink, without = (window.collect(READS["sky correlation"])[:, -1].mean() for window in windows)
-    assert with_sink > without
+@pytest.fixture(scope="module")
+def long_videos(miniature) -> WindowResult:
+    return WindowResult.sample(miniature, PLAN.released_window, SEEDS, PLAN, lambda: None)
+
+
+def test_a_long_video_keeps_its_thing(long_videos):
+    assert long_videos.collect_right(-1).mean(0).min() >= 0.9
+    assert long_videos.collect(READS["likeness"])[:, -1].mean() >= 0.85
+
+
+def test_with_a_sink_a_long_video_stays_nearer_to_its_beginning(miniature, long_videos):
+    without = WindowResult.sample(miniature, (12, 0), SEEDS, PLAN, lambda: None)
+    kept, lost = (window.collect(READS["sky correlation"])[:, -1].mean() for window in (long_videos, without))
+    assert kept > lost + 0.1
 
 
 def sample_prompts(miniature: Miniature, seed: int, *, blocks: int, samplers: int) -> Session:
