@@ -28,7 +28,7 @@ def write_config(folder: Path, text: str) -> Path:
 
 
 def test_the_shipped_configurations_are_the_papers():
-    assert {path.stem for path in CONFIGS.glob("*.toml")} == {"miniature", "miniature_first_blocks", "stage1", "stage2"}
+    assert {path.stem for path in CONFIGS.glob("*.toml")} == {"miniature", "stage1", "stage2"}
     first, second = (read_config(CONFIGS / f"{name}.toml") for name in ("stage1", "stage2"))
     assert (first.stream.length, first.learn.rank, first.learn.rate, first.learn.critic_rate) == (21, 0, 2e-6, 4e-7)
     assert (first.learn.average, first.learn.average_from, first.run.steps) == (0.99, 200, 700)
@@ -37,8 +37,7 @@ def test_the_shipped_configurations_are_the_papers():
         assert (paper.rollout.window, paper.rollout.sink, paper.learn.ratio, paper.learn.guidance) == (12, 3, 5, 3.0)
         assert (paper.stream.clip, paper.stream.overlap, paper.learn.largest_norm) == (21, 3, 10.0)
         assert (paper.learn.betas, paper.learn.weight_decay) == ((0.0, 0.999), 0.01)
-    for name in ("miniature", "miniature_first_blocks"):
-        assert read_config(CONFIGS / f"{name}.toml").model.miniature
+    assert read_config(CONFIGS / "miniature.toml").model.miniature
 
 
 def test_paths_are_relative_to_the_file(tmp_path):
