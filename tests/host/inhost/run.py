@@ -1,9 +1,10 @@
-"""Runs checks in a process that has imported ComfyUI: a new fork for each request.
+"""Runs checks in a process that has imported ComfyUI and the modules of checks: a new fork for each request.
 
 python run.py COMFYUI_FOLDER reads one request per line: the name of a module in this folder, the names of its
 functions, and a folder for the output and the return values of the functions.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -28,6 +29,8 @@ def main(comfyui: str) -> None:
     importlib.import_module("comfy.sd")  # takes seconds, which the forks save
     for line in sys.stdin:
         module, functions, folder = json.loads(line)
+        with contextlib.suppress(BaseException):  # a fork imports it again, and reports what fails
+            importlib.import_module(module)
         child = os.fork()
         if not child:
             answer(module, functions, Path(folder))
