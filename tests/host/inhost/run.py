@@ -29,7 +29,7 @@ def main(comfyui: str) -> None:
     importlib.import_module("comfy.sd")  # takes seconds, which the forks save
     for line in sys.stdin:
         module, functions, folder = json.loads(line)
-        with contextlib.suppress(BaseException):  # a fork imports it again, and reports what fails
+        with contextlib.suppress(Exception):  # a fork imports it again and reports what fails
             importlib.import_module(module)
         child = os.fork()
         if not child:
