@@ -22,7 +22,7 @@ from longlive.rollout.sampler import Sampler
 from longlive.session.boundary import Boundary
 from longlive.session.session import Prompt, Session
 from longlive.session.timeline import parse_timeline
-from longlive.units import convert_seconds_to_blocks
+from longlive.units import convert_blocks_to_seconds, convert_seconds_to_blocks
 from longlive.weights.load import load_model
 
 WORKFLOWS = sorted((REPOSITORY / "workflows").glob("*.json"))
@@ -42,9 +42,11 @@ def read_example(path: Path) -> dict:
     return json.loads((path.parent / "api" / path.name).read_text())
 
 
-def shorten(graph: Graph) -> dict:
-    """Copy a graph with one block in the place of every chunk or segment of five seconds."""
-    return json.loads(json.dumps(graph).replace('"length": 5.0', '"length": 0.75').replace("5s |", "1b |"))
+def shorten(graph: Graph, blocks: int = 1) -> dict:
+    """Copy a graph with a few blocks in the place of every chunk or segment of five seconds."""
+    seconds = convert_blocks_to_seconds(blocks, RolloutConfig().block)
+    short = json.dumps(graph).replace('"length": 5.0', f'"length": {seconds}').replace("5s |", f"{blocks}b |")
+    return json.loads(short)
 
 
 def make_node(class_type: str, **inputs) -> dict:
