@@ -6,7 +6,7 @@ from pathlib import Path
 import av
 import pytest
 from graphs import make_node
-from host_messages import Event, Graph, Interrupted
+from host_messages import Event, Graph, History, Interrupted
 from host_process import ComfyUI
 from host_state import forget
 
@@ -25,7 +25,11 @@ def make_video_graph(last: str, seed: int = 1, blocks: int = 1) -> Graph:
 
 
 def make_video(host: ComfyUI, graph: Graph) -> bytes:
-    [file] = host.run(graph).outputs["decode"]["images"]
+    return read_video(host, host.run(graph))
+
+
+def read_video(host: ComfyUI, history: History) -> bytes:
+    [file] = history.outputs["decode"]["images"]
     return (host.output / file["subfolder"] / file["filename"]).read_bytes()
 
 
