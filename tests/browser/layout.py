@@ -8,8 +8,8 @@ def list_covered(desk: Desk) -> list[str]:
     return desk.page.evaluate(COVERED)
 
 
-# First the boxes of the nodes as they are drawn, in units of the canvas. To find wires behind a node, each wire is
-# drawn again on an empty canvas of the node's size: a mark there means that it passes behind the node.
+# First the boxes of the nodes as they are drawn, in units of the canvas. To find wires behind a node, the wires of
+# other nodes are drawn again on an empty canvas of the node's size: a mark there means that one passes behind the node.
 COVERED = """() => {
     const { ds, renderedPaths } = app.canvas, graph = app.graph;
     const boxOf = node => {
@@ -27,18 +27,23 @@ COVERED = """() => {
         }
     }
     const page = document.createElement("canvas"), context = page.getContext("2d", { willReadFrequently: true });
-    for (const wire of renderedPaths) {
+    const wires = [...renderedPaths].map(wire => {
         const ids = wire.linkIds ? [...wire.linkIds] : [wire.id];
         const links = ids.map(id => graph.getLink ? graph.getLink(id) : graph.links.get(id));
-        const ends = links.flatMap(link => [link.origin_id, link.target_id]).map(String);
-        for (const { id, name, box: [x, y, w, h] } of nodes) {
-            if (ends.includes(String(id))) continue;
-            [page.width, page.height] = [w, h];
-            context.translate(-x, -y);
-            context.lineWidth = 1;
-            context.stroke(wire.path);
-            const drawn = context.getImageData(0, 0, page.width, page.height).data.some(byte => byte);
-            if (drawn) found.push(`wire ${ids} passes behind ${name}`);
+        return { ids, path: wire.path, ends: links.flatMap(link => [link.origin_id, link.target_id]).map(String) };
+    });
+    const isDrawn = (wires, [x, y, w, h]) => {
+        [page.width, page.height] = [w, h];
+        context.translate(-x, -y);
+        context.lineWidth = 1;
+        for (const { path } of wires) context.stroke(path);
+        return new Uint32Array(context.getImageData(0, 0, page.width, page.height).data.buffer).some(pixel => pixel);
+    };
+    for (const { id, name, box } of nodes) {
+        const others = wires.filter(({ ends }) => !ends.includes(String(id)));
+        if (!isDrawn(others, box)) continue;  // most often: it reads one picture in the place of one per wire
+        for (const wire of others) {
+            if (isDrawn([wire], box)) found.push(`wire ${wire.ids} passes behind ${name}`);
         }
     }
     return found;

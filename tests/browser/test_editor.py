@@ -286,10 +286,12 @@ def test_a_linked_script_is_shown_and_its_socket_seen(desk: Desk):
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
-def test_no_node_overlaps_another_and_no_wire_runs_behind_one(desk: Desk, workflow: Path):
-    desk.load(json.loads(workflow.read_text()), workflow.stem)
-    desk.page.evaluate("() => { app.canvas.ds.scale = 0.3; app.canvas.ds.offset = [800, 400]; }")
-    desk.page.wait_for_function("() => { app.canvas.draw(true, true); return [...app.canvas.renderedPaths].length; }")
-    desk.settle()
+def test_no_node_overlaps_another_and_no_wire_runs_behind_one(any_desk: Desk, workflow: Path):
+    any_desk.load(json.loads(workflow.read_text()), workflow.stem)
+    any_desk.page.evaluate("() => { app.canvas.ds.scale = 0.3; app.canvas.ds.offset = [800, 400]; }")
+    any_desk.page.wait_for_function(
+        "() => { app.canvas.draw(true, true); return [...app.canvas.renderedPaths].length; }"
+    )
+    any_desk.settle()
 
-    assert list_covered(desk) == []
+    assert list_covered(any_desk) == []
