@@ -92,13 +92,9 @@ def check_vae_encodes() -> dict[str, float]:
         encoders.append(host_vae.create_encoder(comfy.sd.VAE(sd=make_random_weights(), dtype=torch.float32)))
     assert torch.equal(torch.get_rng_state(), state), "the trial drew from the global random state"
     assert isinstance(encoders[-1], host_vae.HostEncoder), encoders[-1]
-    differences = {}
+    differences, videos = {}, {count: encode_whole(vae, count) for count in {*map(sum, PIXEL_CUTS)}}
     for (number, encoder), lengths in itertools.product(enumerate(encoders), PIXEL_CUTS):
-        shape = 1, sum(lengths), 3, 8 * ROWS, 8 * COLUMNS
-        pixels_BFCHW = torch.rand(shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
-        z_BCFHW = vae.encode(pixels_BFCHW[0].movedim(1, -1) / 2 + 0.5).float()
-        whole_BFCHW = comfy.latent_formats.Wan21().process_in(z_BCFHW).transpose(1, 2)
-
+        pixels_BFCHW, whole_BFCHW = videos[sum(lengths)]
         latents = [encoder.push(piece) for piece in pixels_BFCHW.split(lengths, dim=1)]
         latents_BFCHW = torch.cat([*latents, encoder.flush()], dim=1)
         assert latents_BFCHW.shape == whole_BFCHW.shape, (lengths, latents_BFCHW.shape, whole_BFCHW.shape)
@@ -112,6 +108,14 @@ def check_vae_encodes() -> dict[str, float]:
         with pytest.raises(ValueError, match="48 x 20; width and height must be multiples of 8"):
             encoder.push(torch.zeros(1, 1, 3, 20, 48))
     return differences
+
+
+def encode_whole(vae: comfy.sd.VAE, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Make a video of `count` pixel frames and its latents by `VAE.encode`."""
+    shape = 1, count, 3, 8 * ROWS, 8 * COLUMNS
+    pixels_BFCHW = torch.rand(shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    z_BCFHW = vae.encode(pixels_BFCHW[0].movedim(1, -1) / 2 + 0.5).float()
+    return pixels_BFCHW, comfy.latent_formats.Wan21().process_in(z_BCFHW).transpose(1, 2)
 
 
 def check_weights_are_shared() -> None:
