@@ -8,11 +8,11 @@ from .render import parse_mp4_path, render_script
 
 DEMO_SCRIPT = """\
 # only the first prompt says where the thing begins; each later prompt continues from its place
-4.5s | a yellow ring moves right at night from the north west
-3.75s | a yellow ring moves down at dusk
-3.75s | a red ring moves down at dusk
+5.25s | a yellow ring moves right at night from the north west
+3s | a yellow ring moves down at dusk
+3s | a red ring moves down at dusk
 3.75s | a red triangle moves left by day
-4.5s | a blue square moves up at night
+5.25s | a blue square moves up at night
 """
 ENLARGED = 6  # times
 

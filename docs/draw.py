@@ -1,6 +1,6 @@
 """Draw the pictures that the miniature makes: the film of the README and the thumbnails of the workflows.
 
-python docs/images/draw.py
+python docs/draw.py
 
 Needs the fonts DejaVu Sans, and for the last thumbnail a tuning's `curve.jsonl` as the only argument.
 """
@@ -13,11 +13,11 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from longlive.cli.demo import DEMO_SCRIPT  # noqa: E402
-from longlive.config import Positions, RolloutConfig  # noqa: E402
+from longlive.config import RolloutConfig  # noqa: E402
 from longlive.miniature.evaluation.video_sampler import VideoSampler  # noqa: E402
 from longlive.miniature.files import WEIGHTS_FOLDER, load_miniature  # noqa: E402
 from longlive.miniature.grammar import parse_prompt  # noqa: E402
@@ -40,7 +40,7 @@ STILL = "a blue square stays still at night"
 
 def sample_film(segments: Sequence[Segment], seed: int, *, tuned: bool = False) -> list[Image.Image]:
     """Sample a video of some segments; return its pixel frames."""
-    config = RolloutConfig(positions=Positions.UNBOUNDED)
+    config = RolloutConfig()
     first, *later = segments
     with VideoSampler(load_miniature(lora=TUNED if tuned else None)) as sampler:
         video = sampler.start_video(parse_prompt(first.prompt), seed, config, first.blocks * config.block)
@@ -90,11 +90,19 @@ RULER_Y, THUMB = 374, 52
 
 def draw_film(path: Path) -> None:
     segments = parse_timeline(DEMO_SCRIPT)
-    frames = sample_film(segments, SEED)
+    frames = sample_film(segments, 0)  # the seed of `longlive demo`
     ends = [*accumulate(segment.blocks / sum(s.blocks for s in segments) for segment in segments)]
     pictures = [draw_moment(frames, segments, ends, at) for at in range(0, len(frames), 2)]
     pictures[0].save(
-        path, save_all=True, append_images=pictures[1:], duration=2000 // FPS, loop=0, quality=82, method=4
+        path,
+        save_all=True,
+        append_images=pictures[1:],
+        duration=2000 // FPS,
+        loop=0,
+        quality=85,
+        method=4,
+        kmin=4,
+        kmax=8,
     )
 
 
@@ -121,7 +129,7 @@ def draw_moment(
             EDGE + i * ruler / count, RULER_Y, THUMB, frames[(2 * i + 1) * len(frames) // (2 * count)], radius=4
         )
     seconds = len(frames) / FPS
-    for second in range(0, int(seconds) + 1, 5):
+    for second in range(0, int(seconds), 5):
         card.add_text(EDGE + second / seconds * ruler, RULER_Y + THUMB + 16, f"{second} s", size=12)
     head = EDGE + time * ruler
     card.add_line([(head, RULER_Y - 18), (head, RULER_Y + THUMB + 4)], INK, 2)
