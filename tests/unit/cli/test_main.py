@@ -27,7 +27,7 @@ def test_the_demo_shows_five_prompts_in_twenty_seconds_and_names_its_recaches(tm
     assert count_pixel_frames(tmp_path / "demo.mp4") == 4 * 81 - 3
     recaches = [record.message for record in caplog.records if record.message.startswith("recache")]
     assert len(recaches) == 4
-    assert "frame 18: a yellow ring moves down at dusk" in recaches[0]
+    assert "frame 21: a yellow ring moves down at dusk" in recaches[0]
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "demo.mp4")
     with av.open(tmp_path / "demo.mp4") as video:
         stream = video.streams.video[0]
