@@ -6,8 +6,8 @@ import sys
 import pytest
 from patience import run_patiently
 
-PSNR = 19.0  # dB of the VAE, at least
-ERROR = 0.5  # of x0 in first blocks, at most; an untrained network has 1
+PSNR = 20.0  # dB of the VAE, at least
+ERROR = 0.7  # of x0 in first blocks, at most; of an untrained network it is above 1
 
 
 @pytest.mark.slow
