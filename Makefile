@@ -40,7 +40,7 @@ soak: $(TEST)
 miniature: $(CORE)
 	$(BIN)/python -m longlive.miniature.training --folder .cache/miniature
 
-# Five minutes of that training, then a check against the numbers of the model card.
+# Ten minutes of that training, then a check against the numbers of the model card.
 smoke: $(TEST)
 	$(BIN)/python -m pytest -m slow
 
