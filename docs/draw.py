@@ -138,7 +138,6 @@ def draw_moment(
 
 # The thumbnails of the workflows.
 
-
 TITLES = {
     "1_one_prompt": ("One prompt", "text to a five second video"),
     "2_three_prompts_chain": ("Three prompts, a chain", "one video, two switches by recache"),
@@ -149,8 +148,8 @@ TITLES = {
 }
 
 
-def start_thumbnail(name: str) -> Card:
-    card, (title, subtitle) = Card(640, 400), TITLES[name]
+def start_thumbnail(title: str, subtitle: str) -> Card:
+    card = Card(640, 400)
     card.add_text(40, 52, title, INK, size=27, bold=True)
     card.add_text(40, 88, subtitle)
     return card
@@ -164,13 +163,13 @@ def add_row(card: Card, x: float, y: float, side: float, frames: Sequence[Image.
 def draw_thumbnails(folder: Path, curve: Path | None) -> None:
     three = sample_film([Segment(prompt, 7) for prompt in (RED, BLUE, SQUARE)], SEED)
     pairs = [[three[end - 60], three[end - 14]] for end in (81, 165, 249)]
-    cards = {}
+    cards = {name: start_thumbnail(*words) for name, words in TITLES.items()}
 
-    card = cards["1_one_prompt"] = start_thumbnail("1_one_prompt")
+    card = cards["1_one_prompt"]
     add_row(card, 40, 150, 135, three[4:80:22])
     card.add_text(40, 316, f"“{RED}”")
 
-    card = cards["2_three_prompts_chain"] = start_thumbnail("2_three_prompts_chain")
+    card = cards["2_three_prompts_chain"]
     for i, (pair, words) in enumerate(
         zip(pairs, ("red ring, night", "blue ring, dusk", "blue square, day"), strict=True)
     ):
@@ -179,21 +178,21 @@ def draw_thumbnails(folder: Path, curve: Path | None) -> None:
         if i:
             card.add_line([(32 + 192 * i - 4, 213), (32 + 192 * i + 4, 213)], INK)
 
-    card = cards["3_three_prompts_timeline"] = start_thumbnail("3_three_prompts_timeline")
+    card = cards["3_three_prompts_timeline"]
     for i, (prompt, colour) in enumerate(zip((RED, BLUE, SQUARE), ("#e5484d", "#4666e5", "#9fc6df"), strict=True)):
         card.add_box(40, 124 + 36 * i, 560, 29, CARD, radius=3)
         card.add_box(40, 124 + 36 * i, 6, 29, colour, radius=2)
         card.add_text(60, 138.5 + 36 * i, f"5s | {prompt}", INK, size=14)
     add_row(card, 40, 254, 88, [frame for pair in pairs for frame in pair])
 
-    card = cards["4_two_endings"] = start_thumbnail("4_two_endings")
+    card = cards["4_two_endings"]
     add_row(card, 40, 200, 100, pairs[0])
     for y, ending in ((130, YELLOW), (266, STILL)):
         frames = sample_film([Segment(RED, 7), Segment(ending, 7)], SEED)
         card.add_line([(258, 250), (336, y + 50)], FAINT)
         add_row(card, 346, y, 100, [frames[110], frames[150]])
 
-    card = cards["5_save_load_continue"] = start_thumbnail("5_save_load_continue")
+    card = cards["5_save_load_continue"]
     add_row(card, 40, 168, 104, pairs[0])
     card.add_box(280, 186, 64, 64, "#3a4150")
     card.add_box(295, 186, 32, 22, FAINT, radius=2)
@@ -202,7 +201,7 @@ def draw_thumbnails(folder: Path, curve: Path | None) -> None:
     add_row(card, 374, 168, 104, pairs[1])
 
     if curve:
-        card = cards["6_tune_the_miniature"] = start_thumbnail("6_tune_the_miniature")
+        card = cards["6_tune_the_miniature"]
         lines = [json.loads(line) for line in curve.read_text().splitlines()]
         for y, name, colour in ((134, "student", "#f2914b"), (274, "critic", "#6aa8f0")):
             card.add_text(40, y - 12, name, size=13)
@@ -212,6 +211,9 @@ def draw_thumbnails(folder: Path, curve: Path | None) -> None:
         for y, words, frames in ((134, "before", three), (274, "after", after)):
             card.add_text(290, y - 12, words, size=13)
             add_row(card, 290, y, 104, [frames[20], frames[60], frames[150]])
+
+    else:
+        del cards["6_tune_the_miniature"]
 
     for name, card in cards.items():
         card.finish().save(folder / f"{name}.jpg", quality=90)
