@@ -27,6 +27,7 @@ from work_counter import Kind, Work
 
 from longlive.config import Positions, RolloutConfig
 from longlive.model.eight_bit import EightBit
+from longlive.model.fused import PLAIN
 from longlive.model.tiny_vae import TinyDecoder
 from longlive.model.vae_streams import StreamingDecoder, StreamingEncoder
 from longlive.units import PIXEL_FRAMES_PER_FRAME
@@ -84,12 +85,14 @@ def main() -> None:
         int8_attention = count_network(make_network(EightBit.INT8, attend_in_8_bit), config)
     decoding = {n: count_decode(StreamingDecoder(vae, at_once=n), config.block) for n in (3, 2, 1)}
     tiny_decoding = count_decode(TinyDecoder(tiny_vae), config.block)
+    plain = count_network(make_network(pointwise=PLAIN), config)
     unbounded = count_network(model, RolloutConfig(positions=Positions.UNBOUNDED))
     network_rows = [
         describe_work("four steps", exact.steps),
         describe_work("clean pass", exact.clean_pass),
         describe_work("**block**", exact.block),
         describe_work("block, unbounded", unbounded.block),
+        describe_work("block, without Triton", plain.block),
         describe_work("block, INT8 linears", int8.block),
         describe_work("block, INT8 linears, 8-bit attention", int8_attention.block),
         describe_work("recache, sink kept", exact.recache),

@@ -14,7 +14,9 @@ from longlive.config import RolloutConfig
 from longlive.model.attention import Attend, attend_with_torch
 from longlive.model.causal import CausalWan
 from longlive.model.eight_bit import EightBit, EightBitLinear
+from longlive.model.fused import Pointwise
 from longlive.model.tiny_vae import LatentSpace, TinyVAE
+from longlive.model.triton_form import TRITON
 from longlive.model.vae import LATENT_CHANNELS, WanVAE
 from longlive.model.vae_streams import ResumableDecoder, StreamingEncoder
 from longlive.model.wan import TEXT_LEN, Geometry, WanModel
@@ -32,8 +34,10 @@ META, BF16 = torch.device("meta"), torch.bfloat16
 START = 60  # frames before the block that is counted; the window has long been full
 
 
-def make_network(form: EightBit | None = None, attend: Attend = attend_with_torch) -> CausalWan:
-    """Make the 1.3B network without its weights, in bf16 or with the linears of its layers in 8 bits."""
+def make_network(
+    form: EightBit | None = None, attend: Attend = attend_with_torch, pointwise: Pointwise = TRITON
+) -> CausalWan:
+    """Make the 1.3B network of an NVIDIA GPU without its weights, in bf16 or with 8-bit linears in its layers."""
     tree = WanModel(WAN_1_3B, device=META, dtype=BF16)
     for name, module in [*tree.named_modules()] if form else []:
         if isinstance(module, nn.Linear) and is_linear_of_layer(f"{name}.weight"):
@@ -47,6 +51,7 @@ def make_network(form: EightBit | None = None, attend: Attend = attend_with_torc
         device=META,
         dtype=BF16,
         entry_dtype=BF16,
+        pointwise=pointwise,
     )
 
 

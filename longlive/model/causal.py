@@ -19,17 +19,18 @@ from ..errors import ConditioningError
 from .attention import Attend, choose_attention
 from .dtypes import choose_float
 from .eight_bit import name_eight_bit_kernels
-from .fused import PLAIN, Pointwise, add_gated, choose_pointwise, modulate, project_into, scale_and_shift
+from .forms import choose_pointwise
+from .fused import PLAIN, Modulation, Piece, Pointwise, Residual, add_gated, modulate
 from .placement import Placement
 from .rope import BASE, Rotation, make_table
 from .wan import MODULATIONS, AttentionTree, BlockTree, Geometry, WanModel, WanTree
 
 
 class Room(NamedTuple):
-    """Where a pass writes its keys, rotated, and its values [B, T, N, H], and all [B, S, N, H] that it may attend."""
+    """Where a pass writes its keys, rotated, and its values, and all [B, S, N, H] that it may attend."""
 
-    k_BTNH: Tensor
-    v_BTNH: Tensor
+    k_pieces: list[Piece]
+    v_pieces: list[Piece]
     keys_BSNH: Tensor
     values_BSNH: Tensor
 
@@ -38,7 +39,7 @@ class LayerKVCache(Protocol):
     """The keys and values of a video in one layer, as its self-attention sees them."""
 
     def find_room(self, place: Placement, tokens: int) -> Room | None:
-        """Find room for the keys and values of a pass of so many tokens, if they are kept together and as they are."""
+        """Find room for the keys and values of a pass of so many tokens, if all are kept, and as they are."""
         ...
 
     def write(self, place: Placement, k_BTNH: Tensor, v_BTNH: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
@@ -105,12 +106,12 @@ class CausalWan:
     def of_tree(cls, model: WanModel, *, quantised_attention: bool = False, joined: bool = False) -> "CausalWan":
         """Wrap our own tree, on its device and in its dtype. Raises ConfigError if 8-bit attention is missing.
 
-        With `joined`, operations that a device can join are; they round less often, so the kernel has another name.
+        With `joined`, operations are joined on a CPU, too; they round less often, so the kernel has another name.
         """
         tree, weight = cast(WanTree, model), model.patch_embedding.weight
         attend, name = choose_attention(weight.device, weight.dtype, quantised=quantised_attention)
         linears = name_eight_bit_kernels(model, weight.device)
-        pointwise = choose_pointwise(weight.device, weight.dtype) if joined else PLAIN
+        pointwise = choose_pointwise(weight.device, weight.dtype, joined=joined)
         return cls(
             tree=tree,
             geometry=Geometry.of_tree(tree),
@@ -163,20 +164,22 @@ class CausalWan:
         only_keys: bool,
     ) -> Tensor:
         """Run one transformer layer. With `only_keys`, stop once keys and values are written; return `u` as given."""
-        attention, m = block.self_attn, modulation
-        y_BTD = scale_and_shift(block.norm1(u_BTD), m.factor_a, m.shift_a)
+        attention, m, form = block.self_attn, modulation, self.choose_form()
+        u_BTD, y_BTD = form.add_and_normalise(u_BTD, None, block.norm1, Modulation(m.factor_a, m.shift_a))
         keys, values = self.write_keys(attention, y_BTD, cache, place, rotation)
         if only_keys:
             return u_BTD
-        q_BTNH = rotation.rotate_pass(self.split_heads(attention.norm_q(attention.q(y_BTD))))
-        u_BTD = add_gated(u_BTD, attention.o(self.attend(q_BTNH, keys, values).flatten(-2)), m.gate_a)
+        heads, table_T1P22 = self.geometry.num_heads, rotation.pass_T1P22
+        q_BTNH = form.normalise_and_rotate(attention.norm_q, attention.q(y_BTD), table_T1P22, heads)
+        y_BTD = attention.o(self.attend(q_BTNH, keys, values).flatten(-2))
 
         attention = block.cross_attn
-        q_BTNH = self.split_heads(attention.norm_q(attention.q(block.norm3(u_BTD))))
-        u_BTD = u_BTD + attention.o(self.attend(q_BTNH, *text_keys).flatten(-2))
+        u_BTD, y_BTD = form.add_and_normalise(u_BTD, Residual(y_BTD, m.gate_a), block.norm3)
+        q_BTNH = self.split_heads(attention.norm_q(attention.q(y_BTD)))
+        y_BTD = attention.o(self.attend(q_BTNH, *text_keys).flatten(-2))
 
-        y_BTD = scale_and_shift(block.norm2(u_BTD), m.factor_f, m.shift_f)
-        return add_gated(u_BTD, self.choose_form().feed_forward(block.ffn, y_BTD), m.gate_f)
+        u_BTD, y_BTD = form.add_and_normalise(u_BTD, Residual(y_BTD), block.norm2, Modulation(m.factor_f, m.shift_f))
+        return add_gated(u_BTD, form.feed_forward(block.ffn, y_BTD), m.gate_f)
 
     def choose_form(self) -> Pointwise:
         """Choose the form of what is between matrices: the plain one if there may be gradients."""
@@ -191,12 +194,12 @@ class CausalWan:
         rotation: Rotation,
     ) -> tuple[Tensor, Tensor]:
         """Compute the keys and values of a pass and store them; return all keys, rotated, and values it may attend."""
-        k_BTNH = self.split_heads(attention.norm_k(attention.k(y_BTD)))
-        room = cache.find_room(place, y_BTD.shape[1])
+        room, form, k_BTD = cache.find_room(place, y_BTD.shape[1]), self.choose_form(), attention.k(y_BTD)
         if room is None:
+            k_BTNH = self.split_heads(attention.norm_k(k_BTD))
             return cache.write(place, k_BTNH, self.split_heads(attention.v(y_BTD)), rotation)
-        rotation.rotate_pass_into(room.k_BTNH, k_BTNH)
-        project_into(attention.v, y_BTD, room.v_BTNH)
+        form.normalise_and_write(attention.norm_k, k_BTD, rotation.pass_T1P22, room.k_pieces)
+        form.project_and_write(attention.v, y_BTD, room.v_pieces)
         return room.keys_BSNH, room.values_BSNH
 
     def make_rotation(self, place: Placement, grid: tuple[int, int], moving_sink: int = 0) -> Rotation:

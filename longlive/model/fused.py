@@ -1,15 +1,15 @@
 """What a layer computes between its matrices and attention, in as few passes over memory as the machine allows.
 
 The plain form works anywhere: under autograd, over ComfyUI's sub-modules, on any device. On a CPU, oneDNN joins GELU to
-the product before it. What is joined rounds less often, so it has a name, which becomes part of the name of a model's
-kernel.
+the product before it; `triton_form.py` is the form of NVIDIA's GPUs. What is joined rounds less often, so a form has a
+name, which becomes part of the name of a model's kernel.
 Dimension key: B batch, F frames, T tokens of one pass, D model width, N heads, H channels per head, P = H / 2 pairs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TypeGuard, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,21 +20,113 @@ from .wan import Layer
 AUTOCAST_DEVICES = ("cpu", "cuda")  # where a context may change the dtype of a product
 
 
-@dataclass(frozen=True, slots=True)
+class Loan(NamedTuple):
+    """The weights of a layer, as it would use them, until they are given back."""
+
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    eps: float | None = None  # of a norm
+    give_back: Callable[[], None] = lambda: None
+
+
+NOTHING = Loan()
+Lend = Callable[[object, type[nn.Module], Tensor], Loan]
+"""From a layer, the class of PyTorch that it should be, and its input, to its weights.
+
+Lends nothing if calling the layer does more than the class does: then it must be called.
+"""
+
+
+class Residual(NamedTuple):
+    """What is added to the tokens: y [B, T, D], times a gate [B, F, D] if it has one."""
+
+    y_BTD: Tensor
+    gate_BFD: Tensor | None = None
+
+
+class Modulation(NamedTuple):
+    """What follows a norm: one row of factor and shift per frame [B, F, D]."""
+
+    factor_BFD: Tensor
+    shift_BFD: Tensor
+
+
+class Piece(NamedTuple):
+    """Where some tokens of a pass go: their places in the pass, and room [B, T, N, H] for them."""
+
+    tokens: slice
+    room_BTNH: Tensor
+
+
+def lend_weights(layer: object, kind: type[nn.Module], x: Tensor) -> Loan:
+    """Lend the weights of a layer of PyTorch's own class `kind`, if nothing changes it."""
+    if type(layer) is not kind or not is_untouched(layer) or is_cast(x):
+        return NOTHING
+    return Loan(*(getattr(layer, name, None) for name in ("weight", "bias", "eps")))
+
+
+def is_untouched(layer: nn.Module) -> bool:
+    """Whether calling a layer is calling its class: it has no hook and no `forward` of its own."""
+    return not (layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer))
+
+
+def is_cast(x: Tensor) -> bool:
+    """Whether a context changes the dtype of what is computed from `x`."""
+    return x.device.type in AUTOCAST_DEVICES and torch.is_autocast_enabled(x.device.type)
+
+
+@dataclass(frozen=True)
 class Pointwise:
-    """The operations between matrices and attention, as one kind of machine does them best."""
+    """The operations between matrices and attention, as one kind of machine does them best. This is the plain form."""
 
-    name: str  # empty for the plain form
-    rotate: Callable[[Tensor, Tensor], Tensor]  # as `rotate_pairs`
-    feed_forward: Callable[[Layer, Tensor], Tensor]  # from the layers of a feed-forward and x [B, T, D] to [B, T, D]
+    name: str = ""
+    lend: Lend = lend_weights
+
+    def rotate(self, x_BTNH: Tensor, table_T1P22: Tensor) -> Tensor:
+        """Rotate the channel pairs of every token; the dtype of the result is that of `x` or float32."""
+        return rotate_pairs(x_BTNH, table_T1P22)
+
+    def normalise_and_rotate(self, norm: Layer, x_BTD: Tensor, table_T1P22: Tensor, heads: int) -> Tensor:
+        """Normalise tokens, split them into heads [B, T, N, H] and rotate these."""
+        y_BTNH = norm(x_BTD).unflatten(-1, (heads, -1))
+        return self.rotate(y_BTNH, table_T1P22).to(y_BTNH.dtype)
+
+    def normalise_and_write(self, norm: Layer, x_BTD: Tensor, table_T1P22: Tensor, pieces: Sequence[Piece]) -> None:
+        """Normalise tokens and rotate their heads into `pieces`."""
+        rotated_BTNH = self.rotate(norm(x_BTD).unflatten(-1, pieces[0].room_BTNH.shape[2:]), table_T1P22)
+        for piece in pieces:
+            piece.room_BTNH.copy_(rotated_BTNH[:, piece.tokens])
+
+    def project_and_write(self, layer: Layer, x_BTD: Tensor, pieces: Sequence[Piece]) -> None:
+        """Write what a linear layer makes of `x` to `pieces`; to a single one without a copy if the layer is plain."""
+        room_BTNH, loan = pieces[0].room_BTNH, self.lend(layer, nn.Linear, x_BTD) if len(pieces) == 1 else NOTHING
+        product = find_product(loan, x_BTD)
+        if product and room_BTNH.dtype == x_BTD.dtype and room_BTNH.is_contiguous():
+            weight, bias = product
+            torch.addmm(bias, x_BTD.flatten(0, 1), weight.t(), out=room_BTNH.flatten(2).flatten(0, 1))
+            loan.give_back()
+            return
+        loan.give_back()
+        y_BTNH = layer(x_BTD).unflatten(-1, room_BTNH.shape[2:])
+        for piece in pieces:
+            piece.room_BTNH.copy_(y_BTNH[:, piece.tokens])
+
+    def add_and_normalise(
+        self, x_BTD: Tensor, residual: Residual | None, norm: Layer, modulation: Modulation | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Add a residual to the tokens; return them and what a norm and its modulation make of them."""
+        if residual:
+            y_BTD, gate_BFD = residual
+            x_BTD = x_BTD + y_BTD if gate_BFD is None else add_gated(x_BTD, y_BTD, gate_BFD)
+        y_BTD = norm(x_BTD)
+        return x_BTD, scale_and_shift(y_BTD, *modulation) if modulation else y_BTD
+
+    def feed_forward(self, layers: Layer, x_BTD: Tensor) -> Tensor:
+        """Compute the layers of a feed-forward."""
+        return layers(x_BTD)
 
 
-PLAIN = Pointwise("", rotate_pairs, lambda layers, x_BTD: layers(x_BTD))
-
-
-def choose_pointwise(device: torch.device, dtype: torch.dtype) -> Pointwise:
-    """Choose the operations that pass over memory least often on a device, if they work there."""
-    return ONEDNN if device.type == "cpu" and is_onednn_usable(dtype) else PLAIN
+PLAIN = Pointwise()
 
 
 def modulate(x_BTD: Tensor, shift_BFD: Tensor, scale_BFD: Tensor) -> Tensor:
@@ -55,56 +147,42 @@ def add_gated(x_BTD: Tensor, y_BTD: Tensor, gate_BFD: Tensor) -> Tensor:
     return torch.addcmul(x_BFTD, y_BFTD, gate_BFD.unsqueeze(2)).flatten(1, 2)
 
 
-def project_into(layer: Layer, x_BTD: Tensor, out_BTNH: Tensor) -> None:
-    """Write what a linear layer makes of `x` to `out`, without a copy if the layer is plain."""
-    if is_plain(layer) and layer.weight.dtype == x_BTD.dtype == out_BTNH.dtype and out_BTNH.is_contiguous():
-        torch.addmm(layer.bias, x_BTD.flatten(0, 1), layer.weight.t(), out=out_BTNH.view(-1, layer.out_features))
-    else:
-        out_BTNH.copy_(layer(x_BTD).view_as(out_BTNH))
+def find_product(loan: Loan, x: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Find weight and bias of a product, if both are there and in the dtype of its input."""
+    weight, bias = loan.weight, loan.bias
+    if weight is None or bias is None or not weight.dtype == bias.dtype == x.dtype:
+        return None
+    return weight, bias
 
 
-def is_plain(layer: object) -> TypeGuard[nn.Linear]:
-    """Whether a layer is a linear one of PyTorch, which nothing changes, so that another kernel may do its work."""
-    if type(layer) is nn.Linear and layer.bias is not None and is_untouched(layer):
-        device = layer.weight.device.type
-        return device not in AUTOCAST_DEVICES or not torch.is_autocast_enabled(device)
-    return False
-
-
-def is_untouched(layer: nn.Module) -> bool:
-    """Whether calling a layer is calling its class: it has no hook and no `forward` of its own."""
-    return not (layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer))
-
-
-def find_gelu_product(layers: Layer, x: Tensor) -> nn.Linear | None:
-    """Find the first layer of a feed-forward, if it is plain and the tanh form of GELU follows."""
+def find_ends_around_gelu(layers: Layer) -> tuple[nn.Module, nn.Module] | None:
+    """Find the first and the last layer of a feed-forward, if the tanh form of GELU is between them."""
     if isinstance(layers, nn.Sequential) and len(layers) == 3 and is_untouched(layers):
-        first, gelu, _ = layers
-        if is_plain(first) and type(gelu) is nn.GELU and gelu.approximate == "tanh" and first.weight.dtype == x.dtype:
-            return first
+        first, gelu, last = layers
+        if type(gelu) is nn.GELU and gelu.approximate == "tanh" and is_untouched(gelu):
+            return first, last
     return None
 
 
-# On a CPU.
+class OneDNN(Pointwise):
+    """The form of a CPU."""
+
+    def rotate(self, x_BTNH: Tensor, table_T1P22: Tensor) -> Tensor:
+        """Rotate pairs as complex numbers, many of which a CPU multiplies at once."""
+        turns_T1P = torch.view_as_complex(table_T1P22[..., 0].contiguous())
+        pairs_BTNP = torch.view_as_complex(x_BTNH.float().unflatten(-1, (-1, 2)).contiguous())
+        return torch.view_as_real(pairs_BTNP * turns_T1P).flatten(-2)
+
+    def feed_forward(self, layers: Layer, x_BTD: Tensor) -> Tensor:
+        """Compute GELU where the product before it still is in registers."""
+        ends = find_ends_around_gelu(layers)
+        product = find_product(self.lend(ends[0], nn.Linear, x_BTD), x_BTD) if ends else None
+        if not ends or not product:
+            return layers(x_BTD)
+        return ends[1](torch.ops.mkldnn._linear_pointwise(x_BTD, *product, "gelu", [], "tanh"))
 
 
-def rotate_complex_pairs(x_BTNH: Tensor, table_T1P22: Tensor) -> Tensor:
-    """Do what `rotate_pairs` does. A pair of channels is a complex number; a CPU multiplies many of them at once."""
-    turns_T1P = torch.view_as_complex(table_T1P22[..., 0].contiguous())
-    pairs_BTNP = torch.view_as_complex(x_BTNH.float().unflatten(-1, (-1, 2)).contiguous())
-    return torch.view_as_real(pairs_BTNP * turns_T1P).flatten(-2)
-
-
-def run_feed_forward_by_onednn(layers: Layer, x_BTD: Tensor) -> Tensor:
-    """Run a feed-forward whose GELU is computed where the product before it still is in registers."""
-    product = find_gelu_product(layers, x_BTD)
-    if product is None:
-        return layers(x_BTD)
-    hidden = torch.ops.mkldnn._linear_pointwise(x_BTD, product.weight, product.bias, "gelu", [], "tanh")
-    return cast(nn.Sequential, layers)[2](hidden)
-
-
-ONEDNN = Pointwise("onednn", rotate_complex_pairs, run_feed_forward_by_onednn)
+ONEDNN = OneDNN("onednn")
 
 
 @cache

@@ -76,9 +76,6 @@ class Rotation:
     def rotate_pass(self, x_BTNH: Tensor) -> Tensor:
         return self.rotate(x_BTNH, self.pass_T1P22).to(x_BTNH.dtype)
 
-    def rotate_pass_into(self, out_BTNH: Tensor, x_BTNH: Tensor) -> None:
-        out_BTNH.copy_(self.rotate(x_BTNH, self.pass_T1P22))
-
     def rotate_sink(self, k_BSNH: Tensor) -> Tensor:
         assert self.sink_T1P22 is not None
         return self.rotate(k_BSNH, self.sink_T1P22).to(k_BSNH.dtype)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..config import Positions, RolloutConfig
 from ..model.causal import Room, free_tensors
+from ..model.fused import Piece
 from ..model.placement import Placement
 from ..model.rope import Rotation
 from .window import Window
@@ -32,13 +33,22 @@ class RollingLayerKVCache:
         return self.k_BSNH, self.v_BSNH
 
     def find_room(self, place: Placement, tokens: int) -> Room | None:
-        """Find the slots of a pass, if they are one piece."""
-        if len(place.spans) != 1 or place.spans[0].count != place.frames:
+        """Find the slots of a pass, if all its frames have one."""
+        if sum(span.count for span in place.spans) != place.frames:
             return None
-        start, per_frame = place.spans[0].slot, tokens // place.frames
-        own, attended = slice(start * per_frame, start * per_frame + tokens), slice(place.filled * per_frame)
-        k, v = self.k_BSNH, self.v_BSNH
-        return Room(k[:, own], v[:, own], k[:, attended], v[:, attended])
+        per_frame = tokens // place.frames
+
+        def find_tokens(first: int, frames: int) -> slice:
+            return slice(first * per_frame, (first + frames) * per_frame)
+
+        def cut_pieces(x_BSNH: Tensor) -> list[Piece]:
+            return [
+                Piece(find_tokens(span.frame, span.count), x_BSNH[:, find_tokens(span.slot, span.count)])
+                for span in place.spans
+            ]
+
+        k, v, attended = self.k_BSNH, self.v_BSNH, find_tokens(0, place.filled)
+        return Room(cut_pieces(k), cut_pieces(v), k[:, attended], v[:, attended])
 
     def write(self, place: Placement, k_BTNH: Tensor, v_BTNH: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
         """Store the un-rotated keys and the values of a pass; return all rotated keys and values that it may attend.
@@ -75,8 +85,8 @@ class UnboundedLayerKVCache(RollingLayerKVCache):
 
     def find_room(self, place: Placement, tokens: int) -> Room | None:
         """Find the slots of a pass that does not write the sink: its keys are also kept un-rotated."""
-        room, sink = super().find_room(place, tokens), self.sink_k_BSNH.shape[1]
-        return room if room and place.spans[0].slot * tokens >= sink * place.frames else None
+        sink = self.sink_k_BSNH.shape[1] * place.frames // tokens  # frames
+        return None if any(span.slot < sink for span in place.spans) else super().find_room(place, tokens)
 
     def write(self, place: Placement, k_BTNH: Tensor, v_BTNH: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
         tokens = k_BTNH.shape[1] // place.frames

@@ -16,6 +16,7 @@ from ...longlive.errors import WeightsError
 from ...longlive.model.attention import Attend, choose_newest_attention
 from ...longlive.model.causal import CausalWan
 from ...longlive.model.dtypes import COMPUTE_DTYPES, name_dtype
+from ...longlive.model.forms import choose_pointwise
 from ...longlive.model.vae import LATENT_CHANNELS
 from ...longlive.model.wan import Geometry, WanModel, WanTree
 from ...longlive.weights.load import build_model
@@ -28,6 +29,7 @@ from .identity import (
     iter_loaded_weights,
     list_unrecognisable,
 )
+from .lending import lend_host_weights
 
 Model: TypeAlias = ModelPatcher  # what travels on a MODEL socket
 
@@ -56,14 +58,17 @@ def as_causal_model(patcher: ModelPatcher) -> CausalWan:
     tree = get_wan_tree(patcher)
     device = patcher.load_device
     attend, newer = find_newer_attention(patcher) or (bind_attention(patcher), "")
+    dtype = get_compute_dtype(patcher)
+    pointwise = choose_pointwise(device, dtype, lend=lend_host_weights)
     return CausalWan(
         tree=tree,
         geometry=Geometry.of_tree(tree),
         attend=attend,
-        kernel=" ".join(filter(None, [device.type, newer, describe_kernels(patcher)])),
+        kernel=" ".join(filter(None, [device.type, newer, describe_kernels(patcher), pointwise.name])),
         device=device,
-        dtype=get_compute_dtype(patcher),
+        dtype=dtype,
         entry_dtype=torch.float32,  # as in ComfyUI's own forward, whatever the weight's dtype
+        pointwise=pointwise,
     )
 
 

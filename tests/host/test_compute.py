@@ -18,6 +18,16 @@ def test_what_a_node_switches_on_for_a_run_is_in_the_key_of_its_blocks(release: 
 
 
 @RELEASES
+def test_the_weights_of_comfyui_s_layers_are_lent_to_our_kernels(release: Host):
+    call_inside(
+        release,
+        "lending",
+        "check_layers_lend_what_they_use",
+        "check_a_block_with_lent_weights_is_the_block_without",
+    )
+
+
+@RELEASES
 def test_a_preview_that_unloads_the_model_does_not_end_a_block(release: Host):
     call_inside(release, "compute", "check_a_preview_that_takes_the_room_of_the_model")
 

@@ -7,7 +7,8 @@ from torch import nn
 
 from longlive.config import RolloutConfig
 from longlive.model.causal import CausalWan
-from longlive.model.fused import ONEDNN, PLAIN, Pointwise, choose_pointwise, is_onednn_usable, project_into
+from longlive.model.forms import choose_pointwise
+from longlive.model.fused import ONEDNN, PLAIN, Piece, Pointwise, is_onednn_usable
 from longlive.model.rope import Rotation, make_table
 from longlive.model.wan import WanModel
 from longlive.rollout.rollout import Rollout
@@ -41,20 +42,36 @@ def check_precision(compute, compute_exactly, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("do", CHOICES, ids=lambda choice: choice.name or "plain")
-def test_a_rotation_is_written_where_it_belongs(do, dtype):
-    x = make_random(BATCH, TOKENS, 3 * HEADS, CHANNELS, dtype=dtype)[:, :, HEADS : 2 * HEADS]  # not contiguous
+def test_keys_are_normalised_rotated_and_written_where_they_belong(do, dtype):
+    norm, x = nn.RMSNorm(WIDTH, 1e-6, dtype=dtype), make_random(BATCH, TOKENS, WIDTH, dtype=dtype)
     table = make_table(7, FRAMES, GRID, CHANNELS, CPU)
     ring = torch.zeros(BATCH, 2 * TOKENS, HEADS, CHANNELS, dtype=dtype)
+    first, rest = slice(0, 4), slice(4, TOKENS)
+    with torch.no_grad():
+        pieces = [Piece(first, ring[:, TOKENS + 5 : TOKENS + 9]), Piece(rest, ring[:, 5 : TOKENS + 1])]
+        do.normalise_and_write(norm, x, table, pieces)
+        whole = do.normalise_and_rotate(norm, x, table, HEADS)
+
+    def rotate_exactly() -> torch.Tensor:
+        pairs = nn.RMSNorm(WIDTH, 1e-6).double()(x.double()).detach().view(BATCH, TOKENS, HEADS, -1, 1, 2)
+        return (table.double() * pairs).sum(-1).flatten(-2)
+
+    check_precision(lambda: whole, rotate_exactly, dtype)
+    assert all(torch.equal(piece.room_BTNH, whole[:, piece.tokens]) for piece in pieces)
+    assert not torch.cat([ring[:, :5], ring[:, TOKENS + 1 : TOKENS + 5], ring[:, TOKENS + 9 :]], 1).any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("do", CHOICES, ids=lambda choice: choice.name or "plain")
+def test_a_rotation_takes_heads_that_are_not_together(do, dtype):
+    x = make_random(BATCH, TOKENS, 3 * HEADS, CHANNELS, dtype=dtype)[:, :, HEADS : 2 * HEADS]
+    table = make_table(7, FRAMES, GRID, CHANNELS, CPU)
     rotation = Rotation(table, rotate=do.rotate)
-    rotation.rotate_pass_into(ring[:, 5 : 5 + TOKENS], x)
 
     def rotate_exactly() -> torch.Tensor:
         return (table.double() * x.double().unflatten(-1, (-1, 1, 2))).sum(-1).flatten(-2)
 
     check_precision(lambda: rotation.rotate_pass(x), rotate_exactly, dtype)
-    assert torch.equal(ring[:, 5 : 5 + TOKENS], rotation.rotate_pass(x))
-    assert not ring[:, :5].any()
-    assert not ring[:, 5 + TOKENS :].any()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -90,15 +107,16 @@ def test_a_product_is_written_where_it_belongs(batch, dtype):
     layer, x = nn.Linear(WIDTH, WIDTH).to(dtype).requires_grad_(False), make_random(batch, TOKENS, WIDTH, dtype=dtype)
     ring = torch.zeros(batch, 2 * TOKENS, HEADS, CHANNELS, dtype=dtype)
     with torch.no_grad():
-        project_into(layer, x, ring[:, TOKENS:])
+        PLAIN.project_and_write(layer, x, [Piece(slice(0, TOKENS), ring[:, TOKENS:])])
     assert torch.equal(ring[:, TOKENS:].flatten(2), layer(x))
     assert not ring[:, :TOKENS].any()
 
 
 def test_what_does_not_run_here_is_not_chosen():
-    assert choose_pointwise(CPU, torch.float64) is PLAIN
-    assert choose_pointwise(torch.device("meta"), torch.bfloat16) is PLAIN
-    assert choose_pointwise(CPU, torch.float32) is (ONEDNN if is_onednn_usable(torch.float32) else PLAIN)
+    assert choose_pointwise(CPU, torch.float64, joined=True) is PLAIN
+    assert choose_pointwise(torch.device("meta"), torch.bfloat16, joined=True) is PLAIN
+    assert choose_pointwise(CPU, torch.float32) is PLAIN
+    assert choose_pointwise(CPU, torch.float32, joined=True) is (ONEDNN if is_onednn_usable(torch.float32) else PLAIN)
 
 
 @WITH_ONEDNN
@@ -119,8 +137,10 @@ def test_a_pass_with_gradients_takes_the_plain_form(monkeypatch):
     def forbid(*_):
         raise AssertionError("no graph passes through this")
 
-    forbidden = Pointwise("forbidden", forbid, forbid)
-    object.__setattr__(model, "pointwise", forbidden)
+    class Forbidden(Pointwise):
+        feed_forward = forbid
+
+    object.__setattr__(model, "pointwise", Forbidden())
     rollout._pass(x, 625.0, text, place)
     with torch.no_grad(), pytest.raises(AssertionError, match="no graph"):
         rollout._pass(x, 625.0, text, place)

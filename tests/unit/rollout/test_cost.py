@@ -52,12 +52,12 @@ def in_8_bits() -> NetworkWork:
     ("part", "measure", "limit"),
     [
         ("block", count_teraflops, 141),
-        ("block", count_pointwise_gb, 141),
-        ("block", count_launches, 4600),
-        ("block", ms_on_h200, 256),
-        ("block", ms_on_4090, 1098),
+        ("block", count_pointwise_gb, 43),
+        ("block", count_launches, 2660),
+        ("block", ms_on_h200, 229),
+        ("block", ms_on_4090, 983),
         ("recache", count_teraflops, 82.5),
-        ("recache", ms_on_h200, 149),
+        ("recache", ms_on_h200, 135),
         ("text", ms_on_h200, 0.31),
     ],
 )
@@ -68,10 +68,10 @@ def test_a_part_of_the_network_stays_within_its_limit(exact, part, measure, limi
 @pytest.mark.parametrize(
     ("part", "measure", "limit"),
     [
-        ("block", count_pointwise_gb, 224),
-        ("block", ms_on_h200, 198),
-        ("block", ms_on_4090, 581),
-        ("recache", ms_on_h200, 113),
+        ("block", count_pointwise_gb, 147),
+        ("block", ms_on_h200, 180),
+        ("block", ms_on_4090, 500),
+        ("recache", ms_on_h200, 103),
     ],
 )
 def test_a_part_of_the_network_in_8_bits_stays_within_its_limit(in_8_bits, part, measure, limit):
@@ -84,14 +84,14 @@ def test_8_bits_change_what_computes_the_products_not_how_many(exact, in_8_bits)
     assert in_8_bits.block.flops == exact.block.flops
 
 
-@pytest.mark.parametrize(("measure", "limit"), [(ms_on_h200, 206), (ms_on_4090, 605)])
+@pytest.mark.parametrize(("measure", "limit"), [(ms_on_h200, 188), (ms_on_4090, 523)])
 def test_the_fastest_block_with_its_pixels_stays_within_its_limit(in_8_bits, measure, limit):
     everything = in_8_bits.block + count_decode(TinyDecoder(make_tiny_vae()), 3)
     assert LOWEST * limit < measure(everything) <= limit
 
 
 def test_sampling_in_bf16_fits_8_gigabytes(exact):
-    assert LOWEST * 7.3 < MemoryBudget.of_sampling(make_network(), exact).total / 1e9 <= 7.3
+    assert LOWEST * 7.0 < MemoryBudget.of_sampling(make_network(), exact).total / 1e9 <= 7.0
 
 
 @pytest.mark.parametrize(("at_once", "limit"), [(3, 6.5), (2, 5.1), (1, 3.8)])
