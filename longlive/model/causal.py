@@ -20,7 +20,7 @@ from .attention import Attend, choose_attention
 from .dtypes import choose_float
 from .eight_bit import name_eight_bit_kernels
 from .forms import choose_pointwise
-from .fused import PLAIN, Modulation, Piece, Pointwise, Residual, add_gated, modulate
+from .fused import PLAIN, Addend, Modulation, Piece, Pointwise, add_gated, modulate
 from .placement import Placement
 from .rope import BASE, Rotation, make_table
 from .wan import MODULATIONS, AttentionTree, BlockTree, Geometry, WanModel, WanTree
@@ -174,11 +174,11 @@ class CausalWan:
         y_BTD = attention.o(self.attend(q_BTNH, keys, values).flatten(-2))
 
         attention = block.cross_attn
-        u_BTD, y_BTD = form.add_and_normalise(u_BTD, Residual(y_BTD, m.gate_a), block.norm3)
+        u_BTD, y_BTD = form.add_and_normalise(u_BTD, Addend(y_BTD, m.gate_a), block.norm3)
         q_BTNH = self.split_heads(attention.norm_q(attention.q(y_BTD)))
         y_BTD = attention.o(self.attend(q_BTNH, *text_keys).flatten(-2))
 
-        u_BTD, y_BTD = form.add_and_normalise(u_BTD, Residual(y_BTD), block.norm2, Modulation(m.factor_f, m.shift_f))
+        u_BTD, y_BTD = form.add_and_normalise(u_BTD, Addend(y_BTD), block.norm2, Modulation(m.factor_f, m.shift_f))
         return add_gated(u_BTD, form.feed_forward(block.ffn, y_BTD), m.gate_f)
 
     def choose_form(self) -> Pointwise:

@@ -37,7 +37,7 @@ Lends nothing if calling the layer does more than the class does: then it must b
 """
 
 
-class Residual(NamedTuple):
+class Addend(NamedTuple):
     """What is added to the tokens: y [B, T, D], times a gate [B, F, D] if it has one."""
 
     y_BTD: Tensor
@@ -62,7 +62,8 @@ def lend_weights(layer: object, kind: type[nn.Module], x: Tensor) -> Loan:
     """Lend the weights of a layer of PyTorch's own class `kind`, if nothing changes it."""
     if type(layer) is not kind or not is_untouched(layer) or is_cast(x):
         return NOTHING
-    return Loan(*(getattr(layer, name, None) for name in ("weight", "bias", "eps")))
+    weight, bias, eps = (getattr(layer, name, None) for name in ("weight", "bias", "eps"))
+    return Loan(weight, bias, eps)
 
 
 def is_untouched(layer: nn.Module) -> bool:
@@ -112,7 +113,7 @@ class Pointwise:
             piece.room_BTNH.copy_(y_BTNH[:, piece.tokens])
 
     def add_and_normalise(
-        self, x_BTD: Tensor, residual: Residual | None, norm: Layer, modulation: Modulation | None = None
+        self, x_BTD: Tensor, residual: Addend | None, norm: Layer, modulation: Modulation | None = None
     ) -> tuple[Tensor, Tensor]:
         """Add a residual to the tokens; return them and what a norm and its modulation make of them."""
         if residual:
@@ -164,7 +165,7 @@ def find_ends_around_gelu(layers: Layer) -> tuple[nn.Module, nn.Module] | None:
     return None
 
 
-class OneDNN(Pointwise):
+class OneDNNForm(Pointwise):
     """The form of a CPU."""
 
     def rotate(self, x_BTNH: Tensor, table_T1P22: Tensor) -> Tensor:
@@ -182,7 +183,7 @@ class OneDNN(Pointwise):
         return ends[1](torch.ops.mkldnn._linear_pointwise(x_BTD, *product, "gelu", [], "tanh"))
 
 
-ONEDNN = OneDNN("onednn")
+ONEDNN = OneDNNForm("onednn")
 
 
 @cache

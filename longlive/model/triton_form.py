@@ -19,22 +19,24 @@ from .attention import AMPERE, get_generation, name_release
 from .dtypes import COMPUTE_DTYPES
 from .fused import (
     NOTHING,
+    PLAIN,
+    Addend,
     Lend,
     Loan,
     Modulation,
     Piece,
     Pointwise,
-    Residual,
     find_ends_around_gelu,
     find_product,
     lend_weights,
 )
 from .rope import make_table
-from .wan import Layer
+from .wan import Layer, make_mlp
 
 log = logging.getLogger(__name__)
 
 PACKAGE = "triton"
+MOST_ROUNDINGS = 16  # by which the kernels may differ from the plain form
 OPERATORS = torch.library.Library(re.sub(r"\W", "_", __name__), "DEF")  # ComfyUI and a program may both import us
 KERNELS = {
     "add_and_normalise": "(Tensor x, Tensor? y, Tensor? gate, Tensor? factor, Tensor? shift, float eps, "
@@ -98,7 +100,7 @@ class TritonForm(Pointwise):
         return turned_BTNH
 
     def add_and_normalise(
-        self, x_BTD: Tensor, residual: Residual | None, norm: Layer, modulation: Modulation | None = None
+        self, x_BTD: Tensor, residual: Addend | None, norm: Layer, modulation: Modulation | None = None
     ) -> tuple[Tensor, Tensor]:
         loan = self.lend(norm, nn.LayerNorm, x_BTD)
         rows = list_rows(loan, modulation, x_BTD.dtype)
@@ -123,7 +125,7 @@ class TritonForm(Pointwise):
             loan.give_back()
             return layers(x_BTD)
         weight, bias = product
-        hidden_TD = torch._addmm_activation(bias, x_BTD.flatten(0, 1), weight.t(), use_gelu=True)
+        hidden_TD = torch.ops.aten._addmm_activation(bias, x_BTD.flatten(0, 1), weight.t(), use_gelu=True)
         loan.give_back()
         return ends[1](hidden_TD.unflatten(0, x_BTD.shape[:2]))
 
@@ -174,8 +176,25 @@ def is_triton_usable(device: torch.device, dtype: torch.dtype) -> bool:
 
 @torch.no_grad()
 def try_kernels(device: torch.device, dtype: torch.dtype) -> None:
-    """Compile both kernels and run them once."""
-    x = torch.ones(1, 2, 8, device=device, dtype=dtype)
-    TRITON.add_and_normalise(x, Residual(x, x[:, :1]), nn.LayerNorm(8, elementwise_affine=False))
-    norm = nn.RMSNorm(8, 1e-6, device=device, dtype=dtype)
-    TRITON.normalise_and_rotate(norm, x, make_table(0, 2, (1, 1), 8, device), 1)
+    """Compute a little of everything and compare it with the plain form. Raises ArithmeticError if they differ.
+
+    The products are exact, so that only their epilogue counts, whatever the precision of products is.
+    """
+    x, y, gate, factor, shift = torch.randn(5, 1, 4, 16, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    addend, modulation = Addend(y, gate[:, :2]), Modulation(factor[:, :2], shift[:, :2])
+    plain_norm = nn.LayerNorm(16, elementwise_affine=False)
+    norm = nn.RMSNorm(16, 1e-6, device=device, dtype=dtype)
+    norm.weight.copy_(y[0, 0])
+    table = make_table(7, 2, (1, 2), 8, device)
+    layers = make_mlp(16, 16, 16, nn.GELU("tanh"), device=device, dtype=dtype)
+    for weight in layers.parameters():
+        weight.copy_(torch.eye(16) if weight.dim() == 2 else torch.zeros(16))
+    for name, compute in (
+        ("norm", lambda form: form.add_and_normalise(x, addend, plain_norm, modulation)[1]),
+        ("rotation", lambda form: form.normalise_and_rotate(norm, x, table, 2)),
+        ("GELU", lambda form: form.feed_forward(layers, 3 * x)),
+    ):
+        found, expected = (compute(form).float() for form in (TRITON, PLAIN))
+        difference = float((found - expected).norm() / expected.norm())
+        if not difference < MOST_ROUNDINGS * torch.finfo(dtype).eps:
+            raise ArithmeticError(f"its {name} differs by {difference:.1e}")

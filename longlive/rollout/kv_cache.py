@@ -41,14 +41,14 @@ class RollingLayerKVCache:
         def find_tokens(first: int, frames: int) -> slice:
             return slice(first * per_frame, (first + frames) * per_frame)
 
-        def cut_pieces(x_BSNH: Tensor) -> list[Piece]:
+        def list_pieces(x_BSNH: Tensor) -> list[Piece]:
             return [
                 Piece(find_tokens(span.frame, span.count), x_BSNH[:, find_tokens(span.slot, span.count)])
                 for span in place.spans
             ]
 
         k, v, attended = self.k_BSNH, self.v_BSNH, find_tokens(0, place.filled)
-        return Room(cut_pieces(k), cut_pieces(v), k[:, attended], v[:, attended])
+        return Room(list_pieces(k), list_pieces(v), k[:, attended], v[:, attended])
 
     def write(self, place: Placement, k_BTNH: Tensor, v_BTNH: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
         """Store the un-rotated keys and the values of a pass; return all rotated keys and values that it may attend.

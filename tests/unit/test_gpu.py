@@ -8,7 +8,7 @@ from longlive.config import RolloutConfig
 from longlive.model import attention
 from longlive.model.causal import CausalWan
 from longlive.model.eight_bit import EightBit, EightBitLinear
-from longlive.model.fused import PLAIN, Modulation, Piece, Residual
+from longlive.model.fused import PLAIN, Addend, Modulation, Piece
 from longlive.model.rope import make_table
 from longlive.model.triton_form import TRITON, is_triton_usable
 from longlive.model.wan import Geometry, make_mlp
@@ -96,7 +96,7 @@ def test_kernels_add_a_residual_and_normalise_the_sum(dtype, tolerance, gated):
     plain_norm = torch.nn.LayerNorm(1536, 1e-6, elementwise_affine=False)
     norm = torch.nn.LayerNorm(1536, 1e-6, device="cuda", dtype=dtype).requires_grad_(False)
     for layer, modulation in ((plain_norm, Modulation(factor, shift)), (norm, None)):
-        residual = Residual(y, gate if gated else None)
+        residual = Addend(y, gate if gated else None)
         found, expected = (form.add_and_normalise(x, residual, layer, modulation) for form in (TRITON, PLAIN))
         torch.testing.assert_close(found, expected, rtol=tolerance, atol=4 * tolerance)
 

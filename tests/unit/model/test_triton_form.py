@@ -13,7 +13,7 @@ os.environ["TRITON_INTERPRET"] = "1"  # read by Triton when it is imported
 pytest.importorskip("triton")
 
 from longlive.model import triton_form
-from longlive.model.fused import PLAIN, Loan, Modulation, Piece, Residual, lend_weights
+from longlive.model.fused import PLAIN, Addend, Loan, Modulation, Piece, lend_weights
 from longlive.model.rope import make_table
 from longlive.model.triton_form import TRITON, TritonForm, is_triton_usable
 
@@ -73,12 +73,12 @@ def test_heads_are_rotated_wherever_they_are(dtype):
 @pytest.mark.parametrize("then", ["modulation", "weights", "nothing"])
 def test_a_residual_is_added_and_the_sum_is_normalised(added, gated, then, dtype):
     x, y = (make_random(BATCH, TOKENS + i, WIDTH, dtype=dtype)[:, i:] for i in (0, 1))
-    residual = Residual(y, make_rows(3, dtype) if gated else None) if added else None
+    residual = Addend(y, make_rows(3, dtype) if gated else None) if added else None
     norm = give_random_weights(nn.LayerNorm(WIDTH, 1e-6, elementwise_affine=then == "weights"), dtype)
     modulation = Modulation(make_rows(2, dtype), make_rows(4, dtype)) if then == "modulation" else None
     total, normal = TRITON.add_and_normalise(x, residual, norm, modulation)
 
-    wide = residual and Residual(y.double(), residual.gate_BFD.double() if gated else None)
+    wide = residual and Addend(y.double(), residual.gate_BFD.double() if gated else None)
     exact, _ = PLAIN.add_and_normalise(x.double(), wide, norm.double())
     check(total, exact)
     assert torch.equal(total, x) or added
@@ -90,7 +90,7 @@ def test_a_layer_that_is_not_plain_is_called_as_it_is():
     x, calls = make_random(BATCH, TOKENS, WIDTH, dtype=torch.float32), []
     for norm, compute in [
         (nn.RMSNorm(WIDTH, 1e-6), lambda form, norm: form.normalise_and_rotate(norm, x, TABLE, HEADS)),
-        (nn.LayerNorm(WIDTH, 1e-6), lambda form, norm: form.add_and_normalise(x, Residual(x), norm)[1]),
+        (nn.LayerNorm(WIDTH, 1e-6), lambda form, norm: form.add_and_normalise(x, Addend(x), norm)[1]),
     ]:
         norm.requires_grad_(False).register_forward_hook(lambda *_: calls.append("hook") or x**2)
         torch.testing.assert_close(compute(TRITON, norm), compute(PLAIN, norm))
@@ -119,6 +119,28 @@ def test_weights_that_are_lent_are_used_and_given_back():
         form.project_and_write(linear, x, [Piece(slice(0, TOKENS), ring)])
         torch.testing.assert_close(ring.flatten(2), linear(x) / 2)
     assert given_back == [nn.RMSNorm, nn.LayerNorm, nn.Linear]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_kernels_are_compared_with_the_plain_form_before_they_are_used(dtype, monkeypatch):
+    monkeypatch.setattr(triton_form.TritonForm, "feed_forward", PLAIN.feed_forward)  # GELU is another one on a CPU
+    triton_form.try_kernels(torch.device("cpu"), dtype)
+    for kernel, what in (("add_and_normalise", "norm"), ("normalise_and_rotate", "rotation")):
+        launch = getattr(triton_form, kernel)
+
+        def launch_wrong(*args, launch=launch, **out):
+            launch(*args, **out)
+            out["out"].mul_(1.2)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(triton_form, kernel, launch_wrong)
+            with pytest.raises(ArithmeticError, match=what):
+                triton_form.try_kernels(torch.device("cpu"), dtype)
+
+
+def test_another_gelu_is_noticed():
+    with pytest.raises(ArithmeticError, match="GELU"):  # on a CPU, the epilogue is not the tanh form
+        triton_form.try_kernels(torch.device("cpu"), torch.float32)
 
 
 def test_kernels_that_do_not_compile_are_not_used(monkeypatch, caplog):
