@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start, ComfyUI's above all
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when it is imported, and then runs its kernels on the CPU
 
 # test_boot comes first because it checks a ComfyUI that has run nothing. The others take longest, so they start early
 # and the two processes end at about the same time.

@@ -1,7 +1,6 @@
 """The kernels of NVIDIA's GPUs, run by Triton's interpreter on the CPU: near float64, and writing nothing beside."""
 
 import logging
-import os
 
 import pytest
 import torch
@@ -9,7 +8,6 @@ from torch import nn
 
 if torch.cuda.is_available():
     pytest.skip("test_gpu.py runs the compiled kernels", allow_module_level=True)
-os.environ["TRITON_INTERPRET"] = "1"  # read by Triton when it is imported
 pytest.importorskip("triton")
 
 from longlive.model import triton_form
