@@ -5,6 +5,9 @@ Dimension key: R tokens of all videos, G groups of R / G neighbouring tokens tha
 T tokens of one pass, N heads, H channels per head, P = H / 2 pairs.
 """
 
+# pyright: reportCallIssue=false, reportIndexIssue=false
+# (a kernel is launched with arguments that it does not name)
+
 import torch
 import triton
 import triton.language as tl
@@ -71,7 +74,7 @@ def add_and_normalise(
     groups = (number for each in (gate_GD, factor_GD, shift_GD) for number in describe_groups(rows, each))
     block = triton.next_power_of_2(width)
     with torch.cuda.device_of(x_RD):
-        _add_and_normalise[(rows,)](  # pyright: ignore[reportIndexIssue]
+        _add_and_normalise[(rows,)](
             x_RD, y_RD, gate_GD, factor_GD, shift_GD, total_RD, out_RD,
             width, *groups, eps, BLOCK=block, num_warps=count_warps(block),
         )  # fmt: skip
@@ -93,7 +96,7 @@ def normalise_and_rotate(
     pairs = channels // 2
     head_block, pair_block = triton.next_power_of_2(heads), triton.next_power_of_2(pairs)
     with torch.cuda.device_of(x_BTNH):
-        _normalise_and_rotate[(batch * tokens,)](  # pyright: ignore[reportIndexIssue]
+        _normalise_and_rotate[(batch * tokens,)](
             x_BTNH, weight_D, table_T1P22, out_BTNH, tokens, heads, pairs,
             x_BTNH.stride(0), x_BTNH.stride(1), out_BTNH.stride(0), out_BTNH.stride(1), eps,
             HEADS=head_block, PAIRS=pair_block, num_warps=count_warps(head_block * pair_block * 2),
