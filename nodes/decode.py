@@ -11,6 +11,7 @@ from .host.fallback_decoder import FallbackDecoder
 from .host.interrupted import show_on_interrupt
 from .host.model import to_latent
 from .host.sampling import open_fragment_store, show_progress
+from .host.speed import choose_vae
 from .host.tiny_vae import LatentSpaceChoice
 from .sockets import LiveSession, SessionSocket
 
@@ -62,7 +63,7 @@ class Decode(io.ComfyNode):
         session.check_has_frames()
         video = session.session
         path, subfolder = paths.choose_video_path(filename_prefix, video.width, video.height)
-        decoder = FallbackDecoder(vae, latent_space, size=(video.height, video.width))
+        decoder = FallbackDecoder(*choose_vae(session.model, vae, latent_space), size=(video.height, video.width))
         with (
             VideoWriter(path, metadata=cls.describe_workflow(), growing=paths.find_temporary_folder()) as writer,
             show_on_interrupt(writer),

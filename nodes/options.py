@@ -4,7 +4,8 @@ from comfy_api.latest import io
 
 from ..longlive.config import Positions, RolloutConfig
 from ..longlive.errors import ConfigError
-from .sockets import OptionsSocket
+from ..longlive.model.speed import Speed
+from .sockets import OptionsSocket, SessionOptions
 
 
 class Options(io.ComfyNode):
@@ -69,17 +70,27 @@ class Options(io.ComfyNode):
                     tooltip="absolute: as released, up to 1024 latent frames (4 minutes 15 seconds). unbounded: any "
                     "length; choose it for a video of more than 4 minutes.",
                 ),
+                io.Combo.Input(
+                    "speed",
+                    options=[speed.value for speed in Speed],
+                    default=Speed.EXACT.value,
+                    optional=True,
+                    tooltip="exact: the arithmetic of the released code. fast: attention in 8 bits, the same weights. "
+                    "fastest: the linears in 8 bits, too, and Decode takes a tiny VAE from models/vae_approx. What is "
+                    "not here is left out; LongLive Session Info says what.",
+                ),
             ],
             outputs=[OptionsSocket.Output(display_name="options", tooltip="For LongLive Session.")],
         )
 
     @classmethod
-    def execute(cls, steps: str, positions: str, **numbers) -> io.NodeOutput:
+    def execute(cls, steps: str, positions: str, speed: str = Speed.EXACT, **numbers) -> io.NodeOutput:
         try:
             timesteps = tuple(int(step) for step in steps.replace(",", " ").split())
         except ValueError as error:
             raise ConfigError(f"steps are {steps!r}; give whole numbers such as 1000, 750, 500, 250") from error
-        return io.NodeOutput(RolloutConfig(steps=timesteps, positions=Positions(positions), **numbers))
+        rollout = RolloutConfig(steps=timesteps, positions=Positions(positions), **numbers)
+        return io.NodeOutput(SessionOptions(rollout, Speed(speed)))
 
 
 NODES = [Options]

@@ -4,14 +4,14 @@ import logging
 
 from comfy_api.latest import io, ui
 
-from ..longlive.config import RolloutConfig
 from ..longlive.session.boundary import Boundary
 from ..longlive.session.session import Session
 from .host.conditioning import to_prompt
 from .host.identity import hash_model
-from .host.model import as_causal_model, check_size, describe_attention
+from .host.model import as_causal_model, check_size
+from .host.speed import describe_speed, set_speed
 from .inputs import make_length_inputs, make_options_input, make_seed_input, make_size_inputs, to_blocks
-from .sockets import LiveSession, SessionSocket
+from .sockets import LiveSession, SessionOptions, SessionSocket
 
 log = logging.getLogger(__name__)
 
@@ -51,11 +51,13 @@ class NewSession(io.ComfyNode):
     @classmethod
     def execute(cls, model, width: int, height: int, seed: int, conditioning=None, options=None) -> io.NodeOutput:
         check_size(model, width, height)
+        options = options or SessionOptions()
+        model = set_speed(model, options.speed)
         causal = as_causal_model(model)
         session = Session.start(
             to_prompt(conditioning, model) if conditioning else None,
             model=hash_model(model),
-            config=options or RolloutConfig(),
+            config=options.rollout,
             height=height,
             width=width,
             seed=seed,
@@ -165,7 +167,7 @@ class SessionInfo(io.ComfyNode):
 
     @classmethod
     def execute(cls, session: LiveSession) -> io.NodeOutput:
-        report = f"{session.session.describe()}\nattention: {describe_attention(session.model)}"
+        report = f"{session.session.describe()}\n{describe_speed(session.model)}"
         return io.NodeOutput(report, session.session.num_frames, session.session.seconds, ui=ui.PreviewText(report))
 
 

@@ -1,18 +1,28 @@
 """The pack's socket types, and the sessions that travel on them."""
 
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..longlive.config import RolloutConfig
 from ..longlive.errors import ConfigError, SessionError, shorten
+from ..longlive.model.speed import Speed
 from ..longlive.session.session import Session
 from .host.model import Model
 
 SessionSocket = io.Custom("LONGLIVE_SESSION")
 OptionsSocket = io.Custom("LONGLIVE_OPTIONS")
 PairsSocket = io.Custom("LONGLIVE_PAIRS")
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """What LongLive Options sets."""
+
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    speed: Speed = Speed.EXACT
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from .host import paths
 from .host.conditioning import Pairs, encode_pairs
 from .host.tuning_job import Models, TuningJob, TuningSettings
 from .inputs import make_clip_input, make_options_input, make_seed_input, make_size_inputs
-from .sockets import PairsSocket
+from .sockets import PairsSocket, SessionOptions
 
 CATEGORY = "LongLive/tuning"
 MAX_TEXT_LENGTH = 200_000  # characters; the server answers nobody while it parses them
@@ -214,9 +214,12 @@ class Tuner(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, student, teacher, vae, pairs: Pairs, name: str, **settings) -> io.NodeOutput:
+    def execute(
+        cls, student, teacher, vae, pairs: Pairs, name: str, options: SessionOptions | None = None, **settings
+    ) -> io.NodeOutput:
         models = Models(student=student, teacher=teacher, vae=vae)
-        job = TuningJob(models, pairs, name, TuningSettings(**settings))
+        rollout = (options or SessionOptions()).rollout
+        job = TuningJob(models, pairs, name, TuningSettings(rollout=rollout, **settings))
         job.run()
         sample = ui.SavedResult(job.sample_file.name, job.sample_folder, io.FolderType.output)
         return io.NodeOutput(

@@ -17,6 +17,7 @@ from ..miniature.text import MiniatureText
 from ..miniature.world import SIZE
 from ..model.causal import CausalWan
 from ..model.dtypes import COMPUTE_DTYPES
+from ..model.speed import Speed, choose_means
 from ..model.text_encoder import UMT5
 from ..model.tiny_vae import LatentSpace
 from ..model.vae import LATENT_CHANNELS
@@ -31,8 +32,11 @@ from ..units import FPS
 from ..video.render import VideoRenderer
 from ..video.writer import VideoWriter, check_output
 from ..weights.file_digest import digest_file
-from ..weights.load import load_model
+from ..weights.load import build_model
 from ..weights.load_decoder import load_decoder
+from ..weights.lora import prepare_lora
+from ..weights.quantise import read_forms
+from ..weights.weights_file import read_weights_file
 from .lora_options import add_lora_options, check_lora_options
 from .terminal import choose_status, say
 
@@ -80,6 +84,13 @@ def add_parser(commands) -> None:
         "--sage",
         action="store_true",
         help="use 8-bit attention, SageAttention or else comfy-kitchen's: faster on consumer GPUs, not exact",
+    )
+    render.add_argument(
+        "--speed",
+        choices=[speed.value for speed in Speed],
+        default=Speed.EXACT.value,
+        help="fast: 8-bit attention where there is a kernel, joined operations; fastest: 8-bit linears as well, where "
+        "they are faster than bf16 (give --vae a tiny VAE, too). What is not here is left out, and the log says so",
     )
     add_video_options(render)
     render.set_defaults(enlarged=1)
@@ -144,12 +155,24 @@ def render_script(options: argparse.Namespace, script: str) -> int:
     encoder = MiniatureText() if options.miniature else UMT5.of_pipeline(options.pipeline, device=device, dtype=dtype)
     prompts = [Prompt.of(encoder(segment.prompt), segment.prompt) for segment in segments]
     del encoder  # frees 11 GB
-    tree, _ = load_model(
-        weights, lora=options.lora, strength=options.strength, dtype=dtype, device=device, ema=options.ema
-    )
-    model = CausalWan.of_tree(tree, quantised_attention=options.sage)
-    log.info("attention: %s", model.kernel)
+    model = load_causal_model(options, weights, device, dtype)
     return make_video(options, video, segments, prompts, model, decoder)
+
+
+def load_causal_model(
+    options: argparse.Namespace, weights: Path, device: torch.device, dtype: torch.dtype
+) -> CausalWan:
+    """Load the network at the speed that was asked for. Linears that have 8 bits in the file stay as they are."""
+    means = choose_means(Speed(options.speed), device, dtype)
+    file = read_weights_file(weights, ema=options.ema)
+    form = None if read_forms(file.tensors, file.name) else means.form
+    lora = prepare_lora(options.lora, options.strength)
+    tree, _ = build_model(file, lora=lora, dtype=dtype, device=device, eight_bit=form)
+    model = CausalWan.of_tree(tree, quantised_attention=options.sage or means.attention, joined=means.joined)
+    log.info("speed: %s, computed by %s", means.speed, model.kernel)
+    for sentence in means.left_out:
+        log.warning("%s does without: %s", means.speed, sentence)
+    return model
 
 
 def choose_files(options: argparse.Namespace) -> tuple[Path, Path]:

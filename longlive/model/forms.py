@@ -2,7 +2,7 @@
 
 import torch
 
-from .fused import ONEDNN, PLAIN, Lend, Pointwise, is_onednn_usable, lend_weights
+from .fused import PLAIN, Lend, Pointwise, is_onednn_usable, lend_weights, make_onednn_form
 from .triton_form import is_triton_usable, make_triton_form
 
 
@@ -14,7 +14,7 @@ def choose_pointwise(
     `lend` lends the weights of the network's layers.
     """
     if device.type == "cpu" and joined and is_onednn_usable(dtype):
-        return ONEDNN
+        return make_onednn_form(lend)
     if is_triton_usable(device, dtype):
         return make_triton_form(lend)
     return PLAIN

@@ -177,13 +177,19 @@ class OneDNNForm(Pointwise):
     def feed_forward(self, layers: Layer, x_BTD: Tensor) -> Tensor:
         """Compute GELU where the product before it still is in registers."""
         ends = find_ends_around_gelu(layers)
-        product = find_product(self.lend(ends[0], nn.Linear, x_BTD), x_BTD) if ends else None
+        loan = self.lend(ends[0], nn.Linear, x_BTD) if ends else NOTHING
+        product = find_product(loan, x_BTD)
         if not ends or not product:
+            loan.give_back()
             return layers(x_BTD)
-        return ends[1](torch.ops.mkldnn._linear_pointwise(x_BTD, *product, "gelu", [], "tanh"))
+        hidden_BTD = torch.ops.mkldnn._linear_pointwise(x_BTD, *product, "gelu", [], "tanh")
+        loan.give_back()
+        return ends[1](hidden_BTD)
 
 
-ONEDNN = OneDNNForm("onednn")
+@cache
+def make_onednn_form(lend: Lend = lend_weights) -> OneDNNForm:
+    return OneDNNForm("onednn", lend)
 
 
 @cache

@@ -25,7 +25,7 @@ LATENT_STD = (2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
               3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160)
 # fmt: on
 LATENT_CHANNELS = len(LATENT_MEAN)
-MAX_BASE_WIDTH = 1 << 12  # channels; 96 as released
+BASE_WIDTH, MAX_BASE_WIDTH = 96, 1 << 12  # channels: as released; the most that a file may have
 MULTIPLIERS = (1, 2, 4, 4)  # width of each level over the base width
 HALVES_TIME = (False, True, True)  # of each step between levels, from pixels to latents
 ENCODER_BLOCKS, DECODER_BLOCKS = 2, 3  # residual blocks per level

@@ -83,12 +83,15 @@ def build_model(
     lora: Lora | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
+    eight_bit: EightBit | None = None,
 ) -> tuple[WanModel, LoadReport]:
     """Build the tree as `load_model` does, from a weights file already read.
 
-    Raises ConfigError if the file has linears in 8 bits and comfy-kitchen is missing.
+    With `eight_bit`, the linears of the layers are rounded to it. Raises ConfigError if there are linears in 8 bits and
+    comfy-kitchen is missing.
     """
-    state, report = merge_weights(file, lora=lora, dtype=dtype or choose_dtype(file), device=device)
+    dtype = dtype or choose_dtype(file)
+    state, report = merge_weights(file, lora=lora, dtype=dtype, device=device, eight_bit=eight_bit)
     if report.forms:
         import_kitchen()
     for warning in filter(None, (form.explain_slow(torch.device(device)) for form in report.forms)):

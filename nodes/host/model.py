@@ -13,10 +13,11 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...longlive.errors import WeightsError
-from ...longlive.model.attention import Attend, choose_newest_attention
+from ...longlive.model.attention import Attend, choose_newest_attention, choose_quantised_attention
 from ...longlive.model.causal import CausalWan
 from ...longlive.model.dtypes import COMPUTE_DTYPES, name_dtype
 from ...longlive.model.forms import choose_pointwise
+from ...longlive.model.speed import Means
 from ...longlive.model.vae import LATENT_CHANNELS
 from ...longlive.model.wan import Geometry, WanModel, WanTree
 from ...longlive.weights.load import build_model
@@ -41,6 +42,7 @@ HARMLESS_OPTIONS = {"transformer_options", "disable_cfg1_optimization", "torch_c
 HONOURED_CALLBACKS = {"on_clone", "on_load_after", "on_detach_after", "on_pre_run", "on_cleanup"}  # all are called
 PYTORCH_ATTENTION = "attention_pytorch"  # what ComfyUI uses unless the user chooses
 SIZE_CHECK = "longlive_size_check"  # attachment of a MODEL that makes one size only
+EXACT = Means()
 
 
 def check_size(patcher: ModelPatcher, width: int, height: int) -> None:
@@ -50,21 +52,21 @@ def check_size(patcher: ModelPatcher, width: int, height: int) -> None:
         check(width, height)
 
 
-def as_causal_model(patcher: ModelPatcher) -> CausalWan:
+def as_causal_model(patcher: ModelPatcher, means: Means = EXACT) -> CausalWan:
     """Wrap a MODEL as a causal model, with its sub-modules, attention and patches, on its device.
 
-    Raises WeightsError if the MODEL is not a Wan2.1 text-to-video network.
+    `means` are those of its speed. Raises WeightsError if the MODEL is not a Wan2.1 text-to-video network.
     """
     tree = get_wan_tree(patcher)
     device = patcher.load_device
-    attend, newer = find_newer_attention(patcher) or (bind_attention(patcher), "")
+    attend, own = find_own_attention(patcher, means) or (bind_attention(patcher), "")
     dtype = get_compute_dtype(patcher)
-    pointwise = choose_pointwise(device, dtype, lend=lend_host_weights)
+    pointwise = choose_pointwise(device, dtype, joined=means.joined, lend=lend_host_weights)
     return CausalWan(
         tree=tree,
         geometry=Geometry.of_tree(tree),
         attend=attend,
-        kernel=" ".join(filter(None, [device.type, newer, describe_kernels(patcher), pointwise.name])),
+        kernel=" ".join(filter(None, [device.type, own, describe_kernels(patcher), means.form, pointwise.name])),
         device=device,
         dtype=dtype,
         entry_dtype=torch.float32,  # as in ComfyUI's own forward, whatever the weight's dtype
@@ -166,17 +168,23 @@ def bind_attention(patcher: ModelPatcher) -> Attend:
     return attend
 
 
-def find_newer_attention(patcher: ModelPatcher) -> tuple[Attend, str] | None:
+def find_own_attention(patcher: ModelPatcher, means: Means = EXACT) -> tuple[Attend, str] | None:
     """Find a faster kernel than ComfyUI's attention, with its name. None if a node or the user chose an attention."""
-    if get_attention_override(patcher) is not None or optimized_attention.__name__ != PYTORCH_ATTENTION:
+    if is_attention_chosen(patcher):
         return None
-    return choose_newest_attention(patcher.load_device, get_compute_dtype(patcher))
+    choose = choose_quantised_attention if means.attention else choose_newest_attention
+    return choose(patcher.load_device, get_compute_dtype(patcher))
 
 
-def describe_attention(patcher: ModelPatcher) -> str:
+def is_attention_chosen(patcher: ModelPatcher) -> bool:
+    """Whether a node or a start option of ComfyUI chose another attention than PyTorch's."""
+    return get_attention_override(patcher) is not None or optimized_attention.__name__ != PYTORCH_ATTENTION
+
+
+def describe_attention(patcher: ModelPatcher, means: Means = EXACT) -> str:
     """Name the attention that a session computes with."""
-    if newer := find_newer_attention(patcher):
-        return newer[1]
+    if own := find_own_attention(patcher, means):
+        return own[1]
     overridden = get_attention_override(patcher) is not None
     return f"{optimized_attention.__name__}{', overridden by a node' if overridden else ''}"
 

@@ -13,6 +13,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...longlive.model.causal import CausalWan
+from ...longlive.model.speed import Means
 from ...longlive.rollout.rollout import Pass, PassKind
 from ...longlive.rollout.sampler import PROMPTS_HELD, Sampler, count_cache_bytes, count_text_bytes
 from ...longlive.session.block_store import Store, open_store
@@ -20,6 +21,7 @@ from ...longlive.session.session import Session
 from .identity import list_opaque
 from .interrupted import show_latents
 from .model import as_causal_model, list_ignored, to_host_axes, use_device
+from .speed import choose_model, find_means
 from .tiny_vae import create_previewer
 from .warm_cache import warm_slot
 
@@ -35,9 +37,11 @@ def open_sampler(patcher: ModelPatcher, session: Session, total_blocks: int) -> 
 
     It loads nothing before it has to compute a block. Without an error, its KV cache stays warm for the next node.
     """
+    means = find_means(patcher)
+    patcher = choose_model(patcher, means)
     try:
         patcher.pre_run()  # calls callbacks that may change how the MODEL computes, so it comes before the key
-        with use_device(patcher.load_device), create_sampler(patcher, session, total_blocks) as sampler:
+        with use_device(patcher.load_device), create_sampler(patcher, means, session, total_blocks) as sampler:
             yield sampler
             warm_slot.keep(patcher, sampler.hand_over())
     except BaseException:
@@ -59,9 +63,10 @@ def extend_session(sampler: Sampler, session: Session, blocks: int, model: Model
     return session
 
 
-def create_sampler(patcher: ModelPatcher, session: Session, total_blocks: int) -> Sampler:
+def create_sampler(patcher: ModelPatcher, means: Means, session: Session, total_blocks: int) -> Sampler:
     """Create the sampler of a MODEL whose run has begun; warn of what the MODEL carries and a session cannot use."""
-    model, unknown, unused = as_causal_model(patcher), list_opaque(patcher), list_ignored(patcher)
+    model = as_causal_model(patcher, means)
+    unknown, unused = list_opaque(patcher), list_ignored(patcher)
     if unused:
         log.warning("LongLive ignores what a session cannot use of the MODEL: %s", " and ".join(unused))
     if unknown:

@@ -131,6 +131,13 @@ def create_previewer(patcher: ModelPatcher):
     return previewer
 
 
+def find_tiny_file() -> str | None:
+    """Find the file of a tiny VAE for Wan2.1 among those of ComfyUI's previews."""
+    names = sorted(folder_paths.get_filename_list("vae_approx"))
+    found = next((name for name in names if find_latent_space(Path(name).name)), None)
+    return found and folder_paths.get_full_path("vae_approx", found)
+
+
 def find_other_preview_file(patcher: ModelPatcher) -> str | None:
     """Find taew2_1 where ComfyUI looks for lighttaew2_1 only, if the user chose previews by a tiny VAE."""
     wanted = getattr(patcher.model.latent_format, "taesd_decoder_name", None)

@@ -101,7 +101,7 @@ class TuningSettings:
     seed: int
     guidance: float
     anchored_on: int  # latent frames
-    options: RolloutConfig | None = None
+    rollout: RolloutConfig
 
     def to_config(self, models: Models, pairs: Pairs) -> TuneConfig:
         """Make the configuration of a tuning. It names models and pairs by their hashes. Raises ConfigError."""
@@ -120,7 +120,7 @@ class TuningSettings:
                 width=self.width,
                 height=self.height,
             ),
-            rollout=self.options or RolloutConfig(),
+            rollout=self.rollout,
             stream=StreamConfig(length=self.length, anchored_on=self.anchored_on),
             learn=LearnConfig(
                 rank=self.rank,

@@ -8,7 +8,7 @@ from torch import nn
 from longlive.config import RolloutConfig
 from longlive.model.causal import CausalWan
 from longlive.model.forms import choose_pointwise
-from longlive.model.fused import ONEDNN, PLAIN, Piece, Pointwise, is_onednn_usable
+from longlive.model.fused import PLAIN, Piece, Pointwise, is_onednn_usable, make_onednn_form
 from longlive.model.rope import Rotation, make_table
 from longlive.model.wan import WanModel
 from longlive.rollout.rollout import Rollout
@@ -17,6 +17,7 @@ BATCH, FRAMES, GRID, HEADS, CHANNELS = 2, 3, (2, 5), 2, 12
 TOKENS, WIDTH, HIDDEN = FRAMES * GRID[0] * GRID[1], HEADS * CHANNELS, 40
 CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.bfloat16]
+ONEDNN = make_onednn_form()
 WITH_ONEDNN = pytest.mark.skipif(not is_onednn_usable(torch.bfloat16), reason="oneDNN does not run here")
 CHOICES = [PLAIN, pytest.param(ONEDNN, marks=WITH_ONEDNN)]
 
