@@ -34,7 +34,7 @@ from .tiny_vae import find_tiny_file, is_host_tiny_vae
 
 log = logging.getLogger(__name__)
 
-SPEED = "longlive_speed"  # attachment of a MODEL
+SPEED_CHOICE = "longlive_speed"  # attachment of a MODEL
 NO_TINY_VAE = "left out: a tiny VAE; put taew2_1 or lighttaew2_1 into models/vae_approx"
 ATTENTION_CHOSEN = "8-bit attention, because a node or a start option of ComfyUI has chosen the attention"
 
@@ -46,12 +46,12 @@ def set_speed(patcher: ModelPatcher, speed: Speed) -> ModelPatcher:
     if speed is get_speed(patcher):
         return patcher
     clone = patcher.clone()
-    clone.set_attachments(SPEED, speed)
+    clone.set_attachments(SPEED_CHOICE, speed)
     return clone
 
 
 def get_speed(patcher: ModelPatcher) -> Speed:
-    return patcher.get_attachment(SPEED) or Speed.EXACT
+    return patcher.get_attachment(SPEED_CHOICE) or Speed.EXACT
 
 
 def find_means(patcher: ModelPatcher) -> Means:
@@ -95,7 +95,7 @@ def copy_in_8_bits(patcher: ModelPatcher, form: EightBit) -> ModelPatcher:
     copy.model_options = create_model_options_clone(patcher.model_options)
     copy.callbacks = patcher.callbacks
     copy.add_object_patch("manual_cast_dtype", get_compute_dtype(patcher))
-    for name in (SIZE_CHECK, SPEED):
+    for name in (SIZE_CHECK, SPEED_CHOICE):
         copy.set_attachments(name, patcher.get_attachment(name))
     return copy
 

@@ -117,7 +117,7 @@ def test_what_does_not_run_here_is_not_chosen():
     assert choose_pointwise(CPU, torch.float64, joined=True) is PLAIN
     assert choose_pointwise(torch.device("meta"), torch.bfloat16, joined=True) is PLAIN
     assert choose_pointwise(CPU, torch.float32) is PLAIN
-    assert choose_pointwise(CPU, torch.float32, joined=True) is (ONEDNN if is_onednn_usable(torch.float32) else PLAIN)
+    assert choose_pointwise(CPU, torch.float32, joined=True) == (ONEDNN if is_onednn_usable(torch.float32) else PLAIN)
 
 
 @WITH_ONEDNN
