@@ -6,14 +6,15 @@ Prints the tables of benchmarks/README.md. The limits in tests/unit/rollout/test
 """
 
 import sys
-from collections.abc import Iterable
+from dataclasses import replace
 
 from cards import CARDS, Card
-from eight_bit_kernels import attend_in_8_bit, use_counted_kitchen
 from memory_budget import MemoryBudget
+from predictions import TINY_VAE, count_modes
 from true_size import (
     HEIGHT,
     WIDTH,
+    NetworkWork,
     count_decode,
     count_encode,
     count_network,
@@ -23,11 +24,13 @@ from true_size import (
     make_tiny_vae,
     make_vae,
 )
+from turns import format_table
 from work_counter import Kind, Work
 
 from longlive.config import Positions, RolloutConfig
 from longlive.model.eight_bit import EightBit
 from longlive.model.fused import PLAIN
+from longlive.model.speed import Speed
 from longlive.model.tiny_vae import TinyDecoder
 from longlive.model.vae_streams import StreamingDecoder, StreamingEncoder
 from longlive.units import PIXEL_FRAMES_PER_FRAME
@@ -48,11 +51,6 @@ def describe_work(name: str, work: Work) -> tuple:
     times = (f"{1e3 * card.predict_seconds(work):.1f}" for card in CARDS)
     moved = (f"{work.num_bytes / 1e9:.1f}", f"{work.pointwise_bytes / 1e9:.1f}")
     return name, f"{work.flops / 1e12:.2f}", work.launches, work.launches_in_double, *moved, *times
-
-
-def format_table(columns: Iterable[str], rows: Iterable[tuple]) -> str:
-    lines = [columns, ["---"] * len([*columns]), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def describe_card(card: Card) -> tuple:
@@ -76,54 +74,70 @@ def describe_budget(name: str, budget: MemoryBudget) -> tuple:
     return name, *(f"{num_bytes / 1e9:.2f}" for num_bytes in parts)
 
 
-def main() -> None:
-    model, vae, tiny_vae, config = make_network(), make_vae(), make_tiny_vae(), RolloutConfig()
-    exact = count_network(model, config)
-    with use_counted_kitchen():
-        int8_model = make_network(EightBit.INT8)
-        int8 = count_network(int8_model, config)
-        int8_attention = count_network(make_network(EightBit.INT8, attend_in_8_bit), config)
-    decoding = {n: count_decode(StreamingDecoder(vae, at_once=n), config.block) for n in (3, 2, 1)}
-    tiny_decoding = count_decode(TinyDecoder(tiny_vae), config.block)
+def list_network_rows(networks: dict[str, NetworkWork], config: RolloutConfig) -> list[tuple]:
+    exact, int8, fastest = (networks[mode] for mode in (Speed.EXACT, EightBit.INT8, Speed.FASTEST))
     plain = count_network(make_network(pointwise=PLAIN), config)
-    unbounded = count_network(model, RolloutConfig(positions=Positions.UNBOUNDED))
-    network_rows = [
+    unbounded = count_network(make_network(), replace(config, positions=Positions.UNBOUNDED))
+    return [
         describe_work("four steps", exact.steps),
         describe_work("clean pass", exact.clean_pass),
         describe_work("**block**", exact.block),
         describe_work("block, unbounded", unbounded.block),
         describe_work("block, without Triton", plain.block),
         describe_work("block, INT8 linears", int8.block),
-        describe_work("block, INT8 linears, 8-bit attention", int8_attention.block),
+        describe_work("block, INT8 linears, 8-bit attention", fastest.block),
         describe_work("recache, sink kept", exact.recache),
-        describe_work("recache, INT8 linears, 8-bit attention", int8_attention.recache),
+        describe_work("recache, INT8 linears, 8-bit attention", fastest.recache),
         describe_work("keys and values of a prompt", exact.text),
         describe_work("umT5-xxl on a prompt", count_text_encoder()),
         *REFERENCE,
     ]
-    vae_rows = [describe_work(f"decode of a block, {n} at once", work) for n, work in decoding.items()]
-    vae_rows += [describe_work("decode of a block, tiny VAE", tiny_decoding)]
+
+
+def list_budgets(networks: dict[str, NetworkWork], decoding: dict[str, Work], config: RolloutConfig) -> list[tuple]:
+    """List the memory of each part, and of parts together."""
+    whole, int8_model = make_network(), make_network(EightBit.INT8)
+    exact = MemoryBudget.of_sampling(whole, networks[Speed.EXACT])
+    plain_model = make_network(pointwise=PLAIN)
+    plain = MemoryBudget.of_sampling(plain_model, count_network(plain_model, config))
+    int8 = MemoryBudget.of_sampling(int8_model, networks[EightBit.INT8])
+    tiny = MemoryBudget.of_decoding(make_tiny_vae(), decoding[TINY_VAE])
+    full = {n: MemoryBudget.of_decoding(make_vae(), work) for n, work in decoding.items() if n != TINY_VAE}
+    at_once, *_, one_by_one = full.values()
+    return [
+        describe_budget("sampling, bf16", exact),
+        describe_budget("sampling, bf16, without Triton", plain),
+        describe_budget("sampling, INT8", int8),
+        *(describe_budget(f"decoding, {name}", budget) for name, budget in full.items()),
+        describe_budget("decoding, tiny VAE", tiny),
+        describe_budget("bf16, full VAE, unloaded in turn", exact.unload_between(at_once)),
+        describe_budget("bf16, full VAE, 1 at once, nothing unloaded", exact + one_by_one),
+        describe_budget("bf16, full VAE, 3 at once, nothing unloaded", exact + at_once),
+        describe_budget("bf16, tiny VAE, nothing unloaded", exact + tiny),
+        describe_budget("**INT8, tiny VAE, nothing unloaded**", int8 + tiny),
+        describe_budget("the same, if keys and values had 8 bits", (int8 + tiny).shrink_cache(int8_model, config)),
+    ]
+
+
+def main() -> None:
+    vae, config = make_vae(), RolloutConfig()
+    networks = count_modes(config)
+    decoding = {f"{n} at once": count_decode(StreamingDecoder(vae, at_once=n), config.block) for n in (3, 2, 1)}
+    decoding[TINY_VAE] = count_decode(TinyDecoder(make_tiny_vae()), config.block)
+    vae_rows = [describe_work(f"decode of a block, {name}", work) for name, work in decoding.items()]
     vae_rows += [describe_work("encode of a block", count_encode(StreamingEncoder(vae), config.block))]
     all_rows = [
-        describe_work("bf16, full VAE", exact.block + decoding[config.block]),
-        describe_work("bf16, tiny VAE", exact.block + tiny_decoding),
-        describe_work("INT8 linears, 8-bit attention, tiny VAE", int8_attention.block + tiny_decoding),
+        describe_work("bf16, full VAE", networks[Speed.EXACT].block + next(iter(decoding.values()))),
+        describe_work("bf16, tiny VAE", networks[Speed.EXACT].block + decoding[TINY_VAE]),
+        describe_work("INT8 linears, 8-bit attention, tiny VAE", networks[Speed.FASTEST].block + decoding[TINY_VAE]),
     ]
-    tiny_budget = MemoryBudget.of_decoding(tiny_vae, tiny_decoding)
-    budgets = {
-        "sampling, bf16": MemoryBudget.of_sampling(model, exact),
-        **{f"decoding, {n} at once": MemoryBudget.of_decoding(vae, work) for n, work in decoding.items()},
-        "decoding, tiny VAE": tiny_budget,
-        "sampling in INT8 and tiny VAE": MemoryBudget.of_sampling(int8_model, int8) + tiny_budget,
-    }
     kinds = [kind.name.lower().replace("_", " ").replace("gemm", "GEMM") for kind in Kind if kind is not Kind.POINTWISE]
     tables = {
-        "Network": format_table(["what", *COLUMNS], network_rows),
+        "Network": format_table(["what", *COLUMNS], list_network_rows(networks, config)),
         "VAE": format_table(["what", *COLUMNS], vae_rows),
         "Network and VAE, a block": format_table(["what", *COLUMNS], all_rows),
         "Memory": format_table(
-            ["what", "weights GB", "kept GB", "a pass GB", "together GB"],
-            [describe_budget(*item) for item in budgets.items()],
+            ["what", "weights GB", "kept GB", "a pass GB", "together GB"], list_budgets(networks, decoding, config)
         ),
         "Transfers of a block": format_table(["what", "MB", "ms at 25 GB/s"], describe_transfers(config)),
         "Rates": format_table(["card", *(f"{kind}, T/s" for kind in kinds), "TB/s"], map(describe_card, CARDS)),

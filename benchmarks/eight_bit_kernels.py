@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from work_counter import KERNELS, Kernel, Kind, count_attention, count_product
 
+from longlive.model.kitchen import KITCHEN
+
 
 @torch.library.custom_op("eight_bit_kernels::int8_linear", mutates_args=())
 def int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
@@ -38,8 +40,12 @@ KERNELS["eight_bit_kernels::attend"] = Kernel(
 def use_counted_kitchen() -> Iterator[None]:
     """Let 8-bit linears compute with the kernel above instead of comfy-kitchen's."""
     operators = SimpleNamespace(int8_linear=lambda x, weight, scale, bias, *_: int8_linear(x, weight, scale, bias))
-    with (
-        patch.dict(sys.modules, comfy_kitchen=ModuleType("comfy_kitchen")),
-        patch.object(torch.ops, "comfy_kitchen", operators, create=True),
-    ):
-        yield
+    installed = sys.modules.get(KITCHEN)
+    sys.modules[KITCHEN] = ModuleType(KITCHEN)
+    try:
+        with patch.object(torch.ops, KITCHEN, operators, create=True):
+            yield
+    finally:
+        del sys.modules[KITCHEN]
+        if installed:
+            sys.modules[KITCHEN] = installed

@@ -1,13 +1,16 @@
 """How much memory a GPU needs at 832 x 480, counted. PyTorch's own part, about half a gigabyte, comes on top."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from true_size import NetworkWork, count_weight_bytes
+from true_size import HEIGHT, WIDTH, NetworkWork, count_weight_bytes
 from work_counter import Work
 
+from longlive.config import RolloutConfig
 from longlive.model.causal import CausalWan
-from longlive.rollout.sampler import PROMPTS_HELD, count_text_bytes
+from longlive.rollout.sampler import PROMPTS_HELD, count_cache_bytes, count_text_bytes
+
+SCALE_BYTES = 4  # of a token's keys, or values, in a head of 8 bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,17 @@ class MemoryBudget:
     def __add__(self, other: "MemoryBudget") -> "MemoryBudget":
         """Return the bytes of two parts that stay loaded and work in turn."""
         return MemoryBudget(self.weights + other.weights, self.kept + other.kept, max(self.busy, other.busy))
+
+    def unload_between(self, other: "MemoryBudget") -> "MemoryBudget":
+        """Return the bytes of two parts of which each is unloaded before the other is loaded."""
+        return max(self, other, key=lambda budget: budget.total)
+
+    def shrink_cache(self, model: CausalWan, config: RolloutConfig) -> "MemoryBudget":
+        """Return the bytes as if keys and values had 8 bits, a scale for each token and head: nothing computes so."""
+        whole = count_cache_bytes(model, config, HEIGHT, WIDTH)
+        numbers = whole // model.dtype.itemsize
+        shrunk = numbers + numbers // model.geometry.head_dim * SCALE_BYTES
+        return replace(self, kept=self.kept - whole + shrunk)
 
     @property
     def total(self) -> int:

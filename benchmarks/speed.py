@@ -1,153 +1,209 @@
-"""Measure the time of a block, a switch and a decode, and their memory, on the GPU or else the CPU.
+"""Measure what a video costs: each mode, each VAE, a long video, and the reference beside them; on a GPU or else a CPU.
 
-    python benchmarks/speed.py [--blocks 10]
+    python benchmarks/speed.py [--reference FOLDER] [--minutes 4] [--rounds 3]
 
-On a GPU: the true 1.3B shapes at 832 x 480, bf16. On a CPU: a small model at 208 x 128, fp32. Random weights, medians.
+On a GPU: the true 1.3B shapes at 832 x 480, bf16, beside the times predicted by cost.py. On a CPU: a small model at
+112 x 64, fp32. Random weights, medians; the first round is not counted. One contender after the other, each in the
+memory that the one before it freed. The reference is a copy of NVlabs/LongLive, branch v1.0 (e52d9ef), which needs
+`diffusers` and `peft`. What cannot be measured is left out with a reason.
 """
 
 import argparse
-import resource
 import statistics
-import time
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
-from torch import nn
-from true_size import WAN_1_3B
+from cards import CARDS
+from contenders import Contender, Ours, Task, fill
+from machine import Machine
+from modes import WITH_PIXELS, iter_modes
+from predictions import FULL_VAE, LONG, TINY_VAE, predict
+from torch import Tensor
+from true_size import CELLS, VAE_WIDTH, WAN_1_3B, count_weight_bytes
+from turns import PARTS, format_table, measure_in_turn
 
-from longlive.config import RolloutConfig
+from longlive.config import Positions
 from longlive.model.causal import CausalWan
-from longlive.model.vae import LATENT_CHANNELS, WanVAE
-from longlive.model.vae_streams import StreamingDecoder
-from longlive.model.wan import Geometry, WanModel
-from longlive.rollout.noise import seed_noise
-from longlive.rollout.rollout import Rollout
-from longlive.units import PIXELS_PER_CELL, count_pixel_frames
+from longlive.model.tiny_vae import LatentSpace, TinyDecoder, TinyVAE
+from longlive.model.vae import WanVAE
+from longlive.model.vae_streams import ResumableDecoder, StreamingDecoder
+from longlive.model.wan import Geometry
+from longlive.units import FPS, PIXEL_FRAMES_PER_FRAME, PIXELS_PER_CELL
 
-SMALL = Geometry(dim=256, ffn_dim=1024, num_heads=2, num_layers=4, freq_dim=256, text_dim=4096)
-
-
-SCALE = 0.03  # of random weights, small enough that the flow stays near the size of noise
+REFERENCE = "reference"
+QUARTERS = 4  # of a long video
 
 
-def fill(module: nn.Module, seed: int) -> None:
-    """Fill a module with seeded random weights: matrices small, convolutions of unit gain, norms one, biases zero."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, weight in module.named_parameters():
-            if name.endswith("bias"):
-                weight.zero_()
-            elif weight.ndim == 1 or name.endswith("gamma"):
-                weight.fill_(1.0)
-            else:
-                gain = weight[0].numel() ** -0.5 if weight.ndim > 3 else SCALE
-                weight.copy_(gain * torch.randn(weight.shape, generator=generator))
+@dataclass(frozen=True, slots=True)
+class Size:
+    """The sizes of a video and its networks."""
+
+    geometry: Geometry
+    vae_width: int
+    cells: tuple[int, int]
+    dtype: torch.dtype
+
+
+TRUE = Size(WAN_1_3B, VAE_WIDTH, CELLS, torch.bfloat16)
+SMALL_GEOMETRY = Geometry(dim=256, ffn_dim=1024, num_heads=2, num_layers=2, freq_dim=256, text_dim=4096)
+SMALL = Size(SMALL_GEOMETRY, 8, (8, 14), torch.float32)
+
+Rows = dict[str, str]  # what was measured, by its name
+Note = Callable[[str], object]
 
 
 class Bench:
-    """One model, one VAE, one device, one video."""
+    """One machine and one task, and the rows measured so far. `note` takes what is left out."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device, on_gpu = device, device.type == "cuda"
-        self.dtype = torch.bfloat16 if on_gpu else torch.float32
-        geometry, vae_width, (self.width, self.height) = (
-            (WAN_1_3B, 96, (832, 480)) if on_gpu else (SMALL, 16, (208, 128))
-        )
-        tree, vae = WanModel(geometry), WanVAE(vae_width)
-        for module in (tree, vae):
-            fill(module, 0)
-            module.requires_grad_(False).to(device, self.dtype)
-        self.model, self.vae, self.config = CausalWan.of_tree(tree), vae, RolloutConfig()
-        self.shape = (1, LATENT_CHANNELS, self.height // PIXELS_PER_CELL, self.width // PIXELS_PER_CELL)
-        self.block = (1, self.config.block, *self.shape[1:])
-        self.prompt = torch.randn(1, 512, geometry.text_dim)
+    def __init__(self, machine: Machine, size: Size, note: Note) -> None:
+        self.machine, self.note = machine, note
+        self.task = Task.make(size.geometry, size.cells, device=machine.device, dtype=size.dtype)
+        vae, tiny_vae = WanVAE(size.vae_width), TinyVAE(LatentSpace.VAE)
+        for each in (vae, tiny_vae):
+            fill(each, 0)
+            each.requires_grad_(False).to(machine.device, size.dtype)
+        self.vaes = {FULL_VAE: vae, TINY_VAE: tiny_vae}
+        self.rows: Rows = {}
 
-    def measure_seconds(self, work: Callable[[], object]) -> float:
-        self._wait()
-        start = time.perf_counter()
+    def make_decoder(self, vae: str) -> ResumableDecoder:
+        return (StreamingDecoder if vae == FULL_VAE else TinyDecoder)(self.vaes[vae])
+
+    def measure(self, rounds: int, minutes: float, reference: Path | None) -> None:
+        for vae in self.vaes:
+            self.measure_decoder(vae, rounds)
+        for name, each in self.iter_contenders(reference):
+            if isinstance(each, str):
+                self.note(f"Left out: {name}; {each}.")
+                continue
+            self.measure_network(name, each, rounds)
+            if name in WITH_PIXELS:
+                for vae in self.vaes:
+                    self.measure_latencies(f"{name}, {vae}", each, vae, rounds)
+        config = replace(self.task.config, positions=Positions.UNBOUNDED)
+        self.measure_long_video(Ours(replace(self.task, config=config), CausalWan.of_tree(self.task.tree)), minutes)
+
+    @property
+    def kernel(self) -> str:
+        return CausalWan.of_tree(self.task.tree).kernel
+
+    def iter_contenders(self, reference: Path | None) -> Iterator[tuple[str, Contender | str]]:
+        yield from iter_modes(self.task)
+        if reference is None:
+            yield REFERENCE, "give the folder of a copy with --reference"
+            return
+        from reference_network import Reference
+
+        try:
+            yield REFERENCE, Reference(self.task, reference, with_lora=True)
+        except ImportError as error:
+            yield REFERENCE, str(error)
+
+    def measure_network(self, name: str, each: Contender, rounds: int) -> None:
+        self.machine.begin_peak()
+        [times] = measure_in_turn([each], 1 + rounds, self.machine.read_clock)
+        for part in PARTS:
+            self.rows[f"{name}: {part}, ms"] = describe_ms(times[part][1:])
+        self.rows[f"{name}: peak memory, GB"] = self.describe_peak(count_weight_bytes(each.weights))
+
+    def measure_decoder(self, vae: str, rounds: int) -> None:
+        decoder, latents = self.make_decoder(vae), self.task.noise(0, 0).to(self.task.device)
+        self.machine.begin_peak()
+        seconds = [self.time(lambda: decoder.push(latents)) for _ in range(2 + rounds)]
+        self.rows[f"{vae}: decode of a block, ms"] = describe_ms(seconds[2:])
+        self.rows[f"{vae}: peak memory, GB"] = self.describe_peak(count_weight_bytes(self.vaes[vae]))
+
+    def measure_latencies(self, name: str, each: Contender, vae: str, rounds: int) -> None:
+        """Measure from a prompt to pixels on the host, at the beginning and after a switch, and a block between."""
+        first, block, switch = [], [], []
+        window = range(self.task.config.window // self.task.config.block)
+        self.machine.begin_peak()
+        for _ in range(1 + rounds):
+            decoder = self.make_decoder(vae)
+            first.append(self.time(lambda decoder=decoder: (each.start_video(), show(each.denoise(), decoder))))
+            for _ in window:
+                make_block(each, decoder)
+            block.append(self.time(lambda decoder=decoder: make_block(each, decoder)))
+            switch.append(self.time(lambda decoder=decoder: show(each.switch(), decoder)))
+            each.release()
+        frames = self.task.config.block * PIXEL_FRAMES_PER_FRAME
+        weights = count_weight_bytes(each.weights) + count_weight_bytes(self.vaes[vae])
+        self.rows |= {
+            f"{name}: first pixels, ms": describe_ms(first[1:]),
+            f"{name}: switch to new pixels, ms": describe_ms(switch[1:]),
+            f"{name}: frames a second": f"{frames / statistics.median(block[1:]):.1f}",
+            f"{name}: peak memory, GB": self.describe_peak(weights),
+        }
+
+    def measure_long_video(self, each: Ours, minutes: float) -> None:
+        """Measure blocks with their pixels, and memory, in each quarter of a video."""
+        frames = self.task.config.block * PIXEL_FRAMES_PER_FRAME
+        blocks, decoder = round(60 * minutes * FPS / frames / QUARTERS), self.make_decoder(FULL_VAE)
+        weights = count_weight_bytes(each.weights) + count_weight_bytes(self.vaes[FULL_VAE])
+        times, peaks = [], []
+        self.machine.begin_peak()
+        each.start_video()
+        for _ in range(QUARTERS):
+            self.machine.forget_peak()
+            times.append(describe_ms([self.time(lambda: make_block(each, decoder)) for _ in range(blocks)]))
+            peaks.append(self.describe_peak(weights))
+        each.release()
+        self.rows[f"{LONG}: block and its pixels in each quarter, ms"] = ", ".join(times)
+        self.rows[f"{LONG}: peak memory in each quarter, GB"] = ", ".join(peaks)
+
+    def time(self, work: Callable[[], object]) -> float:
+        began = self.machine.read_clock()
         work()
-        self._wait()
-        return time.perf_counter() - start
+        return self.machine.read_clock() - began
 
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-
-    def measure_peak(self) -> float:
-        """Measure the peak memory in GB: of the GPU, or of the process."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated() / 1e9
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-
-    def measure(self, blocks: int) -> dict[str, float]:
-        config, noise = self.config, seed_noise(0, self.block, self.dtype)
-        rollout = Rollout(self.model, config, self.shape)
-        text, decoder, latents = self.model.read_prompt(self.prompt), StreamingDecoder(self.vae), []
-        figures: dict[str, list[float]] = {"block": [], "clean pass": [], "decode": [], "recache": [], "switch": []}
-
-        def make(number: int) -> None:
-            latents.append(rollout.denoise(number * config.block, text, noise, number))
-
-        def first() -> None:
-            make(0)
-            decoder.push(latents[0])
-
-        warm = config.window // config.block
-        figures["first frames"] = [self.measure_seconds(first)]
-        for number in range(1, warm + blocks):
-            clean = self.measure_seconds(lambda n=number: rollout.clean_pass((n - 1) * config.block, latents[-1], text))
-            denoise = self.measure_seconds(lambda n=number: make(n))
-            decode = self.measure_seconds(lambda: decoder.push(latents[-1]))
-            if number >= warm:  # the window is full
-                figures["clean pass"].append(clean)
-                figures["block"].append(clean + denoise)
-                figures["decode"].append(decode)
-
-        end = (warm + blocks) * config.block
-
-        def switch() -> None:
-            new = self.model.read_prompt(self.prompt)
-            rollout.recache(end, torch.cat(latents, 1), new)
-            rollout.denoise(end, new, noise, warm + blocks)
-
-        for _ in range(3):
-            figures["recache"].append(
-                self.measure_seconds(
-                    lambda: rollout.recache(end, torch.cat(latents, 1), self.model.read_prompt(self.prompt))
-                )
-            )
-            figures["switch"].append(self.measure_seconds(switch))
-        return {name: statistics.median(values) for name, values in figures.items()}
+    def describe_peak(self, weights: int) -> str:
+        """Describe the peak since the watch began, with the weights, which were there before; a process has all."""
+        return f"{(self.machine.read_peak() + (weights if self.machine.on_gpu else 0)) / 1e9:.2f}"
 
 
-def main() -> None:
+def describe_ms(seconds: Sequence[float]) -> str:
+    return f"{1e3 * statistics.median(seconds):.1f}"
+
+
+def make_block(each: Contender, decoder: ResumableDecoder) -> None:
+    latents = each.denoise()
+    show(latents, decoder)
+    each.keep(latents)
+
+
+def show(latents_BFCHW: Tensor, decoder: ResumableDecoder) -> None:
+    """Bring the pixels of a block to the host, in bytes."""
+    decoder.push(latents_BFCHW).add(1).mul(127.5).byte().cpu()
+
+
+def describe(rows: Rows, predicted: dict[str, list[str]]) -> str:
+    """Return one table: what was measured, and what was predicted of it."""
+    columns = ["what", "measured", *(f"{card.name}, predicted" for card in CARDS if predicted)]
+    empty = [""] * (len(columns) - 2)
+    return format_table(columns, ([what, value, *predicted.get(what, empty)] for what, value in rows.items()))
+
+
+def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--blocks", type=int, default=10, help="steady blocks to time")
+    parser.add_argument("--reference", type=Path, help="folder of the reference")
+    parser.add_argument("--minutes", type=float, help="length of the long video: 4, or 0.05 on a CPU")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    options = parser.parse_args()
-    bench = Bench(torch.device(options.device))
-    figures = bench.measure(options.blocks)
-    name = torch.cuda.get_device_name() if bench.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    steady = count_pixel_frames(bench.config.block + 1) - 1
-    layers, dim = bench.model.geometry.num_layers, bench.model.geometry.dim
-    lines = [
-        f"{name}, torch {torch.__version__}, {bench.model.kernel}",
-        f"{layers} layers of {dim}, {bench.width} x {bench.height}, {bench.dtype}, VAE of random weights",
-        "",
-        "| what | ms |",
-        "|---|---|",
-        f"| a block: clean pass of the one before and four steps | {1e3 * figures['block']:.0f} |",
-        f"| of these the clean pass | {1e3 * figures['clean pass']:.0f} |",
-        f"| decode of a block, {steady} pixel frames | {1e3 * figures['decode']:.0f} |",
-        f"| recache with the sink kept, text keys included | {1e3 * figures['recache']:.0f} |",
-        f"| switch to latents: recache and four steps | {1e3 * figures['switch']:.0f} |",
-        f"| first frames: four steps and decode | {1e3 * figures['first frames']:.0f} |",
-        "",
-        f"{steady / figures['block']:.1f} pixel frames per second without, "
-        f"{steady / (figures['block'] + figures['decode']):.1f} with decode; peak memory {bench.measure_peak():.2f} GB",
-    ]
-    print("\n".join(lines))  # noqa: T201
+    options = parser.parse_args(arguments)
+    machine = Machine(torch.device(options.device))
+    size, minutes = (TRUE, 4.0) if machine.on_gpu else (SMALL, 0.05)
+    minutes = minutes if options.minutes is None else options.minutes
+    bench = Bench(machine, size, lambda note: sys.stdout.write(f"{note}\n"))
+    bench.measure(options.rounds, minutes, options.reference)
+    height, width = (PIXELS_PER_CELL * cells for cells in size.cells)
+    sys.stdout.write(
+        f"\n{machine.name}, torch {torch.__version__}; {size.geometry.num_layers} layers of {size.geometry.dim}, "
+        f"{width} x {height}, {size.dtype}, {bench.kernel}; random weights; the long video has {minutes:g} minutes\n\n"
+        f"{describe(bench.rows, predict() if machine.on_gpu else {})}\n"
+    )
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,8 +1,10 @@
 """The real kernels, where there is a GPU."""
 
 import pytest
+import speed
 import tiny
 import torch
+from machine import Machine
 
 from longlive.config import RolloutConfig
 from longlive.model import attention
@@ -138,3 +140,12 @@ def test_law_3_holds_on_the_gpu():
     parts = Sampler(model).sample(Sampler(model).sample(video, 5), 3)
     assert torch.equal(whole.latents(), parts.latents())
     assert torch.isfinite(whole.latents()).all()
+
+
+def test_the_benchmark_of_speed_measures_the_gpu():
+    size, device = speed.Size(LIKE_WAN, 2, (4, 6), torch.bfloat16), torch.device("cuda")
+    bench = speed.Bench(Machine(device), size, print)
+    bench.measure(rounds=1, minutes=0.05, reference=None)
+    peaks = [float(bench.rows[f"{name}: peak memory, GB"]) for name in ("exact", "exact, full VAE", "exact, tiny VAE")]
+    weights = sum(weight.nbytes for weight in bench.task.tree.parameters())
+    assert weights / 1e9 - 0.005 <= peaks[0] <= min(peaks[1:])

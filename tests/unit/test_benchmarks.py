@@ -1,0 +1,157 @@
+"""The benchmarks run, on a small network, and name what is not there."""
+
+import sys
+
+import machine
+import predictions
+import pytest
+import side_by_side
+import speed
+import torch
+from contenders import Contender, Ours, Task
+from kitchen_stand_in import install_kitchen
+from reference_network import import_from
+from torch import Tensor
+from true_size import NetworkWork
+from turns import PARTS, measure_in_turn
+from work_counter import Kind, Operation, Work
+
+from longlive.model import attention
+from longlive.model import speed as speeds
+from longlive.model.causal import CausalWan
+from longlive.model.wan import Geometry
+
+GEOMETRY = Geometry(dim=256, ffn_dim=512, num_heads=2, num_layers=2, freq_dim=32, text_dim=16)
+CELLS = (4, 4)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def task() -> Task:
+    return Task.make(GEOMETRY, CELLS, dtype=torch.float32)
+
+
+def test_side_by_side_measures_every_part_and_names_what_is_left_out(task):
+    pytest.importorskip("diffusers")
+    found = dict(side_by_side.iter_contenders(task, None, None))
+    missing = {name: each for name, each in found.items() if isinstance(each, str)}
+    assert set(missing) == {side_by_side.REFERENCE, side_by_side.HOST}
+    there = {name: each for name, each in found.items() if name not in missing}
+    table, differences = side_by_side.compare(task, there, rounds=1).split("\n\n")
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines()]
+    assert tuple(row[0] for row in rows[2:]) == PARTS
+    assert all("[" in row[2] for row in rows[2:])  # of the bare calls
+    assert "diffusers" in differences
+
+
+def test_the_first_block_of_diffusers_is_ours(task):
+    pytest.importorskip("diffusers")
+    from diffusers_network import DiffusersNetwork
+
+    others, ours = DiffusersNetwork(task), Ours(task, CausalWan.of_tree(task.tree))
+    for each in (others, ours):
+        each.start_video()
+    torch.testing.assert_close(others.denoise(), ours.denoise(), rtol=1e-4, atol=1e-4)
+    assert others.make_clip().shape[1] == task.config.window
+
+
+class Ticking(Contender):
+    """Notes whose turn it is. Each piece of work takes as many ticks of a clock as its number says."""
+
+    weights = torch.nn.Module()
+
+    def __init__(self, task: Task, name: str, turns: list[str], time: list[float], *, can_switch: bool) -> None:
+        super().__init__(task)
+        self.name, self.turns, self.clock, self.can_switch = name, turns, time, can_switch
+
+    def work(self, what: str, ticks: float) -> None:
+        self.turns.append(f"{self.name} {what}")
+        self.clock[0] += ticks
+
+    def start_video(self) -> None:
+        self.latents = []
+        self.work("starts", 1)
+
+    def denoise(self) -> Tensor:
+        self.work("denoises", 10)
+        return torch.zeros(1)
+
+    def keep(self, latents: Tensor) -> None:
+        self.work("keeps", 100)
+        super().keep(latents)
+
+    def recache(self) -> None:
+        self.work("recaches", 1000)
+
+
+def test_contenders_take_turns_and_their_times_are_those_of_the_parts(task):
+    turns, time = [], [0.0]
+    able, unable = (
+        Ticking(task, name, turns, time, can_switch=can) for name, can in (("able", True), ("unable", False))
+    )
+    found, others = measure_in_turn([able, unable], 2, lambda: time[0])
+    assert found == {
+        "first block": [11, 11],
+        "12 frames": [441, 441],
+        "block": [110, 110],
+        "four steps": [10, 10],
+        "clean pass": [100, 100],
+        "recache": [1000, 1000],
+        "switch": [1010, 1010],
+    }
+    assert others == {part: times for part, times in found.items() if part not in ("recache", "switch")}
+    assert turns[2:6] == ["able denoises", "able keeps", "unable denoises", "unable keeps"]
+
+
+def test_the_reference_leaves_no_modules_behind(tmp_path):
+    before = set(sys.modules)
+    with import_from(tmp_path):
+        assert "utils.memory" in sys.modules
+    assert set(sys.modules) == before
+
+
+SIZE = speed.Size(GEOMETRY, 2, (2, 2), torch.float32)
+
+
+def run_speed(notes: list[str]) -> dict[str, str]:
+    bench = speed.Bench(machine.Machine(CPU), SIZE, notes.append)
+    bench.measure(rounds=1, minutes=0.05, reference=None)
+    return bench.rows
+
+
+def test_all_that_is_predicted_is_measured_where_all_kernels_are(monkeypatch):
+    install_kitchen(monkeypatch)
+    for module in (attention, speeds):
+        monkeypatch.setattr(module, "choose_quantised_attention", lambda *_: (attention.attend_with_torch, "stand-in"))
+    work = Work([Operation("product", Kind.GEMM, 1, 1)])
+    monkeypatch.setattr(predictions, "count_network", lambda *_: NetworkWork(work, work, work, work))
+    monkeypatch.setattr(predictions, "count_decode", lambda *_: work)
+    notes: list[str] = []
+    rows, predicted = run_speed(notes), predictions.predict()
+    assert predicted.keys() <= rows.keys()
+    assert [note.partition(";")[0] for note in notes] == ["Left out: reference"]
+    table = speed.describe(rows, predicted).splitlines()
+    assert len({line.count("|") for line in table}) == 1
+    assert len(table) == 2 + len(rows)
+
+
+def test_what_a_machine_lacks_is_named_and_left_out(monkeypatch):
+    monkeypatch.setitem(sys.modules, "comfy_kitchen", None)
+    notes: list[str] = []
+    rows = run_speed(notes)
+    missing = [note.removeprefix("Left out: ").partition("; ")[0] for note in notes]
+    assert missing == ["fast", "int8", "int8 rotated", "fp8 scaled", "reference"]
+    assert {name.partition(":")[0] for name in rows} == {
+        "full VAE", "tiny VAE", "exact", "exact, full VAE", "exact, tiny VAE", "long video, full VAE",
+    }  # fmt: skip
+
+
+def test_the_figures_of_a_long_video_are_those_of_its_quarters(monkeypatch):
+    times = iter(range(10_000))
+    monkeypatch.setattr(machine.Machine, "read_clock", lambda self: float(next(times)))
+    bench = speed.Bench(machine.Machine(CPU), SIZE, print)
+    blocks: list[str] = []
+    monkeypatch.setattr(speed, "make_block", lambda each, decoder: blocks.append("made"))
+    bench.measure_long_video(Ours(bench.task, CausalWan.of_tree(bench.task.tree)), minutes=4)
+    assert len(blocks) == 4 * 60 * 16 // 12
+    assert bench.rows["long video, full VAE: block and its pixels in each quarter, ms"].split(", ") == 4 * ["1000.0"]
