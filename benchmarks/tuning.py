@@ -13,16 +13,18 @@ import time
 
 import torch
 from accelerate import Accelerator
-from speed import SMALL, fill
+from contenders import fill
 from true_size import WAN_1_3B
 
 from longlive.model.vae import LATENT_CHANNELS, WanVAE
-from longlive.model.wan import WanModel
+from longlive.model.wan import Geometry, WanModel
 from longlive.tuning.config import LearnConfig, ModelConfig, RunConfig, TuneConfig
 from longlive.tuning.parts import EmbeddedPair, TuningParts
 from longlive.tuning.streaming import Codec
 from longlive.tuning.trainer import Trainer
 from longlive.units import PIXELS_PER_CELL
+
+SMALL = Geometry(dim=256, ffn_dim=1024, num_heads=2, num_layers=4, freq_dim=256, text_dim=4096)
 
 
 def prepare() -> Trainer:

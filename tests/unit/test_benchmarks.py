@@ -146,6 +146,14 @@ def test_what_a_machine_lacks_is_named_and_left_out(monkeypatch):
     }  # fmt: skip
 
 
+def test_a_tuning_is_prepared():
+    pytest.importorskip("accelerate")
+    pytest.importorskip("peft")
+    import tuning
+
+    assert tuning.prepare().student is not None
+
+
 def test_the_figures_of_a_long_video_are_those_of_its_quarters(monkeypatch):
     times = iter(range(10_000))
     monkeypatch.setattr(machine.Machine, "read_clock", lambda self: float(next(times)))
