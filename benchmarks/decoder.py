@@ -1,11 +1,12 @@
-"""Compare decoding on a CPU: PyTorch's own convolutions with oneDNN's, ComfyUI's decode with ours inside ComfyUI.
+"""Compare the VAE on a CPU: PyTorch's own convolutions with oneDNN's, ComfyUI's VAE with ours inside ComfyUI.
 
 python benchmarks/decoder.py [times]
 python benchmarks/decoder.py host
 
 One thread, float32, the two in turn. Of convolutions (`longlive/model/convolution.py`): a block of the miniature's VAE,
-the demo, workflow 3 in a real ComfyUI. With `host`: 25 pixel frames at the released width with random weights (48 x 32)
-and with the miniature's VAE (64 x 64), through ComfyUI's VAE.decode and through ours over the same weights.
+the demo, workflow 3 in a real ComfyUI. With `host`: 25 pixel frames at the released width with random weights (48 x 32
+and 96 x 64) and with the miniature's VAE (64 x 64), through ComfyUI's decode and encode and through ours over the same
+weights.
 """
 
 import json
@@ -39,6 +40,11 @@ from longlive.weights.load_vae import load_vae  # noqa: E402
 WORKFLOW = ROOT / "workflows" / "api" / "3_three_prompts_timeline.json"
 # Without oneDNN by what it says of itself, our code leaves convolutions to PyTorch, which takes its own choice.
 PLAIN = "import torch; torch.backends.mkldnn.is_available = lambda: False\n"
+HOST_SIZES = {
+    "width 96, 48 x 32": "measure_small",
+    "width 96, 96 x 64": "measure_larger",
+    "miniature, 64 x 64": "measure_miniature",
+}
 DEMO = "from longlive.cli.main import main; raise SystemExit(main(['demo', '-o', {path!r}]))"
 
 
@@ -97,10 +103,15 @@ def compare(name: str, measure: Callable[[bool], float], times: int) -> None:
 
 def compare_with_host() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
-    rows = call_inside(NEWEST, "vae_speed", "measure_released_width", "measure_miniature")
-    sys.stdout.write("| decode of 25 pixel frames | ComfyUI's, s | ours, s | ratio |\n|---|---|---|---|\n")
-    for name, (theirs, ours, ratio) in zip(("base width 96, 48 x 32", "miniature, 64 x 64"), rows, strict=True):
-        sys.stdout.write(f"| {name} | {theirs:.2f} | {ours:.2f} | {ratio:.2f} |\n")
+    sys.stdout.write("| 25 pixel frames | ComfyUI's, s | ours, s | ratio |\n|---|---|---|---|\n")
+    for name, measure in HOST_SIZES.items():
+        [halves] = call_inside(NEWEST, "vae_speed", measure)
+        for half, seconds in zip(("decode", "encode"), halves, strict=True):
+            theirs, ours = (statistics.median(each) for each in zip(*seconds, strict=True))
+            ratios = [b / a for a, b in seconds]
+            ratio = f"{statistics.median(ratios):.2f} [{min(ratios):.2f}-{max(ratios):.2f}]"
+            sys.stdout.write(f"| {half}, {name} | {theirs:.2f} | {ours:.2f} | {ratio} |\n")
+        sys.stdout.flush()
 
 
 def main(times: int) -> None:

@@ -48,26 +48,28 @@ class Past:
     ) -> Tensor:
         """Make what `layer` reads: the `length` frames it saw before `x`, then `x`, normalised and activated if `norm`.
 
-        Keeps the last frames for next time.
+        Keeps the last frames for next time. A video's first frame stays alone: a `CausalConv` needs no zeros.
         """
         batch, channels, frames, *size = x_BCTHW.shape
         seen_BCTHW = self.seen.get(layer)
         if seen_BCTHW is None:
-            seen_BCTHW = x_BCTHW.new_zeros(1).expand(batch, channels, length, *size)
+            blank = length if self.has_begun or frames > 1 else 0
+            seen_BCTHW = x_BCTHW.new_zeros(1).expand(batch, channels, blank, *size)
         if torch.is_grad_enabled():  # a graph takes nothing that is written in place
             joined_BCTHW = torch.cat([seen_BCTHW, F.silu(norm(x_BCTHW)) if norm else x_BCTHW], dim=2)
         else:
             layout = torch.channels_last_3d if has_channels_last(x_BCTHW.device) else torch.contiguous_format
-            shape = batch, channels, length + frames, *size
+            shape = batch, channels, seen_BCTHW.shape[2] + frames, *size
             joined_BCTHW = torch.empty(shape, dtype=x_BCTHW.dtype, device=x_BCTHW.device, memory_format=layout)
-            before_BCTHW, now_BCTHW = joined_BCTHW.split([length, frames], dim=2)
+            before_BCTHW, now_BCTHW = joined_BCTHW.split([seen_BCTHW.shape[2], frames], dim=2)
             before_BCTHW.copy_(seen_BCTHW)
             if norm:
                 assert isinstance(norm, Norm)
                 norm.write_activated(x_BCTHW, now_BCTHW)
             else:
                 now_BCTHW.copy_(x_BCTHW)
-        self.seen[layer] = joined_BCTHW[:, :, -length:].clone()  # a view would keep all of the pass alive
+        missing = max(length - joined_BCTHW.shape[2], 0)  # zeros
+        self.seen[layer] = F.pad(joined_BCTHW[:, :, -length:], (0, 0, 0, 0, missing, 0))  # a view keeps the pass alive
         return joined_BCTHW
 
 
@@ -163,10 +165,16 @@ def split_pairs(pairs_BCTHW: Tensor) -> Tensor:
 
 
 class CausalConv(nn.Conv3d):
-    """A convolution that sees a frame and the two before it, and keeps rows and columns."""
+    """A convolution that sees a frame and the two before it, and keeps rows and columns.
+
+    Frames that are missing before the first one count as zeros; nothing is multiplied with them.
+    """
 
     def __init__(self, width_in: int, width_out: int, *, kernel: tuple[int, int, int] = (3, 3, 3), **like) -> None:
         super().__init__(width_in, width_out, kernel, padding=(0, kernel[1] // 2, kernel[2] // 2), **like)
+
+    def forward(self, x_BCTHW: Tensor) -> Tensor:
+        return self._conv_forward(x_BCTHW, self.weight[:, :, -x_BCTHW.shape[2] :], self.bias)
 
 
 class Norm(nn.Module):

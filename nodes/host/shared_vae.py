@@ -77,8 +77,11 @@ class SharedConv(nn.Module):
         super().__init__()
         of_video = isinstance(layer, nn.Conv3d)
         self.compute = partial(comfy.ops.disable_weight_init.Conv3d.forward, layer) if of_video else layer.forward
+        self.frames = layer.kernel_size[0] if of_video else 0
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.shape[2] < self.frames:  # a first frame: ComfyUI, too, leaves the weight for the zeros before it out
+            return self.compute(x, autopad="causal_zero")
         return self.compute(x)
 
 

@@ -147,6 +147,22 @@ def test_in_the_layout_of_a_gpu_little_but_the_kept_frames_is_copied():
     assert copies.count <= 2 * kept + doubled + latents
 
 
+@pytest.mark.parametrize(
+    ("coder", "shape"), [(StreamingDecoder, (1, 1, 16, 4, 6)), (StreamingEncoder, (1, 1, 3, 32, 48))]
+)
+def test_the_first_frame_is_not_multiplied_with_the_zeros_before_it(coder, shape):
+    vae, frames = WanVAE.of_weights(WanVAE(4).state_dict()), []
+    for layer in vae.modules():
+        if isinstance(layer, CausalConv):
+            layer.register_forward_hook(lambda layer, given, made: frames.append((given[0].shape[2], made.shape[2])))
+    stream = coder(vae)
+    stream.push(torch.zeros(shape))
+    assert len(frames) > 20
+    assert set(frames) == {(1, 1)}
+    # the second pass reads the zero before the first frame
+    assert {kept.shape[2] for layer, kept in stream.past.seen.items() if isinstance(layer, CausalConv)} == {2}
+
+
 @pytest.mark.parametrize("num_frames", [1, 9])
 def test_encode_gives_the_reference_latents(vae, golden, pixels_BFCHW, num_frames):
     latents = encode(vae, pixels_BFCHW[:, :num_frames])
