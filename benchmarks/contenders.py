@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from longlive.rollout.noise import Noise, seed_noise
 from longlive.rollout.rollout import Rollout
 from longlive.rollout.schedule import DenoisingSteps, add_noise, convert_flow_to_clean
 
+BLOCKS_WITH_NOISE = 8  # of their own
 SCALE = 0.03  # of random weights, small enough that the flow stays near the size of noise
 
 
@@ -73,7 +74,9 @@ class Task:
 
     @cached_property
     def noise(self) -> Noise:
-        return seed_noise(0, (1, self.config.block, LATENT_CHANNELS, *self.cells), self.dtype)
+        """The noise of a video, again after so many blocks. It is drawn once: the sampler draws it in a thread."""
+        draw = cache(seed_noise(0, (1, self.config.block, LATENT_CHANNELS, *self.cells), self.dtype))
+        return lambda block, step: draw(block % BLOCKS_WITH_NOISE, step)
 
 
 class Contender(ABC):

@@ -1,7 +1,6 @@
 """The network of the reference, NVlabs/LongLive v1.0 (e52d9ef), from a copy that a user brings."""
 
 import importlib
-import importlib.util
 import sys
 import types
 from collections.abc import Iterator
@@ -105,8 +104,8 @@ def import_from(folder: Path) -> Iterator[None]:
 
 def import_network() -> types.ModuleType:
     """Import the module of the causal network."""
-    network = importlib.import_module("wan.modules.causal_model")
-    if not (torch.cuda.is_available() and importlib.util.find_spec("flash_attn")):
+    network, own = (importlib.import_module(f"wan.modules.{name}") for name in ("causal_model", "attention"))
+    if not (torch.cuda.is_available() and (own.FLASH_ATTN_2_AVAILABLE or own.FLASH_ATTN_3_AVAILABLE)):
         network.attention = attend
         importlib.import_module("wan.modules.model").flash_attention = attend
     return network

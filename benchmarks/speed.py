@@ -62,10 +62,13 @@ class Bench:
         self.machine, self.note = machine, note
         self.task = Task.make(size.geometry, size.cells, device=machine.device, dtype=size.dtype)
         vae, tiny_vae = WanVAE(size.vae_width), TinyVAE(LatentSpace.VAE)
+        like = {"device": machine.device, "dtype": size.dtype}
         for each in (vae, tiny_vae):
             fill(each, 0)
-            each.requires_grad_(False).to(machine.device, size.dtype)
-        self.vaes = {FULL_VAE: vae, TINY_VAE: tiny_vae}
+        self.vaes = {
+            FULL_VAE: WanVAE.of_weights(vae.state_dict(), **like),
+            TINY_VAE: TinyVAE.of_weights(tiny_vae.state_dict(), LatentSpace.VAE, **like),
+        }
         self.rows: Rows = {}
 
     def make_decoder(self, vae: str) -> ResumableDecoder:

@@ -16,7 +16,7 @@ from true_size import NetworkWork
 from turns import PARTS, measure_in_turn
 from work_counter import Kind, Operation, Work
 
-from longlive.model import attention
+from longlive.model import attention, vae_layers
 from longlive.model import speed as speeds
 from longlive.model.causal import CausalWan
 from longlive.model.wan import Geometry
@@ -144,6 +144,13 @@ def test_what_a_machine_lacks_is_named_and_left_out(monkeypatch):
     assert {name.partition(":")[0] for name in rows} == {
         "full VAE", "tiny VAE", "exact", "exact, full VAE", "exact, tiny VAE", "long video, full VAE",
     }  # fmt: skip
+
+
+def test_the_weights_of_a_vae_lie_as_they_do_when_a_file_is_loaded(monkeypatch):
+    monkeypatch.setattr(vae_layers, "has_channels_last", lambda device: True)  # as on a GPU
+    bench = speed.Bench(machine.Machine(CPU), SIZE, print)
+    for weight in bench.vaes[speed.FULL_VAE].parameters():
+        assert weight.dim() != 5 or weight.is_contiguous(memory_format=torch.channels_last_3d)
 
 
 def test_a_tuning_is_prepared():
