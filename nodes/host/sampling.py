@@ -13,6 +13,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...longlive.model.causal import CausalWan
+from ...longlive.model.host_copy import HostCopy
 from ...longlive.model.speed import Means
 from ...longlive.rollout.rollout import Pass, PassKind
 from ...longlive.rollout.sampler import PROMPTS_HELD, Sampler, count_cache_bytes, count_text_bytes
@@ -20,7 +21,7 @@ from ...longlive.session.block_store import Store, open_store
 from ...longlive.session.session import Session
 from .identity import list_opaque
 from .interrupted import show_latents
-from .model import as_causal_model, list_ignored, to_host_axes, use_device
+from .model import as_causal_model, list_ignored, use_device
 from .speed import choose_model, find_means
 from .tiny_vae import create_previewer
 from .warm_cache import warm_slot
@@ -41,8 +42,10 @@ def open_sampler(patcher: ModelPatcher, session: Session, total_blocks: int) -> 
     patcher = choose_model(patcher, means)
     try:
         patcher.pre_run()  # calls callbacks that may change how the MODEL computes, so it comes before the key
-        with use_device(patcher.load_device), create_sampler(patcher, means, session, total_blocks) as sampler:
+        progress = Progress(patcher, total_blocks, len(session.config.steps))
+        with use_device(patcher.load_device), create_sampler(patcher, means, session, progress) as sampler:
             yield sampler
+            progress.show_last()
             warm_slot.keep(patcher, sampler.hand_over())
     except BaseException:
         warm_slot.clear()
@@ -63,7 +66,7 @@ def extend_session(sampler: Sampler, session: Session, blocks: int, model: Model
     return session
 
 
-def create_sampler(patcher: ModelPatcher, means: Means, session: Session, total_blocks: int) -> Sampler:
+def create_sampler(patcher: ModelPatcher, means: Means, session: Session, progress: "Progress") -> Sampler:
     """Create the sampler of a MODEL whose run has begun; warn of what the MODEL carries and a session cannot use."""
     model = as_causal_model(patcher, means)
     unknown, unused = list_opaque(patcher), list_ignored(patcher)
@@ -75,7 +78,6 @@ def create_sampler(patcher: ModelPatcher, means: Means, session: Session, total_
             "the node that adds this to store them",
             " and ".join(unknown),
         )
-    progress = Progress(patcher, total_blocks, len(session.config.steps))
     return Sampler(
         model,
         store=None if unknown else open_block_store(),
@@ -105,28 +107,43 @@ def make_room(patcher: ModelPatcher, model: CausalWan, session: Session, held: i
 
 
 class Progress:
-    """Reports each denoising step to ComfyUI, with a preview of the newest frame, and obeys its interrupt."""
+    """Reports each denoising step to ComfyUI, with a preview of the newest frame, and obeys its interrupt.
+
+    A preview is copied to the CPU while the next pass is computed, and shown after that. So the GPU never waits for it.
+    """
 
     def __init__(self, patcher: ModelPatcher, blocks: int, steps: int) -> None:
         self.patcher, self.steps = patcher, steps  # of a block
         self.bar = comfy.utils.ProgressBar(blocks * steps)
         self.previewer = create_previewer(patcher)
+        self.prepared: HostCopy | None = None  # the preview of the last step
 
     def add_pass(self, done: Pass) -> None:
-        """Report a pass that is over."""
+        """Report a pass that is over; show the preview of the one before."""
         comfy.model_management.throw_exception_if_processing_interrupted()
-        if done.kind is not PassKind.DENOISE:
-            return
-        preview = None
-        if self.previewer and done.clean is not None:
-            preview = self.previewer.decode_latent_to_preview_image("JPEG", to_host_axes(done.clean[:, -1:]))
-            if self.patcher not in comfy.model_management.loaded_models():  # the VAE of the preview evicted it
-                comfy.model_management.load_models_gpu([self.patcher])
-        self.bar.update_absolute(self.bar.current + 1, preview=preview)
+        prepared, self.prepared = self.prepared, None
+        is_step = done.kind is PassKind.DENOISE
+        if self.previewer and is_step and done.clean is not None:
+            self.prepared = HostCopy(self.previewer.prepare(done.clean))
+        if prepared or is_step:
+            self._update(self.bar.current + is_step, prepared)
+        if self.previewer and self.patcher not in comfy.model_management.loaded_models():  # a preview's VAE evicted it
+            comfy.model_management.load_models_gpu([self.patcher])
+
+    def show_last(self) -> None:
+        """Show the preview of the last step."""
+        prepared, self.prepared = self.prepared, None
+        if prepared:
+            self._update(self.bar.current, prepared)
+
+    def _update(self, steps: int, prepared: HostCopy | None) -> None:
+        preview = self.previewer.draw(prepared.read()) if self.previewer and prepared else None
+        self.bar.update_absolute(steps, preview=preview)
 
     def add_stored_block(self) -> None:
         """Report a block that was found in the store."""
         comfy.model_management.throw_exception_if_processing_interrupted()
+        self.show_last()
         self.bar.update_absolute(self.bar.current + self.steps)
 
 

@@ -7,6 +7,7 @@ and scales latents for that; and its previews feed `lighttaew2_1` with the netwo
 import logging
 from enum import StrEnum
 from pathlib import Path
+from typing import Protocol
 
 import comfy.sd
 import comfy.taesd.taehv
@@ -21,11 +22,13 @@ from torch import Tensor
 from ...longlive.errors import WeightsError
 from ...longlive.model.tiny_vae import TINY_LATENTS_PER_PASS, LatentSpace, TinyDecoder, TinyVAE
 from ...longlive.weights.load_decoder import find_latent_space
+from .model import to_host_axes
 from .vae_use import estimate_bytes, use_vae
 
 log = logging.getLogger(__name__)
 
 VALUES_PER_CELL = 40_000  # most that a pass of three latents holds at once: 31,000 counted, and room for kernels
+PREVIEW_FORMAT = "JPEG"
 PREVIEW_NAME, OTHER_PREVIEW_NAME = "lighttaew2_1", "taew2_1"  # the file that ComfyUI looks for; the other release
 
 
@@ -35,6 +38,18 @@ class LatentSpaceChoice(StrEnum):
     AUTO = "auto"
     NETWORK = LatentSpace.NETWORK.value
     VAE = LatentSpace.VAE.value
+
+
+class Previewer(Protocol):
+    """Makes a picture of latents in two parts, with a copy to the CPU between them."""
+
+    def prepare(self, latents_BFCHW: Tensor, /) -> Tensor:
+        """Compute on the latents' device what the picture is made of."""
+        ...
+
+    def draw(self, prepared: Tensor, /) -> tuple:
+        """Return what ComfyUI's progress bar takes, from a copy on the CPU: a format, an image, its largest size."""
+        ...
 
 
 class HostTinyDecoder(TinyDecoder):
@@ -54,18 +69,32 @@ class HostTinyDecoder(TinyDecoder):
             return super().push(latents_BFCHW)
 
 
+class HostPreviewer:
+    """Pictures of the newest frame by ComfyUI's previewer, from a copy of the latents."""
+
+    def __init__(self, previewer: latent_preview.LatentPreviewer) -> None:
+        self.previewer = previewer
+
+    def prepare(self, latents_BFCHW: Tensor) -> Tensor:
+        return to_host_axes(latents_BFCHW[:, -1:])
+
+    def draw(self, x0_BCFHW: Tensor) -> tuple:
+        return self.previewer.decode_latent_to_preview_image(PREVIEW_FORMAT, x0_BCFHW)
+
+
 class TinyPreviewer:
-    """A previewer for ComfyUI that shows the pixels of the last latent, from the right latents."""
+    """Pictures of the newest frame by a tiny VAE, from the right latents."""
 
     def __init__(self, vae: comfy.sd.VAE, space: LatentSpace) -> None:
         self.decoder = HostTinyDecoder(vae, space, at_once=1)
 
-    def decode_latent_to_preview_image(self, preview_format: str, x0_BCFHW: Tensor) -> tuple:
-        """Return what ComfyUI's progress bar takes: a format, an image, and the largest size to show."""
-        pixels_BFCHW = self.decoder.push(x0_BCFHW[:1, :, -1:].transpose(1, 2))
+    def prepare(self, latents_BFCHW: Tensor) -> Tensor:
+        pixels_BFCHW = self.decoder.push(latents_BFCHW[:1, -1:])
         self.decoder.flush()
-        image = latent_preview.preview_to_image(pixels_BFCHW[0, -1].movedim(0, -1))
-        return preview_format, image, latent_preview.MAX_PREVIEW_RESOLUTION
+        return pixels_BFCHW[0, -1].movedim(0, -1)
+
+    def draw(self, pixels_HWC: Tensor) -> tuple:
+        return PREVIEW_FORMAT, latent_preview.preview_to_image(pixels_HWC), latent_preview.MAX_PREVIEW_RESOLUTION
 
 
 def is_host_tiny_vae(vae: comfy.sd.VAE) -> bool:
@@ -117,8 +146,8 @@ def estimate_tiny_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
     return batch * rows * columns * VALUES_PER_CELL * dtype.itemsize
 
 
-def create_previewer(patcher: ModelPatcher):
-    """Create ComfyUI's previewer by the method that the user chose; if that is a tiny VAE, one that scales right."""
+def create_previewer(patcher: ModelPatcher) -> Previewer | None:
+    """Create the previewer of the method that the user chose: ComfyUI's or, by a tiny VAE, one that scales right."""
     previewer = latent_preview.get_previewer(patcher.load_device, patcher.model.latent_format)
     try:
         if type(previewer) is latent_preview.TAEHVPreviewerImpl:
@@ -128,7 +157,7 @@ def create_previewer(patcher: ModelPatcher):
             return TinyPreviewer(vae, LatentSpace.NETWORK)
     except WeightsError as error:
         log.warning("previews are ComfyUI's own: %s", error)
-    return previewer
+    return previewer and HostPreviewer(previewer)
 
 
 def find_tiny_file() -> str | None:

@@ -33,6 +33,12 @@ def test_a_preview_that_unloads_the_model_does_not_end_a_block(release: Host):
 
 
 @RELEASES
+def test_previews_are_shown_a_pass_later_so_that_no_step_waits_for_the_host(release: Host):
+    checks = "check_no_step_waits_for_its_preview", "check_every_step_is_shown_once_and_in_order"
+    call_inside(release, "previews", *checks)
+
+
+@RELEASES
 def test_a_host_without_flash_attention_is_asked_for_no_more_than_a_pass_needs(release: Host):
     """It unloads or streams weights to free what is announced. A recache needs 0.93 GB at 832 x 480, 2.1 GB at 720p."""
     small, large = call_inside(release, "compute", "check_announced_memory")[0]

@@ -137,7 +137,6 @@ def check_refusals() -> None:
 def check_previews() -> None:
     """Raise unless a preview by a tiny VAE shows the last latent, in the space that the file takes."""
     patcher = SimpleNamespace(load_device=torch.device("cpu"), model=SimpleNamespace(latent_format=WAN))
-    x0_BCFHW = LATENTS[:, -1:].transpose(1, 2)
 
     def list_previewers(method: LatentPreviewMethod, **files: torch.dtype | None) -> tuple:
         """Return the previewer of the host and ours, with these files in `vae_approx`; None is a damaged one."""
@@ -149,10 +148,11 @@ def check_previews() -> None:
                 weights = make_tiny_vae_weights(dtype or torch.float32)
                 weights["decoder.22.bias"] *= 1 if dtype else torch.nan
                 save_file(weights, Path(folder, f"{name}.safetensors"))
-            return latent_preview.get_previewer(patcher.load_device, WAN), tiny_vae.create_previewer(patcher)
+            host = latent_preview.get_previewer(patcher.load_device, WAN)
+            return host and tiny_vae.HostPreviewer(host), tiny_vae.create_previewer(patcher)
 
-    def show(previewer) -> np.ndarray:
-        preview_format, image, size = previewer.decode_latent_to_preview_image("JPEG", x0_BCFHW)
+    def show(previewer: tiny_vae.Previewer) -> np.ndarray:
+        preview_format, image, size = previewer.draw(previewer.prepare(LATENTS))
         assert (preview_format, size) == ("JPEG", latent_preview.MAX_PREVIEW_RESOLUTION)
         return np.asarray(image)
 
@@ -171,7 +171,12 @@ def check_previews() -> None:
 
     files = {"lighttaew2_1": torch.float32, "taew2_1": torch.float16}
     for method in (LatentPreviewMethod.Latent2RGB, LatentPreviewMethod.Auto):
-        assert type(list_previewers(method, **files)[1]) is latent_preview.Latent2RGBPreviewer
+        assert is_by_colours(list_previewers(method, **files)[1])
     assert list_previewers(LatentPreviewMethod.NoPreviews, **files)[1] is None
-    assert type(list_previewers(LatentPreviewMethod.TAESD)[1]) is latent_preview.Latent2RGBPreviewer
-    assert type(list_previewers(LatentPreviewMethod.TAESD, taew2_1=None)[1]) is latent_preview.Latent2RGBPreviewer
+    assert is_by_colours(list_previewers(LatentPreviewMethod.TAESD)[1])
+    assert is_by_colours(list_previewers(LatentPreviewMethod.TAESD, taew2_1=None)[1])
+
+
+def is_by_colours(previewer: tiny_vae.Previewer) -> bool:
+    """Whether a previewer is ComfyUI's that adds up colours of the latents' channels."""
+    return type(getattr(previewer, "previewer", None)) is latent_preview.Latent2RGBPreviewer
