@@ -22,6 +22,7 @@ from ...longlive.model.vae import LATENT_CHANNELS
 from ...longlive.model.wan import Geometry, WanModel, WanTree
 from ...longlive.weights.load import build_model
 from ...longlive.weights.weights_file import WeightsFile
+from .compiling import COMPILE_KEY, COMPILE_OPTIONS
 from .identity import (
     NETWORK_PREFIX,
     describe_kernels,
@@ -38,7 +39,8 @@ CALLED_PARTS = {"patch_embedding", "text_embedding", "time_embedding", "time_pro
 # What a MODEL may carry without the common warning.
 HONOURED_PATCHES = {"manual_cast_dtype", "model_sampling"}  # object patches: the second has its own warning
 HONOURED_OPTIONS = {"optimized_attention_override"}  # in transformer_options
-HARMLESS_OPTIONS = {"transformer_options", "disable_cfg1_optimization", "torch_compile_kwargs"}  # in model_options
+HARMLESS_OPTIONS = {"transformer_options", "disable_cfg1_optimization", COMPILE_OPTIONS}  # in model_options
+HONOURED_WRAPPERS = {COMPILE_KEY}
 HONOURED_CALLBACKS = {"on_clone", "on_load_after", "on_detach_after", "on_pre_run", "on_cleanup"}  # all are called
 PYTORCH_ATTENTION = "attention_pytorch"  # what ComfyUI uses unless the user chooses
 SIZE_CHECK = "longlive_size_check"  # attachment of a MODEL that makes one size only
@@ -196,7 +198,9 @@ def list_ignored(patcher: ModelPatcher) -> list[str]:
         "patched objects": [name for name in patches if name not in HONOURED_PATCHES and not is_called(name)],
         "options of the forward": list_filled(options.get("transformer_options", {}), HONOURED_OPTIONS),
         "options of a sampler": list_filled(options, HARMLESS_OPTIONS),
-        "wrappers": [f"{key or kind}" for kind, keys in patcher.wrappers.items() for key in list_filled(keys)],
+        "wrappers": [
+            f"{key or kind}" for kind, keys in patcher.wrappers.items() for key in list_filled(keys, HONOURED_WRAPPERS)
+        ],
         "callbacks": list_filled(patcher.callbacks, HONOURED_CALLBACKS),
     }
     listed = [f"{what} ({', '.join(sorted({*map(replace_numbers, names)}))})" for what, names in found.items() if names]

@@ -19,6 +19,7 @@ from ...longlive.rollout.rollout import Pass, PassKind
 from ...longlive.rollout.sampler import PROMPTS_HELD, Sampler, count_cache_bytes, count_text_bytes
 from ...longlive.session.block_store import Store, open_store
 from ...longlive.session.session import Session
+from .compiling import check_weights_stay, compile_as_asked, is_compiling_asked
 from .identity import list_opaque
 from .interrupted import show_latents
 from .model import as_causal_model, list_ignored, use_device
@@ -36,7 +37,8 @@ ACTIVATIONS = 26  # tensors [tokens, width] that a pass over a whole window hold
 def open_sampler(patcher: ModelPatcher, session: Session, total_blocks: int) -> Iterator[Sampler]:
     """Open a sampler for `total_blocks` more blocks, with progress, previews and interrupt.
 
-    It loads nothing before it has to compute a block. Without an error, its KV cache stays warm for the next node.
+    It loads nothing before it has to compute a block, unless the MODEL is to be compiled. Without an error, its KV
+    cache stays warm for the next node.
     """
     means = find_means(patcher)
     patcher = choose_model(patcher, means)
@@ -78,6 +80,9 @@ def create_sampler(patcher: ModelPatcher, means: Means, session: Session, progre
             "the node that adds this to store them",
             " and ".join(unknown),
         )
+    if is_compiling_asked(patcher):
+        make_room(patcher, model, session, warm_slot.count_bytes(patcher))
+        model = compile_as_asked(patcher, model)
     return Sampler(
         model,
         store=None if unknown else open_block_store(),
@@ -91,7 +96,7 @@ def create_sampler(patcher: ModelPatcher, means: Means, session: Session, progre
 def make_room(patcher: ModelPatcher, model: CausalWan, session: Session, held: int) -> None:
     """Announce the KV cache and activations to ComfyUI's memory management, and load the weights.
 
-    `held` bytes of the KV cache are allocated already.
+    `held` bytes of the KV cache are allocated already. Raises SamplingError if weights of a compiled model would move.
     """
     config, (_, _, channels, height, width) = session.config, session.block_shape
     rows, columns = model.geometry.grid(height, width)
@@ -104,6 +109,7 @@ def make_room(patcher: ModelPatcher, model: CausalWan, session: Session, held: i
     work = min(patcher.model.memory_required([1, channels, config.window, height, width]), most)
     needed = keys - held + work + PROMPTS_HELD * count_text_bytes(model)
     comfy.model_management.load_models_gpu([patcher], memory_required=needed)
+    check_weights_stay(patcher, model)
 
 
 class Progress:

@@ -20,6 +20,7 @@ from ...longlive.model.speed import Means, Speed, choose_means
 from ...longlive.model.vae import BASE_WIDTH
 from ...longlive.weights.load_decoder import find_latent_space
 from ...longlive.weights.quantise import is_linear_of_layer, quantise_linear
+from .compiling import describe_compiling
 from .identity import iter_loaded_weights
 from .loading import check_forms
 from .model import (
@@ -93,7 +94,7 @@ def copy_in_8_bits(patcher: ModelPatcher, form: EightBit) -> ModelPatcher:
     copy = comfy.sd.load_diffusion_model_state_dict(state)
     copy.model.latent_format = patcher.model.latent_format
     copy.model_options = create_model_options_clone(patcher.model_options)
-    copy.callbacks = patcher.callbacks
+    copy.callbacks, copy.wrappers = patcher.callbacks, patcher.wrappers
     copy.add_object_patch("manual_cast_dtype", get_compute_dtype(patcher))
     for name in (SIZE_CHECK, SPEED_CHOICE):
         copy.set_attachments(name, patcher.get_attachment(name))
@@ -122,6 +123,8 @@ def describe_speed(patcher: ModelPatcher) -> str:
     means = find_means(patcher)
     linears = f", linears in {means.form}" if means.form else ""
     lines = [f"speed: {means.speed}{linears}", f"attention: {describe_attention(patcher, means)}"]
+    if compiling := describe_compiling(_copies.get(patcher, patcher)):
+        lines.append(compiling)
     if means.speed is Speed.FASTEST:
         file = find_tiny_file()
         lines.append(f"decoded by {Path(file).name}" if file else NO_TINY_VAE)

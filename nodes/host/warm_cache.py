@@ -73,6 +73,10 @@ class WarmSlot:
         else:
             comfy.model_management.load_models_gpu([self._loaded])
 
+    def count_bytes(self, patcher: ModelPatcher) -> int:
+        """Count the bytes of the cache that `take` would return."""
+        return self._loaded.size if self._loaded and self._owner() is patcher else 0
+
     def take(self, patcher: ModelPatcher) -> WarmCache | None:
         """Empty the slot: return its cache if it was made with this same MODEL, else free it."""
         if self._owner() is not patcher:

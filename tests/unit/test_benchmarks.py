@@ -2,6 +2,7 @@
 
 import sys
 
+import compiled
 import machine
 import predictions
 import pytest
@@ -16,6 +17,7 @@ from true_size import NetworkWork
 from turns import PARTS, measure_in_turn
 from work_counter import Kind, Operation, Work
 
+from longlive.config import Positions
 from longlive.model import attention, vae_layers
 from longlive.model import speed as speeds
 from longlive.model.causal import CausalWan
@@ -53,6 +55,18 @@ def test_the_first_block_of_diffusers_is_ours(task):
         each.start_video()
     torch.testing.assert_close(others.denoise(), ours.denoise(), rtol=1e-4, atol=1e-4)
     assert others.make_clip().shape[1] == task.config.window
+
+
+@pytest.mark.parametrize("positions", list(Positions))
+def test_two_graphs_are_counted_over_thirty_blocks_with_two_switches(positions):
+    assert compiled.count_graphs(GEOMETRY, positions) == {5: 1, 8: 1}  # of blocks, of recaches
+
+
+def test_a_compiled_model_is_timed_beside_itself(task, monkeypatch):
+    monkeypatch.setattr(compiled, "INDUCTOR", "eager")
+    *_, of_compiled, _, difference = compiled.measure(task, rounds=1)
+    assert "[" in of_compiled
+    assert float(difference) < 1e-6
 
 
 class Ticking(Contender):

@@ -1,5 +1,6 @@
-"""The laws of the design hold for whatever computes a video: joined operations, kernels of GPUs, 8-bit linears."""
+"""The laws of the design hold for whatever computes a video: operations joined by us or a compiler, 8-bit linears."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ from kitchen_stand_in import install_kitchen
 
 from longlive.config import Positions, RolloutConfig
 from longlive.model.causal import CausalWan
+from longlive.model.compiled import compile_model
 from longlive.model.eight_bit import EightBit
 from longlive.model.fused import is_onednn_usable
 from longlive.rollout.sampler import Sampler
@@ -38,6 +40,14 @@ def use_triton() -> CausalWan:
     return replace(model, pointwise=TRITON, kernel=f"{model.kernel} {TRITON.name}")
 
 
+def compile_layers() -> CausalWan:
+    if not shutil.which("g++"):
+        pytest.skip("inductor needs g++ on a CPU")
+    model, said = compile_model(EXACT)
+    assert said == "compiled by inductor"
+    return model
+
+
 def round_linears() -> CausalWan:
     state = {}
     for name, weight in EXACT.tree.state_dict().items():
@@ -47,7 +57,11 @@ def round_linears() -> CausalWan:
     return CausalWan.of_tree(tree.requires_grad_(False))
 
 
-@pytest.fixture(params=[join_operations, use_triton, round_linears], ids=lambda make: make.__name__)
+WARNINGS_OF_INDUCTOR = pytest.mark.filterwarnings("default")  # of how PyTorch uses itself
+FORMS = [join_operations, use_triton, pytest.param(compile_layers, marks=WARNINGS_OF_INDUCTOR), round_linears]
+
+
+@pytest.fixture(params=FORMS, ids=lambda make: make.__name__)
 def model(request, monkeypatch) -> CausalWan:
     install_kitchen(monkeypatch)
     make: Callable[[], CausalWan] = request.param

@@ -64,7 +64,7 @@ def check_what_is_ignored_is_named() -> None:
         (rescaled, ["options of a sampler (sampler_cfg_function)"]),
         (windowed, ["options of a sampler (context_handler)", "wrappers (ContextWindows_prepare_sampling)"]),
         (cached, ["options of the forward (easycache)", "wrappers (easycache)"]),
-        (compiled, ["wrappers (torch.compile)"]),
+        (compiled, []),
         (prepared, ["callbacks (on_prepare_state)"]),
         (shifted, ["a shift (set it in LongLive Options)"]),
     ):

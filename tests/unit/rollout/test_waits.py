@@ -9,6 +9,7 @@ from wait_recorder import WAIT, WaitRecorder
 
 from longlive.config import Positions, RolloutConfig
 from longlive.model.causal import CausalWan
+from longlive.model.compiled import Compiling, compile_model
 from longlive.rollout.noise import NoiseAhead, compute_noise
 from longlive.rollout.rollout import Pass
 from longlive.rollout.sampler import Sampler
@@ -18,8 +19,13 @@ MODEL = tiny.model()
 
 
 @pytest.mark.parametrize("positions", list(Positions))
-def test_the_host_waits_for_the_gpu_once_a_block_at_its_end(positions):
+@pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled"])
+def test_the_host_waits_for_the_gpu_once_a_block_at_its_end(compiled, positions, monkeypatch):
     model, recorder = CausalWan.of_tree(tiny.model().tree.to("meta")), WaitRecorder()
+    if compiled:  # nothing is compiled where operations are recorded, so what would be compiled runs as it is
+        monkeypatch.setattr(Compiling, "compile", lambda self, function: function)
+        model, said = compile_model(model)
+        assert said == "compiled by inductor"
     video = tiny.session(RolloutConfig(positions=positions))
     sampler = Sampler(model, store=Store(), watch=recorder.add_pass)
     with recorder:
