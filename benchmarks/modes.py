@@ -7,22 +7,28 @@ from contenders import Ours, Task
 
 from longlive.errors import ConfigError
 from longlive.model.causal import CausalWan
+from longlive.model.compiled import INDUCTOR, compile_model
 from longlive.model.eight_bit import EightBit
 from longlive.model.kitchen import import_kitchen
 from longlive.model.speed import Speed, explain_no_attention
 from longlive.model.wan import Geometry, WanModel
 from longlive.weights.quantise import FORM, is_linear_of_layer, make_empty_model, quantise_linear
 
+COMPILED = f"{Speed.EXACT}, compiled"
+WITHOUT_COMPILER = "aot_eager"  # a backend of `torch.compile` that makes graphs and computes them in PyTorch
 WITH_PIXELS = (Speed.EXACT, Speed.FASTEST)  # measured with each VAE, too
 
 
 def iter_modes(task: Task) -> Iterator[tuple[str, Ours | str]]:
     """Yield each speed and each form of 8-bit linears by its name, or a sentence why it is left out.
 
-    Only one has weights of its own at a time. On a CPU, 8-bit linears are computed without kernels for them, to see
-    that they work.
+    Only one has weights of its own at a time. On a CPU, layers are compiled without a compiler and 8-bit linears are
+    computed without kernels for them, to see that they work.
     """
-    yield Speed.EXACT, Ours(task, CausalWan.of_tree(task.tree))
+    exact = CausalWan.of_tree(task.tree)
+    yield Speed.EXACT, Ours(task, exact)
+    compiled, outcome = compile_model(exact, backend=INDUCTOR if task.device.type == "cuda" else WITHOUT_COMPILER)
+    yield COMPILED, outcome if compiled is exact else Ours(task, compiled)
     yield Speed.FAST, attend_in_8_bit(task)
     for form in EightBit:
         if reason := explain_missing(task, form):
