@@ -9,11 +9,15 @@ ASKING = {"aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "ate
 
 
 class WaitRecorder(TorchDispatchMode):
-    """Lists the waits for a device and the passes. The meta device stands for the GPU, its numbers for ones."""
+    """Lists the waits for a device and the passes, and shapes of what is copied to it.
+
+    The meta device stands for the GPU, its numbers for ones.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.events: list[str] = []
+        self.uploads: list[torch.Size] = []
 
     def add_pass(self, done) -> None:
         self.events.append(f"{done.kind.name.lower()} {done.step}")
@@ -27,4 +31,6 @@ class WaitRecorder(TorchDispatchMode):
             if not kwargs.get("non_blocking"):
                 self.events.append(WAIT)
             return torch.ones(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
+        if name == "aten::_to_copy" and not is_meta and kwargs.get("device") == torch.device("meta"):
+            self.uploads.append(args[0].shape)
         return func(*args, **kwargs)

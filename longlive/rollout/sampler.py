@@ -75,6 +75,7 @@ class Sampler:
         self._rollout: Rollout | None = None
         self._trace: Trace | None = None  # of the video in the rollout's cache
         self._made: CachePass | None = None  # the newest pass in it
+        self._newest: Tensor | None = None  # latents of the newest block of `_trace`, on the model's device
         self._text_keys: dict[str, TextKeys] = {}  # by the digest of the prompt
         self._noise: tuple[tuple, NoiseAhead] | None = None  # with what it depends on
         self._thread = ThreadPoolExecutor(max_workers=1)  # stores blocks
@@ -92,7 +93,7 @@ class Sampler:
             wait([self._storing])
         self._noise = None
         held = [*([self._rollout] if self._rollout else []), *self._text_keys.values()]
-        self._rollout = self._trace = self._made = None
+        self._rollout = self._trace = self._made = self._newest = None
         self._text_keys = {}
         for each in held:
             each.release()
@@ -171,7 +172,8 @@ class Sampler:
             self._rebuild_cache(rollout, session)
             text = self._read_prompt(session.switches[-1].prompt)
             noise, start = self._find_noise(session), session.num_frames - session.origin
-            latents = rollout.denoise(start, text, noise, len(session.blocks)).cpu()
+            self._newest = rollout.denoise(start, text, noise, len(session.blocks))
+            latents = self._newest.cpu()
             if not is_finite(latents):
                 raise SamplingError(
                     f"the model made NaN or infinity from frame {session.num_frames} on, in "
@@ -225,7 +227,7 @@ class Sampler:
             log.info("the KV cache of the video is rebuilt: %d passes", len(missing))
         for each in missing:
             switch = session.switches[each.segment]
-            latents = session.frames(each.origin + each.place.start, each.place.frames)
+            latents = self._find_latents(session, each.origin + each.place.start, each.place.frames)
             text = self._read_prompt(switch.prompt)
             match each:
                 case Recache():
@@ -234,6 +236,13 @@ class Sampler:
                 case CleanPass():
                     rollout.clean_pass(each.place.start, latents, text)
         self._made = newest
+
+    def _find_latents(self, session: Session, start: int, count: int) -> Tensor:
+        """Find finished frames: the last block that was computed on the model's device, others on the CPU."""
+        trace, block = self._trace, session.config.block
+        if self._newest is not None and trace and (start, count) == ((len(trace.keys) - 1) * block, block):
+            return self._newest
+        return session.frames(start, count)
 
     def _read_prompt(self, prompt: Prompt) -> TextKeys:
         """Return the text keys of a prompt; those of one earlier prompt stay allocated."""

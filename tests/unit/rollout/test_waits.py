@@ -14,6 +14,7 @@ from longlive.rollout.noise import NoiseAhead, compute_noise
 from longlive.rollout.rollout import Pass
 from longlive.rollout.sampler import Sampler
 from longlive.session.block_store import Store
+from longlive.session.boundary import Boundary
 
 MODEL = tiny.model()
 
@@ -34,6 +35,45 @@ def test_the_host_waits_for_the_gpu_once_a_block_at_its_end(compiled, positions,
     steps = [f"denoise {step}" for step in range(4)]
     later = ["clean 0", *steps, WAIT]
     assert recorder.events == [*steps, WAIT, *later * 6, "recache 0", *steps, WAIT, *later]
+
+
+def test_a_finished_block_is_not_copied_back_to_the_gpu_for_its_clean_pass():
+    model, recorder = CausalWan.of_tree(tiny.model().tree.to("meta")), WaitRecorder()
+    video, blocks = tiny.session(), 5
+    with recorder, Sampler(model) as sampler:
+        sampler.sample(video, blocks)
+    noise = blocks * len(video.config.steps)
+    assert recorder.uploads.count(torch.Size(video.block_shape)) == noise
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_latents_that_stayed_on_the_device_are_those_that_a_session_holds(dtype):
+    """A sampler of its own for each block makes every clean pass from the session's latents on the CPU."""
+    model = CausalWan.of_tree(tiny.model().tree.to(dtype))
+    video = alone = tiny.session(dtype=dtype)
+    with Sampler(model) as sampler:
+        for boundary, blocks in ((None, 5), (Boundary.RECACHE, 2), (Boundary.KEEP, 3)):
+            video, alone = (
+                each.switched_to(tiny.prompt(blocks), boundary) if boundary else each for each in (video, alone)
+            )
+            video = sampler.sample(video, blocks)
+            for _ in range(blocks):
+                alone = Sampler(model).sample(alone, 1)
+    assert video.latents().dtype is dtype
+    assert torch.equal(video.latents(), alone.latents())
+
+
+@pytest.mark.parametrize("boundary", [Boundary.RECACHE, Boundary.KEEP])
+def test_blocks_of_the_store_are_not_taken_for_the_block_on_the_device(boundary):
+    """The first block is computed, the next two are found; then a pass needs all three, or each one does."""
+    store = Store()
+    whole = Sampler(MODEL, store=store).sample(tiny.session(), 3)
+    del store._entries[whole.keys[0]]
+    with Sampler(MODEL, store=store) as sampler:
+        found = sampler.sample(tiny.session(), 3)
+        again = sampler.sample(found.switched_to(tiny.prompt(1), boundary), 1)
+    expected = Sampler(MODEL).sample(whole.switched_to(tiny.prompt(1), boundary), 1)
+    assert torch.equal(again.latents(), expected.latents())
 
 
 def test_the_noise_of_the_next_block_is_drawn_while_a_block_is_computed():
