@@ -6,7 +6,7 @@ from inside import call_inside
 
 
 def test_a_model_is_compiled_as_its_node_asks_and_has_its_own_keys():
-    call_inside(NEWEST, "compiling", "check_the_node_compiles_the_miniature")
+    call_inside(NEWEST, "compiling", "check_the_node_compiles_the_miniature", "check_an_8_bit_copy_is_compiled_too")
 
 
 @pytest.mark.parametrize("release", HOSTS, ids=lambda host: host.version)

@@ -9,6 +9,7 @@ from machine import Machine
 from longlive.config import RolloutConfig
 from longlive.model import attention
 from longlive.model.causal import CausalWan
+from longlive.model.compiled import compile_model
 from longlive.model.eight_bit import EightBit, EightBitLinear
 from longlive.model.fused import PLAIN, Addend, Modulation, Piece
 from longlive.model.rope import make_table
@@ -140,6 +141,18 @@ def test_law_3_holds_on_the_gpu():
     parts = Sampler(model).sample(Sampler(model).sample(video, 5), 3)
     assert torch.equal(whole.latents(), parts.latents())
     assert torch.isfinite(whole.latents()).all()
+
+
+@pytest.mark.filterwarnings("default")  # of how PyTorch uses itself
+def test_inductor_computes_what_the_network_does_as_it_is_and_the_same_in_two_samplers():
+    plain = CausalWan.of_tree(tiny.model(LIKE_WAN).tree.to("cuda", torch.float32))
+    model, said = compile_model(plain)
+    assert said == "compiled by inductor"
+    video = tiny.session()
+    whole, expected = (Sampler(each).sample(video, 8).latents() for each in (model, plain))
+    torch.testing.assert_close(whole, expected, rtol=1e-3, atol=1e-3)
+    parts = Sampler(model).sample(Sampler(model).sample(video, 6), 2)
+    assert torch.equal(parts.latents(), whole)
 
 
 def test_the_benchmark_of_speed_measures_the_gpu():

@@ -12,12 +12,14 @@ from comfy_api.torch_helpers import set_torch_compile_wrapper
 from comfy_extras.nodes_torch_compile import TorchCompileModel
 from comfyui_longlive.longlive.errors import SamplingError
 from comfyui_longlive.longlive.model.compiled import CompiledWan, LayerCompiler
+from comfyui_longlive.longlive.model.eight_bit import EightBit
 from comfyui_longlive.longlive.rollout.sampler import Sampler
 from comfyui_longlive.longlive.session.session import Session
 from comfyui_longlive.nodes.host import model, sampling
-from comfyui_longlive.nodes.host.compiling import describe_compiling, list_obstacles
+from comfyui_longlive.nodes.host.compiling import describe_compiling, is_compiling_asked, list_obstacles
 from comfyui_longlive.nodes.host.model import list_ignored
-from comfyui_longlive.nodes.host.speed import describe_speed
+from comfyui_longlive.nodes.host.speed import copy_in_8_bits, describe_speed
+from comfyui_longlive.nodes.host.warm_cache import warm_slot
 from comfyui_longlive.nodes.models import MiniatureLoader
 from comfyui_longlive.nodes.session import NewSession
 
@@ -75,9 +77,18 @@ def check_the_node_compiles_the_miniature() -> None:
         torch.testing.assert_close(whole.latents(), expected.latents(), rtol=0, atol=1e-6)
 
         _, first = extend(compiled, begin_miniature(compiled), 5)
+        assert warm_slot.count_bytes(compiled) > 0 == warm_slot.count_bytes(plain)
         _, split = extend(compiled, first, 1)
         assert torch.equal(split.latents(), whole.latents())
         assert split.keys == whole.keys
+
+
+def check_an_8_bit_copy_is_compiled_too() -> None:
+    plain = load_miniature()
+    assert [is_compiling_asked(copy_in_8_bits(each, EightBit.INT8)) for each in (plain, load_compiled(plain))] == [
+        False,
+        True,
+    ]
 
 
 @torch.inference_mode()
