@@ -12,6 +12,7 @@ from longlive.model.causal import CausalWan
 from longlive.model.compiled import compile_model
 from longlive.model.eight_bit import EightBit, EightBitLinear
 from longlive.model.fused import PLAIN, Addend, Modulation, Piece
+from longlive.model.host_copy import HostCopy
 from longlive.model.rope import make_table
 from longlive.model.triton_form import TRITON, is_triton_usable
 from longlive.model.wan import Geometry, make_mlp
@@ -131,6 +132,19 @@ def test_the_network_on_a_gpu_computes_with_the_kernels_what_it_computes_plainly
         rollout.recache(18, torch.cat(made, 1), text)
         latents.append(rollout.denoise(18, text, noise, 6))
     torch.testing.assert_close(*latents, rtol=1e-3, atol=1e-3)
+
+
+def test_a_copy_to_the_host_waits_for_nothing_and_is_complete_when_it_is_read():
+    x = torch.randn(1 << 20, device="cuda")
+    expected = x.cpu()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        copy = HostCopy(x)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    x.zero_()  # comes after the copy
+    assert copy.read().is_pinned()
+    assert torch.equal(copy.read(), expected)
 
 
 def test_law_3_holds_on_the_gpu():
