@@ -8,7 +8,7 @@ LongLiveError
 ├── ConditioningError  a prompt embedding that does not fit the model
 ├── SessionError       a session file, or a session continued with what it was not made for
 ├── PositionError      a video longer than the table of absolute positions
-├── SamplingError      a block that came out as NaN or infinity
+├── SamplingError      a block that cannot be computed, or came out as NaN or infinity
 ├── StoreError         a session that cannot be written
 ├── VideoError         a video file that cannot be written
 ├── EvaluationError    what cannot be measured, or a report that cannot be written
@@ -72,7 +72,7 @@ class PositionError(LongLiveError):
 
 
 class SamplingError(LongLiveError):
-    """A block came out as NaN or infinity."""
+    """A block cannot be computed as its key says, or came out as NaN or infinity."""
 
 
 class StoreError(LongLiveError):
