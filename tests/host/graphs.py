@@ -212,7 +212,8 @@ class Direct:
     def _read_options(self, inputs: Mapping) -> RolloutConfig:
         if "options" not in inputs:
             return RolloutConfig()
-        values = self.graph[inputs["options"][0]]["inputs"]
+        values = dict(self.graph[inputs["options"][0]]["inputs"])
+        assert values.pop("speed", "exact") == "exact"  # the only speed that `longlive` alone computes here
         steps = tuple(int(step) for step in values["steps"].split(","))
         return RolloutConfig(**values | {"steps": steps, "positions": Positions(values["positions"])})
 
