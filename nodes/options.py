@@ -75,9 +75,9 @@ class Options(io.ComfyNode):
                     options=[speed.value for speed in Speed],
                     default=Speed.EXACT.value,
                     optional=True,
-                    tooltip="exact: the arithmetic of the released code. fast: attention in 8 bits, the same weights. "
-                    "fastest: the linears in 8 bits, too, and Decode takes a tiny VAE from models/vae_approx. What is "
-                    "not here is left out; LongLive Session Info says what.",
+                    tooltip="exact: the arithmetic of the released code, but for rounding. fast: attention in 8 bits, "
+                    "the same weights. fastest: the linears in 8 bits, too, and Decode takes a tiny VAE from "
+                    "models/vae_approx. What is not here is left out; LongLive Session Info says what.",
                 ),
             ],
             outputs=[OptionsSocket.Output(display_name="options", tooltip="For LongLive Session.")],

@@ -16,7 +16,7 @@ from ..miniature.files import DIT, VAE, check_miniature_size, check_present
 from ..miniature.text import MiniatureText
 from ..miniature.world import SIZE
 from ..model.causal import CausalWan
-from ..model.compiled import compile_model
+from ..model.compiled import CompiledWan, compile_model
 from ..model.dtypes import COMPUTE_DTYPES
 from ..model.speed import Speed, choose_means
 from ..model.text_encoder import UMT5
@@ -172,13 +172,16 @@ def load_causal_model(
     """Load the network at the speed that was asked for. Linears that have 8 bits in the file stay as they are."""
     means = choose_means(Speed(options.speed), device, dtype)
     file = read_weights_file(weights, ema=options.ema)
-    form = None if read_forms(file.tensors, file.name) else means.form
+    form = means.form
+    if form and read_forms(file.tensors, file.name):
+        log.info("%s has linears in 8 bits, which stay as they are", file.name)
+        form = None
     lora = prepare_lora(options.lora, options.strength)
     tree, _ = build_model(file, lora=lora, dtype=dtype, device=device, eight_bit=form)
     model = CausalWan.of_tree(tree, quantised_attention=options.sage or means.attention, joined=means.joined)
     if options.compile:
         model, outcome = compile_model(model)
-        log.info("the network is %s", outcome)
+        log.log(logging.INFO if isinstance(model, CompiledWan) else logging.WARNING, "the network is %s", outcome)
     log.info("speed: %s, computed by %s", means.speed, model.kernel)
     for sentence in means.left_out:
         log.warning("%s does without: %s", means.speed, sentence)

@@ -60,7 +60,7 @@ def choose_quantised_attention(device: torch.device, dtype: torch.dtype) -> tupl
             return attend, name_release("int8-attention", KITCHEN)
     raise ConfigError(
         f"8-bit attention cannot run here ({device.type}, {dtype}); install sageattention, or comfy-kitchen 0.2.40 and "
-        f"a PyTorch for CUDA 13, and use a CUDA GPU with bf16 or fp16, or leave it out"
+        f"a PyTorch for CUDA 13, and use a CUDA GPU with bf16 or fp16"
     )
 
 

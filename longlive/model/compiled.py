@@ -95,6 +95,11 @@ class Compiling:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def is_reproducible(self) -> bool:
+        """Whether it chooses the same kernels in every process: by a mode, inductor takes those that run fastest."""
+        return self.mode is None
+
+    @property
     def backend_name(self) -> str:
         return self.backend if isinstance(self.backend, str) else self.backend.__name__
 
@@ -115,7 +120,8 @@ class Compiling:
     def _list_options(self) -> dict[str, Any] | None:
         """List the options. Without a mode, inductor is kept from choosing by speed among kernels that round apart."""
         options = dict(self.options)
-        if self.backend == INDUCTOR and not self.mode and hasattr(import_module(INDUCTOR_CONFIG), "deterministic"):
+        is_inductor = self.backend == INDUCTOR and self.is_reproducible
+        if is_inductor and hasattr(import_module(INDUCTOR_CONFIG), "deterministic"):
             options = {"deterministic": True} | options
         return options or None
 
@@ -235,7 +241,7 @@ def compile_model(
     the backend does not work or the layers do not become a graph. The first pass of each shape compiles, which takes
     longer.
     """
-    compiling = Compiling(backend, mode, options or {})
+    compiling = Compiling(backend, None if mode == "default" else mode, options or {})
     plain, compiler = replace(model, pointwise=PLAIN), find_compiler(model, compiling)
     if obstacle := compiler.find_obstacle(plain):
         return model, describe_refusal(obstacle)

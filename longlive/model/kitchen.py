@@ -36,22 +36,24 @@ def list_fast_backends(device: torch.device) -> list[str]:
     )
 
 
+def find_int8_obstacle(device: torch.device) -> str:
+    """Find why comfy-kitchen has no INT8 kernels on a device; empty if it has."""
+    if device.type != "cuda":
+        return f"the device is {device.type}"
+    if list_fast_backends(device):
+        is_able = torch.version.hip or torch.cuda.get_device_capability(device) >= INT8_CAPABILITY
+        return "" if is_able else "the GPU is older than RTX 20"
+    state = import_kitchen().list_backends().get("cuda", {})
+    return state.get("unavailable_reason") or "its CUDA backend is switched off"
+
+
 def explain_slow_int8(device: torch.device) -> str:
     """Say in a sentence why INT8 is slow on a device, what it costs and the cure; nothing if it is fast."""
-    if device.type != "cuda":
-        reason = f"the device is {device.type}"
-    elif list_fast_backends(device):
-        capability = torch.cuda.get_device_capability(device)
-        if torch.version.hip or capability >= INT8_CAPABILITY:
-            return ""
-        reason = "the GPU is older than RTX 20"
-    else:
-        state = import_kitchen().list_backends().get("cuda", {})
-        reason = state.get("unavailable_reason") or "its CUDA backend is switched off"
-    return (
-        f"comfy-kitchen has no INT8 kernels here ({reason}): INT8 is computed step by step in PyTorch, which moves "
-        f"about 470 GB more per block at 832 x 480 and is slower than bf16; use a PyTorch for CUDA 13 (cu130) or "
-        f"newer, or bf16 weights"
+    reason = find_int8_obstacle(device)
+    return reason and (
+        f"comfy-kitchen has no INT8 kernels here ({reason}): INT8 is computed step by step in PyTorch, which, by "
+        f"calculation, moves about 470 GB more per block at 832 x 480 and is slower than bf16; use a PyTorch for "
+        f"CUDA 13 (cu130) or newer, or bf16 weights"
     )
 
 

@@ -6,7 +6,7 @@ Dimension key: B batch, F frames, T tokens of one pass, D model width, N heads, 
 
 import importlib
 import logging
-import re
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -36,8 +36,10 @@ from .wan import Layer, make_mlp
 log = logging.getLogger(__name__)
 
 PACKAGE = "triton"
+WITHOUT_KERNELS = "the network runs without its fused kernels and, by calculation, takes about a tenth longer"
 MOST_ROUNDINGS = 16  # by which the kernels may differ from the plain form
-OPERATORS = torch.library.Library(re.sub(r"\W", "_", __name__), "DEF")  # ComfyUI and a program may both import us
+# ComfyUI and a program may both import this module, and a host may do so again.
+OPERATORS = torch.library.Library(f"longlive_{secrets.token_hex(4)}", "DEF")
 KERNELS = {
     "add_and_normalise": "(Tensor x, Tensor? y, Tensor? gate, Tensor? factor, Tensor? shift, float eps, "
     "*, Tensor(a!)? total, Tensor(b!) out) -> ()",
@@ -163,13 +165,15 @@ def is_triton_usable(device: torch.device, dtype: torch.dtype) -> bool:
         return False
     try:
         try_kernels(device, dtype)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except ArithmeticError as error:
+        log.warning("%s, because %s on this GPU; please report it", WITHOUT_KERNELS, error)
+        return False
     except Exception as error:  # a compiler fails in many ways, and without its kernels the network only is slower
-        log.warning(
-            "the network runs without its fused kernels and takes about a tenth longer, because Triton does not work "
-            "here (%s: %s); install triton, on Windows triton-windows, and a C compiler",
-            type(error).__name__,
-            str(error).partition("\n")[0],
-        )
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        cure = "install triton, on Windows triton-windows, and a C compiler"
+        log.warning("%s, because Triton does not work here (%s); %s", WITHOUT_KERNELS, reason, cure)
         return False
     return True
 
@@ -197,4 +201,4 @@ def try_kernels(device: torch.device, dtype: torch.dtype) -> None:
         found, expected = (compute(form).float() for form in (TRITON, PLAIN))
         difference = float((found - expected).norm() / expected.norm())
         if not difference < MOST_ROUNDINGS * torch.finfo(dtype).eps:
-            raise ArithmeticError(f"its {name} differs by {difference:.1e}")
+            raise ArithmeticError(f"their {name} differs from PyTorch's by {difference:.1e}")

@@ -20,7 +20,7 @@ from .writer import VideoWriter
 
 log = logging.getLogger(__name__)
 
-FRAGMENT_VERSION = 3  # raised whenever the same latents would give other fragments
+FRAGMENT_VERSION = 2  # raised whenever the same latents would give other fragments, but for rounding
 FRAGMENT_ENTRY = dict.fromkeys(("header", "media"), (None, torch.uint8)) | {"num_frames": ((1,), torch.int64)}
 END_ENTRY = FRAGMENT_ENTRY | {"last": (None, torch.uint8), "size": ((2,), torch.int64)}  # rows, columns
 

@@ -13,7 +13,7 @@ from comfy.model_patcher import ModelPatcher
 from ...longlive.errors import SamplingError
 from ...longlive.model.causal import CausalWan
 from ...longlive.model.compiled import INDUCTOR, CompiledWan, compile_model, describe_refusal
-from .identity import get_attention_override, list_unrecognisable
+from .identity import get_attention_override, has_hooks, list_unrecognisable
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,12 @@ def compile_as_asked(patcher: ModelPatcher, model: CausalWan) -> CausalWan:
     return model
 
 
+def list_irreproducible(model: CausalWan) -> list[str]:
+    """List what may compute other blocks in another process, under the same name."""
+    is_chosen_anew = isinstance(model, CompiledWan) and not model.compiler.compiling.is_reproducible
+    return ["a mode of torch.compile that chooses kernels by their speed"] * is_chosen_anew
+
+
 def describe_compiling(patcher: ModelPatcher) -> str:
     """Describe what became of the wish to compile a MODEL; empty if there is none."""
     return _outcomes.get(patcher, "compiled when it samples") if is_compiling_asked(patcher) else ""
@@ -73,7 +79,7 @@ def list_obstacles(patcher: ModelPatcher) -> list[str]:
         "functions change its weights in every pass": any(
             getattr(layer, name, None) for layer in layers for name in ("weight_function", "bias_function")
         ),
-        "its layers have hooks": any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers),
+        "its layers have hooks": any(map(has_hooks, layers)),
     }
     carried = [f"it carries {what}" for what in list_unrecognisable(patcher)]
     return [*carried, *[what for what, is_so in found.items() if is_so]]

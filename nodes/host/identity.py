@@ -132,8 +132,14 @@ def list_opaque(patcher: ModelPatcher) -> list[str]:
     unseen = {
         "an attention override that cannot be inspected": hash_value(get_attention_override(patcher)) is None,
         "run callbacks that cannot be inspected": hash_value(_list_run_callbacks(patcher)) is None,
+        "hooks on layers": any(map(has_hooks, patcher.model.diffusion_model.modules())),
     }
     return [*list_unrecognisable(patcher), *[name for name, carried in unseen.items() if carried]]
+
+
+def has_hooks(layer: torch.nn.Module) -> bool:
+    """Whether something is called before or after a layer. It may change the result; and the layer is not lent."""
+    return bool(layer._forward_hooks or layer._forward_pre_hooks)
 
 
 def get_attention_override(patcher: ModelPatcher) -> object:

@@ -130,7 +130,7 @@ def check_copyable(patcher: ModelPatcher, what: str, cure: str) -> None:
     dtypes = {weight.dtype for _, weight in iter_loaded_weights(patcher)}
     if quantised := ", ".join(sorted(map(name_dtype, dtypes - {*COMPUTE_DTYPES.values()}))):
         raise WeightsError(
-            f"{what} is quantised (its weights are {quantised}), and tuning needs whole weights; "
+            f"{what} is quantised (its weights are {quantised}), expected whole weights; "
             f"load a file of bf16, fp16 or fp32 with weight_dtype default"
         )
 

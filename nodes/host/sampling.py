@@ -19,7 +19,7 @@ from ...longlive.rollout.rollout import Pass, PassKind
 from ...longlive.rollout.sampler import PROMPTS_HELD, Sampler, count_cache_bytes, count_text_bytes
 from ...longlive.session.block_store import Store, open_store
 from ...longlive.session.session import Session
-from .compiling import check_weights_stay, compile_as_asked, is_compiling_asked
+from .compiling import check_weights_stay, compile_as_asked, is_compiling_asked, list_irreproducible
 from .identity import list_opaque
 from .interrupted import show_latents
 from .model import as_causal_model, list_ignored, use_device
@@ -72,6 +72,10 @@ def create_sampler(patcher: ModelPatcher, means: Means, session: Session, progre
     """Create the sampler of a MODEL whose run has begun; warn of what the MODEL carries and a session cannot use."""
     model = as_causal_model(patcher, means)
     unknown, unused = list_opaque(patcher), list_ignored(patcher)
+    if is_compiling_asked(patcher):
+        make_room(patcher, model, session, warm_slot.count_bytes(patcher))
+        model = compile_as_asked(patcher, model)
+        unknown += list_irreproducible(model)
     if unused:
         log.warning("LongLive ignores what a session cannot use of the MODEL: %s", " and ".join(unused))
     if unknown:
@@ -80,13 +84,15 @@ def create_sampler(patcher: ModelPatcher, means: Means, session: Session, progre
             "the node that adds this to store them",
             " and ".join(unknown),
         )
-    if is_compiling_asked(patcher):
-        make_room(patcher, model, session, warm_slot.count_bytes(patcher))
-        model = compile_as_asked(patcher, model)
+
+    def watch(done: Pass) -> None:
+        progress.add_pass(done)
+        check_weights_stay(patcher, model)  # a preview may have unloaded some
+
     return Sampler(
         model,
         store=None if unknown else open_block_store(),
-        watch=progress.add_pass,
+        watch=watch,
         on_found=progress.add_stored_block,
         take=functools.partial(warm_slot.take, patcher),
         prepare=functools.partial(make_room, patcher, model, session),

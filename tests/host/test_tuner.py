@@ -128,7 +128,7 @@ def test_a_tuning_is_not_continued_with_other_settings(newest, resumed):
     [
         (
             {"teacher": ["quantised", 0]},
-            "the teacher is quantised (its weights are float8_e4m3fn), and tuning needs whole",
+            "the teacher is quantised (its weights are float8_e4m3fn), expected whole weights",
         ),
         ({"teacher": ["wide", 0]}, "the teacher takes 48 latent channels and makes 48, Wan2.1 text-to-video has 16; "),
         ({"name": "../x"}, "'../x' is not a name for a LoRA in "),

@@ -18,7 +18,7 @@ from comfyui_longlive.longlive.session.session import Session
 from comfyui_longlive.nodes.host import model, sampling
 from comfyui_longlive.nodes.host.compiling import describe_compiling, is_compiling_asked, list_obstacles
 from comfyui_longlive.nodes.host.model import list_ignored
-from comfyui_longlive.nodes.host.speed import copy_in_8_bits, describe_speed
+from comfyui_longlive.nodes.host.speed import clone_for, copy_in_8_bits, describe_speed
 from comfyui_longlive.nodes.host.warm_cache import warm_slot
 from comfyui_longlive.nodes.models import MiniatureLoader
 from comfyui_longlive.nodes.session import NewSession
@@ -85,10 +85,8 @@ def check_the_node_compiles_the_miniature() -> None:
 
 def check_an_8_bit_copy_is_compiled_too() -> None:
     plain = load_miniature()
-    assert [is_compiling_asked(copy_in_8_bits(each, EightBit.INT8)) for each in (plain, load_compiled(plain))] == [
-        False,
-        True,
-    ]
+    copies = [clone_for(each, copy_in_8_bits(each, EightBit.INT8)) for each in (plain, load_compiled(plain))]
+    assert [*map(is_compiling_asked, copies)] == [False, True]
 
 
 @torch.inference_mode()

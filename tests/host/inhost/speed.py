@@ -4,6 +4,7 @@ import gc
 import weakref
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 
 import comfy.model_management
 import comfy.sd
@@ -15,7 +16,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.quant_ops import QuantizedTensor
 from comfyui_longlive.longlive.config import RolloutConfig
 from comfyui_longlive.longlive.miniature import files
-from comfyui_longlive.longlive.model import eight_bit
+from comfyui_longlive.longlive.model import speed as library
 from comfyui_longlive.longlive.model.eight_bit import EightBit
 from comfyui_longlive.longlive.model.fused import is_onednn_usable
 from comfyui_longlive.longlive.model.speed import Speed
@@ -24,6 +25,7 @@ from comfyui_longlive.longlive.weights.quantise import is_linear_of_layer
 from comfyui_longlive.nodes.host import speed
 from comfyui_longlive.nodes.host.identity import hash_model
 from comfyui_longlive.nodes.host.model import as_causal_model, get_compute_dtype
+from comfyui_longlive.nodes.host.tiny_vae import is_host_tiny_vae
 from comfyui_longlive.nodes.options import Options
 from comfyui_longlive.nodes.session import SessionInfo
 from comfyui_longlive.nodes.sockets import LiveSession, SessionOptions
@@ -81,7 +83,7 @@ def check_what_is_not_here_is_left_out_and_said() -> str:
 def check_fastest_computes_with_8_bit_linears(form: EightBit = EightBit.INT8) -> float:
     """As where the kernels are: a LoRA is in the copy, which lives as long as its MODEL and has its dtype."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(eight_bit, "explain_slow_int8", lambda _: "")
+        patch.setattr(library, "find_int8_obstacle", lambda _: "")
         lora = {
             name.replace("base_model.model.", "diffusion_model."): part for name, part in make_lora_weights().items()
         }
@@ -90,8 +92,17 @@ def check_fastest_computes_with_8_bit_linears(form: EightBit = EightBit.INT8) ->
         fastest = speed.set_speed(exact, Speed.FASTEST)
         means = speed.find_means(fastest)
         assert means.form is form, means
+        is_disabled = []
+        load = comfy.sd.load_diffusion_model_state_dict
+        patch.setattr(
+            comfy.sd,
+            "load_diffusion_model_state_dict",
+            lambda state, *, disable_dynamic: (is_disabled.append(disable_dynamic), load(state))[1],
+        )
         copy = speed.choose_model(fastest, means)
         assert speed.choose_model(fastest, means) is copy is not fastest
+        assert is_disabled == [not fastest.is_dynamic()]
+        patch.setattr(comfy.sd, "load_diffusion_model_state_dict", load)
         for name, weight in copy.model.diffusion_model.named_parameters():
             assert isinstance(weight, QuantizedTensor) == is_linear_of_layer(name), name
         assert get_compute_dtype(copy) is get_compute_dtype(exact) is torch.bfloat16
@@ -102,8 +113,15 @@ def check_fastest_computes_with_8_bit_linears(form: EightBit = EightBit.INT8) ->
         assert 0 < error < 2 * LARGEST_ERRORS[form], error  # bf16 rounds, too
         without_lora = sample_block(set_dtype(load_model(), "bf16")).float()
         assert error < 0.5 * float((found - without_lora).norm() / expected.norm())
-        alive = weakref.ref(copy)
-        del fastest, copy
+
+        again = speed.set_speed(exact, Speed.FASTEST)  # another session on the MODEL
+        assert speed.choose_model(again, means) is not copy
+        assert speed.choose_model(again, means).model is copy.model
+        other = speed.set_speed(comfy.sd.load_lora_for_models(exact, None, lora, 1.0, 0)[0], Speed.FASTEST)
+        assert speed.choose_model(other, means).model is not copy.model
+
+        alive = weakref.ref(copy.model)
+        del patched, exact, fastest, again, other, copy
         comfy.model_management.unload_all_models()
         gc.collect()
         assert alive() is None
@@ -112,7 +130,7 @@ def check_fastest_computes_with_8_bit_linears(form: EightBit = EightBit.INT8) ->
 
 def check_a_model_that_cannot_be_copied_is_computed_as_it_is() -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(eight_bit, "explain_slow_int8", lambda _: "")
+        patch.setattr(library, "find_int8_obstacle", lambda _: "")
         patcher = load_model()
         patcher.add_object_patch("diffusion_model.blocks.0.ffn", patcher.model.diffusion_model.blocks[0].ffn)
         fastest = speed.set_speed(patcher, Speed.FASTEST)
@@ -135,5 +153,8 @@ def check_fastest_decodes_with_a_tiny_vae_that_is_there() -> None:
         assert speed.choose_vae(fast, full, "auto") == (full, "auto")
         vae, space = speed.choose_vae(fastest, full, "auto")
         assert space is LatentSpace.VAE
-        assert speed.is_host_tiny_vae(vae)
-        assert "decoded by lighttaew2_1.safetensors" in speed.describe_speed(fastest)
+        assert is_host_tiny_vae(vae)
+        assert speed.choose_vae(fastest, full, "network")[1] == "network"
+        assert "takes lighttaew2_1.safetensors in place of a full VAE" in speed.describe_speed(fastest)
+        foreign = SimpleNamespace(first_stage_model=None)
+        assert speed.choose_vae(fastest, foreign, "auto") == (foreign, "auto")

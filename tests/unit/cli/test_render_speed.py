@@ -4,7 +4,7 @@ import torch
 from kitchen_stand_in import install_kitchen
 
 from longlive.cli.main import main
-from longlive.model import eight_bit
+from longlive.model import speed
 from longlive.model.fused import is_onednn_usable
 from longlive.session.session_file import load_session
 
@@ -32,8 +32,8 @@ def test_fast_rounds_elsewhere_and_has_blocks_of_its_own(render, tmp_path, caplo
 def test_fastest_computes_whole_weights_in_8_bits_where_that_is_faster(render, tmp_path, weights, monkeypatch, caplog):
     install_kitchen(monkeypatch)
     assert render(SCRIPT, "slow.mp4", "--speed", "fastest") == 0
-    assert "fastest does without: comfy-kitchen has no INT8 kernels here" in caplog.text
-    monkeypatch.setattr(eight_bit, "explain_slow_int8", lambda _: "")
+    assert "fastest does without: INT8 linears, because comfy-kitchen has no kernels for them here" in caplog.text
+    monkeypatch.setattr(speed, "find_int8_obstacle", lambda _: "")
     assert render(SCRIPT, "fastest.mp4", "--speed", "fastest") == 0
     slow, fastest = (read_latents(tmp_path, name) for name in ("slow", "fastest"))
     assert 0 < (fastest - slow).norm() < 0.02 * slow.norm()

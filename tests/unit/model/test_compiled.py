@@ -44,6 +44,12 @@ def make_story(model: CausalWan, config: RolloutConfig, *, new_sampler_every: in
     return video
 
 
+def test_a_mode_that_chooses_kernels_by_their_speed_is_not_reproducible():
+    usual, default, tuned = (compile_model(PLAIN, backend="eager", mode=mode)[0] for mode in (None, "default", "tuned"))
+    assert default.kernel == usual.kernel != tuned.kernel
+    assert [made.compiler.compiling.is_reproducible for made in (usual, default, tuned)] == [True, True, False]
+
+
 @torch._dynamo.config.patch(recompile_limit=2)
 def test_other_sizes_do_not_reach_pytorch_s_limit_of_graphs():
     graphs = []
@@ -103,8 +109,8 @@ def test_tensors_stay_where_they_are_in_all_passes_of_a_video(positions, monkeyp
 def test_a_compiled_block_has_its_own_key():
     model = compile_eagerly()
     assert model.kernel == f"{PLAIN.kernel} compiled-eager-{torch.__version__}"
-    tuned, _ = compile_model(PLAIN, backend="aot_eager", mode="default")
-    assert tuned.kernel == f"{PLAIN.kernel} compiled-aot_eager-{torch.__version__}-default"
+    tuned, _ = compile_model(PLAIN, backend="aot_eager", mode="tuned")
+    assert tuned.kernel == f"{PLAIN.kernel} compiled-aot_eager-{torch.__version__}-tuned"
     described = compiled.Compiling(options={"max_autotune": True})
     assert described.name == f"compiled-inductor-{torch.__version__}-max_autotune=True"
 

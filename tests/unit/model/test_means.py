@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from longlive.errors import ConfigError
-from longlive.model import eight_bit, speed
+from longlive.model import speed
 from longlive.model.eight_bit import EightBit
 from longlive.model.speed import Means, Speed, choose_means
 
@@ -14,7 +14,7 @@ GPU, CPU = torch.device("cuda"), torch.device("cpu")
 @pytest.fixture
 def with_kernels(monkeypatch):
     monkeypatch.setattr(speed, "choose_quantised_attention", lambda *_: None)
-    monkeypatch.setattr(eight_bit, "explain_slow_int8", lambda _: "")
+    monkeypatch.setattr(speed, "find_int8_obstacle", lambda _: "")
 
 
 @pytest.mark.usefixtures("with_kernels")
@@ -27,18 +27,20 @@ def test_where_all_kernels_are_a_speed_leaves_nothing_out():
 
 
 def test_what_is_missing_is_left_out_with_a_sentence(monkeypatch):
-    monkeypatch.setattr(eight_bit, "explain_slow_int8", lambda _: "INT8 is slow here")
+    monkeypatch.setattr(speed, "find_int8_obstacle", lambda _: "the moon is full")
     assert choose_means(Speed.EXACT, CPU, torch.float32).left_out == ()
     [no_attention] = choose_means(Speed.FAST, CPU, torch.float32).left_out
     assert no_attention.startswith("8-bit attention cannot run here (cpu, torch.float32); install")
     fastest = choose_means(Speed.FASTEST, CPU, torch.float32)
-    assert fastest == Means(Speed.FASTEST, left_out=(no_attention, "INT8 is slow here"))
+    no_linears = fastest.left_out[-1]
+    assert "INT8 linears, because comfy-kitchen has no kernels for them here (the moon is full)" in no_linears
+    assert fastest == Means(Speed.FASTEST, left_out=(no_attention, no_linears))
 
 
 def test_without_comfy_kitchen_the_weights_stay_whole(monkeypatch):
     def fail(_):
         raise ConfigError("comfy-kitchen does not load")
 
-    monkeypatch.setattr(eight_bit, "explain_slow_int8", fail)
+    monkeypatch.setattr(speed, "find_int8_obstacle", fail)
     means = choose_means(Speed.FASTEST, CPU, torch.float32)
-    assert (means.form, means.left_out[-1]) == (None, "comfy-kitchen does not load")
+    assert (means.form, means.left_out[-1]) == (None, "INT8 linears: comfy-kitchen does not load")
