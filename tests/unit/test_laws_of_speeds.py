@@ -20,7 +20,8 @@ from longlive.session.boundary import Boundary
 from longlive.session.session import Session
 from longlive.weights.quantise import is_linear_of_layer, make_empty_model, quantise_linear
 
-EXACT = tiny.model()
+GEOMETRY = replace(tiny.GEOMETRY, num_layers=2)  # Triton's interpreter takes a millisecond for a token
+EXACT = tiny.model(GEOMETRY)
 CONFIG = RolloutConfig(window=6, sink=3)
 STORY = ((3, None), (1, Boundary.KEEP), (2, Boundary.RECACHE), (1, Boundary.CUT))
 
@@ -36,7 +37,7 @@ def use_triton() -> CausalWan:
     from longlive.model.triton_form import TRITON
 
     device = "cuda" if torch.cuda.is_available() else "cpu"  # on a CPU, in Triton's interpreter
-    model = CausalWan.of_tree(tiny.model().tree.to(device))
+    model = CausalWan.of_tree(tiny.model(GEOMETRY).tree.to(device))
     return replace(model, pointwise=TRITON, kernel=f"{model.kernel} {TRITON.name}")
 
 
@@ -52,7 +53,7 @@ def round_linears() -> CausalWan:
     state = {}
     for name, weight in EXACT.tree.state_dict().items():
         state |= quantise_linear(name, weight, EightBit.INT8) if is_linear_of_layer(name) else {name: weight}
-    tree = make_empty_model(tiny.GEOMETRY, state, "tiny")
+    tree = make_empty_model(GEOMETRY, state, "tiny")
     tree.load_state_dict({name: tensor for name, tensor in state.items() if "comfy_quant" not in name}, assign=True)
     return CausalWan.of_tree(tree.requires_grad_(False))
 
