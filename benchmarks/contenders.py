@@ -80,7 +80,7 @@ class Task:
 
 
 class Contender(ABC):
-    """One that makes the video of a task, block by block, and keeps its latents."""
+    """One that makes the video of a task, block by block, and keeps its latents in RAM, as the sampler does."""
 
     is_causal = True  # whether it makes block after block; else it makes a clip at once
     can_switch = True
@@ -98,8 +98,9 @@ class Contender(ABC):
 
     @property
     def recent(self) -> Tensor:
-        """The frames of the window."""
-        return torch.cat(self.latents[-(self.task.config.window // self.task.config.block) :], 1)
+        """The frames of the window, where the network is."""
+        blocks = self.latents[-(self.task.config.window // self.task.config.block) :]
+        return torch.cat(blocks, 1).to(self.task.device)
 
     @abstractmethod
     def start_video(self) -> None: ...
@@ -109,7 +110,7 @@ class Contender(ABC):
 
     def keep(self, latents: Tensor) -> None:
         """Take the block as finished: with the clean pass over it."""
-        self.latents.append(latents)
+        self.latents.append(latents.cpu())
 
     def recache(self) -> None:
         """Take the prompt as a new one, and write the window under it."""
@@ -121,7 +122,7 @@ class Contender(ABC):
         return self.denoise()
 
     def release(self) -> None:  # noqa: B027
-        """Free all of the video but its latents. It ends here."""
+        """Free all of the video but its latents in RAM. It ends here."""
 
 
 class Ours(Contender):
@@ -154,6 +155,7 @@ class Ours(Contender):
     def release(self) -> None:
         self.rollout.release()
         self.text.release()
+        del self.rollout, self.text
 
 
 class OtherNetwork(Contender):

@@ -4,7 +4,7 @@ import importlib.util
 import re
 
 import torch
-from contenders import OtherNetwork, Task
+from contenders import Contender, OtherNetwork, Task
 from torch import Tensor
 
 NAMES = (  # ours, theirs
@@ -51,7 +51,7 @@ class DiffusersNetwork(OtherNetwork):
         self.latents = []
 
     def keep(self, latents: Tensor) -> None:
-        self.latents.append(latents)
+        Contender.keep(self, latents)
 
     def make_clip(self) -> Tensor:
         """Make a window of frames at once."""

@@ -1,6 +1,9 @@
 """The benchmarks run, on a small network, and name what is not there."""
 
+import gc
 import sys
+from itertools import product
+from unittest import mock
 
 import compiled
 import machine
@@ -115,6 +118,36 @@ def test_contenders_take_turns_and_their_times_are_those_of_the_parts(task):
     }
     assert others == {part: times for part, times in found.items() if part not in ("recache", "switch")}
     assert turns[2:6] == ["able denoises", "able keeps", "unable denoises", "unable keeps"]
+
+
+def test_a_contender_keeps_its_latents_in_ram(task):
+    made = mock.Mock(spec=Tensor)
+    ticking = Ticking(task, "one", [], [0.0], can_switch=True)
+    ticking.keep(made)
+    assert ticking.latents == [made.cpu()]
+
+
+def list_storages() -> dict[int, torch.UntypedStorage]:
+    """List the storages with bytes of all living tensors."""
+    tensors = [each for each in gc.get_objects() if issubclass(type(each), Tensor) and each.device == CPU]
+    storages = [each.untyped_storage() for each in tensors]
+    return {each.data_ptr(): each for each in storages if each.nbytes()}
+
+
+def test_nothing_but_latents_is_left_of_a_video_of_ours(task):
+    ours = Ours(task, CausalWan.of_tree(task.tree))
+    for block, step in product(range(2), range(len(task.config.steps))):
+        task.noise(block, step)
+    gc.collect()
+    before = list_storages()
+    ours.start_video()
+    for _ in range(2):
+        ours.keep(ours.denoise())
+    ours.recache()
+    ours.release()
+    gc.collect()
+    left = list_storages().keys() - before.keys()
+    assert left == {latents.untyped_storage().data_ptr() for latents in ours.latents}
 
 
 def test_the_reference_leaves_no_modules_behind(tmp_path):
