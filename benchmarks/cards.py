@@ -26,18 +26,23 @@ class Card:
 
 
 def make_card(
-    name: str, gemm: float, attention: float, eight: tuple[float, float], conv: tuple[float, float], tb: float
+    name: str, gemm: float, attention: float, eight: tuple[float, float, float], conv: tuple[float, float], tb: float
 ):
-    """Make a card of its rates: `eight` are GEMM and attention in 8 bit, `conv` is with channels first and last."""
-    rates = (gemm, eight[0], attention, eight[1], *conv)
+    """Make a card of its rates.
+
+    `eight` are GEMM in INT8, GEMM in float8 and attention in 8 bits; `conv` is with channels first and last.
+    """
+    rates = (gemm, *eight[:2], attention, eight[2], *conv)
     return Card(name, dict(zip(Kind, rates, strict=False)), tb * 1e12)
 
 
 # bf16, attention by cuDNN or FlashAttention 3 on the H200. The H200's convolution is calibrated on a published time of
-# the VAE (645 ms a block), the others are scaled from it.
+# the VAE (645 ms a block), the others are scaled from it. Float8 is summed in float32: at half the rate of INT8 on a
+# GeForce (peaks 330 and 419 by NVIDIA's whitepapers), of which it is assumed to reach as much as bf16 reaches of its
+# own (pytorch/pytorch#155991: 389 of 419 on an RTX 5090); on the H200 as fast as INT8.
 CARDS = (
-    make_card("H200", 680, 620, (1100, 900), (70, 250), 4.3),
-    make_card("RTX 4090", 150, 150, (420, 400), (50, 100), 0.95),
-    make_card("RTX 5090", 190, 190, (540, 540), (65, 130), 1.6),
+    make_card("H200", 680, 620, (1100, 1100, 900), (70, 250), 4.3),
+    make_card("RTX 4090", 150, 150, (420, 300, 400), (50, 100), 0.95),
+    make_card("RTX 5090", 190, 190, (540, 380, 540), (65, 130), 1.6),
 )
 H200, RTX_4090, RTX_5090 = CARDS

@@ -7,6 +7,7 @@ Prints the tables of benchmarks/README.md. The limits in tests/unit/rollout/test
 
 import sys
 from dataclasses import replace
+from itertools import starmap
 
 from cards import CARDS, Card
 from memory_budget import MemoryBudget
@@ -75,7 +76,7 @@ def describe_budget(name: str, budget: MemoryBudget) -> tuple:
 
 
 def list_network_rows(networks: dict[str, NetworkWork], config: RolloutConfig) -> list[tuple]:
-    exact, int8, fastest = (networks[mode] for mode in (Speed.EXACT, EightBit.INT8, Speed.FASTEST))
+    exact, fast, fastest = (networks[speed] for speed in Speed)
     plain = count_network(make_network(pointwise=PLAIN), config)
     unbounded = count_network(make_network(), replace(config, positions=Positions.UNBOUNDED))
     return [
@@ -84,7 +85,8 @@ def list_network_rows(networks: dict[str, NetworkWork], config: RolloutConfig) -
         describe_work("**block**", exact.block),
         describe_work("block, unbounded", unbounded.block),
         describe_work("block, without Triton", plain.block),
-        describe_work("block, INT8 linears", int8.block),
+        describe_work("block, 8-bit attention", fast.block),
+        *(describe_work(f"block, linears {form}", networks[form].block) for form in EightBit),
         describe_work("block, INT8 linears, 8-bit attention", fastest.block),
         describe_work("recache, sink kept", exact.recache),
         describe_work("recache, INT8 linears, 8-bit attention", fastest.recache),
@@ -126,16 +128,19 @@ def main() -> None:
     decoding[TINY_VAE] = count_decode(TinyDecoder(make_tiny_vae()), config.block)
     vae_rows = [describe_work(f"decode of a block, {name}", work) for name, work in decoding.items()]
     vae_rows += [describe_work("encode of a block", count_encode(StreamingEncoder(vae), config.block))]
-    all_rows = [
-        describe_work("bf16, full VAE", networks[Speed.EXACT].block + next(iter(decoding.values()))),
-        describe_work("bf16, tiny VAE", networks[Speed.EXACT].block + decoding[TINY_VAE]),
-        describe_work("INT8 linears, 8-bit attention, tiny VAE", networks[Speed.FASTEST].block + decoding[TINY_VAE]),
-    ]
+    full, tiny = next(iter(decoding.values())), decoding[TINY_VAE]
+    pixels = {
+        "bf16, full VAE (exact)": networks[Speed.EXACT].block + full,
+        "bf16, 8-bit attention, full VAE (fast)": networks[Speed.FAST].block + full,
+        "bf16, tiny VAE": networks[Speed.EXACT].block + tiny,
+        "INT8 linears alone, tiny VAE (fastest without an attention kernel)": networks[EightBit.INT8].block + tiny,
+        "INT8 linears, 8-bit attention, tiny VAE (fastest)": networks[Speed.FASTEST].block + tiny,
+    }
     kinds = [kind.name.lower().replace("_", " ").replace("gemm", "GEMM") for kind in Kind if kind is not Kind.POINTWISE]
     tables = {
         "Network": format_table(["what", *COLUMNS], list_network_rows(networks, config)),
         "VAE": format_table(["what", *COLUMNS], vae_rows),
-        "Network and VAE, a block": format_table(["what", *COLUMNS], all_rows),
+        "Network and VAE, a block": format_table(["what", *COLUMNS], starmap(describe_work, pixels.items())),
         "Memory": format_table(
             ["what", "weights GB", "kept GB", "a pass GB", "together GB"], list_budgets(networks, decoding, config)
         ),

@@ -1,6 +1,6 @@
 """The modes of our network that a benchmark measures, and what each needs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from contenders import Ours, Task
@@ -16,12 +16,30 @@ from longlive.weights.quantise import FORM, is_linear_of_layer, make_empty_model
 
 COMPILED = f"{Speed.EXACT}, compiled"
 WITHOUT_COMPILER = "aot_eager"  # a backend of `torch.compile` that makes graphs and computes them in PyTorch
-WITH_PIXELS = (Speed.EXACT, Speed.FASTEST)  # measured with each VAE, too
+ATTENTION, LINEARS = "8-bit attention", "INT8 linears"  # what a speed may lack
+
+
+def name_speed(speed: Speed, *missing: str) -> str:
+    """Name what computes at a speed, by what it lacks."""
+    return f"{speed} without {' and '.join(missing)}" if missing else speed
+
+
+SUBSTITUTES = {  # what a GPU computes at a speed that lacks something, and the mode that is the same
+    name_speed(Speed.FAST, ATTENTION): Speed.EXACT,
+    name_speed(Speed.FASTEST, ATTENTION): EightBit.INT8,
+    name_speed(Speed.FASTEST, LINEARS): Speed.FAST,
+    name_speed(Speed.FASTEST, ATTENTION, LINEARS): Speed.EXACT,
+}
+WITH_PIXELS = (  # measured with each VAE, too
+    Speed.EXACT,
+    *(name for name in (Speed.FASTEST, *SUBSTITUTES) if name.startswith(Speed.FASTEST)),
+)
 
 
 def iter_modes(task: Task) -> Iterator[tuple[str, Ours | str]]:
     """Yield each speed and each form of 8-bit linears by its name, or a sentence why it is left out.
 
+    A speed without all of its kernels is what is computed then, as choose_means chooses it, under a name of its own.
     Only one has weights of its own at a time. On a CPU, layers are compiled without a compiler and 8-bit linears are
     computed without kernels for them, to see that they work.
     """
@@ -29,21 +47,23 @@ def iter_modes(task: Task) -> Iterator[tuple[str, Ours | str]]:
     yield Speed.EXACT, Ours(task, exact)
     compiled, outcome = compile_model(exact, backend=INDUCTOR if task.device.type == "cuda" else WITHOUT_COMPILER)
     yield COMPILED, outcome if compiled is exact else Ours(task, compiled)
-    yield Speed.FAST, attend_in_8_bit(task)
-    for form in EightBit:
-        if reason := explain_missing(task, form):
-            yield form, reason
-            continue
-        quantised = replace(task, tree=quantise(task.tree, form))
-        yield form, Ours(quantised, CausalWan.of_tree(quantised.tree))
-        if form is EightBit.INT8:
-            yield Speed.FASTEST, attend_in_8_bit(quantised)
-
-
-def attend_in_8_bit(task: Task) -> Ours | str:
+    missing = []
     if reason := explain_no_attention(task.device, task.dtype):
-        return reason
-    return Ours(task, CausalWan.of_tree(task.tree, quantised_attention=True, joined=True))
+        missing.append(ATTENTION)
+        yield ATTENTION, reason
+    yield compute_at(Speed.FAST, task, missing)
+    for form in EightBit:
+        reason = explain_missing(task, form)
+        quantised = task if reason else replace(task, tree=quantise(task.tree, form))
+        yield form, reason or Ours(quantised, CausalWan.of_tree(quantised.tree))
+        if form is EightBit.INT8:
+            yield compute_at(Speed.FASTEST, quantised, [*missing, LINEARS] if reason else missing)
+
+
+def compute_at(speed: Speed, task: Task, missing: Sequence[str]) -> tuple[str, Ours]:
+    """Name what computes a task at a speed without what is missing, and return it; the task has its linears."""
+    model = CausalWan.of_tree(task.tree, quantised_attention=ATTENTION not in missing, joined=True)
+    return name_speed(speed, *missing), Ours(task, model)
 
 
 def explain_missing(task: Task, form: EightBit) -> str:

@@ -5,7 +5,7 @@ from itertools import product
 from cards import CARDS, Card
 from eight_bit_kernels import attend_in_8_bit, use_counted_kitchen
 from memory_budget import MemoryBudget
-from modes import WITH_PIXELS
+from modes import SUBSTITUTES, WITH_PIXELS
 from true_size import NetworkWork, count_decode, count_network, make_network, make_tiny_vae, make_vae
 from work_counter import Work
 
@@ -25,7 +25,7 @@ def count_modes(config: RolloutConfig) -> dict[str, NetworkWork]:
         return {
             Speed.EXACT: count_network(make_network(), config),
             Speed.FAST: count_network(make_network(attend=attend_in_8_bit), config),
-            EightBit.INT8: count_network(make_network(EightBit.INT8), config),
+            **{form: count_network(make_network(form), config) for form in EightBit},
             Speed.FASTEST: count_network(make_network(EightBit.INT8, attend_in_8_bit), config),
         }
 
@@ -40,7 +40,7 @@ def count_decoders(config: RolloutConfig) -> dict[str, Work]:
 
 def budget_modes(networks: dict[str, NetworkWork], decoders: dict[str, Work]) -> dict[str, MemoryBudget]:
     """Count the memory of the modes, and of decoding."""
-    models = {Speed.EXACT: make_network(), EightBit.INT8: make_network(EightBit.INT8)}
+    models = {Speed.EXACT: make_network(), **{form: make_network(form) for form in EightBit}}
     models |= {Speed.FAST: models[Speed.EXACT], Speed.FASTEST: models[EightBit.INT8]}
     budgets = {name: MemoryBudget.of_sampling(models[name], networks[name]) for name in networks}
     for name, vae in ((FULL_VAE, make_vae()), (TINY_VAE, make_tiny_vae())):
@@ -52,6 +52,9 @@ def predict() -> dict[str, list[str]]:
     """Predict the rows of `speed.py`, for each card."""
     config = RolloutConfig()
     networks, decoders = count_modes(config), count_decoders(config)
+    budgets = budget_modes(networks, decoders)
+    for known in (networks, budgets):
+        known |= {name: known[same] for name, same in SUBSTITUTES.items()}
     rows: dict[str, list[str]] = {}
     for mode, work in networks.items():
         rows |= {
@@ -75,7 +78,6 @@ def predict() -> dict[str, list[str]]:
     unbounded = count_network(make_network(), RolloutConfig(positions=Positions.UNBOUNDED))
     long_block = unbounded.block + decoders[FULL_VAE]
     rows[f"{LONG}: block and its pixels in each quarter, ms"] = [predict_ms(card, long_block) for card in CARDS]
-    budgets = budget_modes(networks, decoders)
     budgets |= {f"{mode}, {vae}": budgets[mode] + budgets[vae] for mode, vae in product(WITH_PIXELS, decoders)}
     for name, budget in budgets.items():
         rows[f"{name}: peak memory, GB"] = [f"{budget.total / 1e9:.2f}"] * len(CARDS)

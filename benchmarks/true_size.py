@@ -42,7 +42,8 @@ def make_network(
     for name, module in [*tree.named_modules()] if form else []:
         if isinstance(module, nn.Linear) and is_linear_of_layer(f"{name}.weight"):
             parent, _, child = name.rpartition(".")
-            setattr(tree.get_submodule(parent), child, EightBitLinear(module, form, (module.out_features, 1)))
+            scale_shape = () if form is EightBit.FP8_SCALED else (module.out_features, 1)
+            setattr(tree.get_submodule(parent), child, EightBitLinear(module, form, scale_shape))
     return CausalWan(
         tree=tree,
         geometry=WAN_1_3B,

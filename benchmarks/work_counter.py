@@ -23,7 +23,8 @@ class Kind(Enum):
     """What limits an operation. A card has a rate for each kind but `POINTWISE`, which only moves bytes."""
 
     GEMM = auto()
-    GEMM_8_BIT = auto()
+    GEMM_8_BIT = auto()  # of whole numbers
+    GEMM_FP8 = auto()
     ATTENTION = auto()
     ATTENTION_8_BIT = auto()
     CONVOLUTION = auto()
@@ -111,7 +112,7 @@ KERNELS = {
     "aten::baddbmm": Kernel(Kind.GEMM, lambda args, _: count_product(*args[1:3])),
     "aten::_addmm_activation": Kernel(Kind.GEMM, lambda args, _: count_product(*args[1:3])),
     "aten::_int_mm": Kernel(Kind.GEMM_8_BIT, lambda args, _: count_product(*args[:2])),
-    "aten::_scaled_mm": Kernel(Kind.GEMM_8_BIT, lambda args, _: count_product(*args[:2])),
+    "aten::_scaled_mm": Kernel(Kind.GEMM_FP8, lambda args, _: count_product(*args[:2])),
     "aten::convolution": Kernel(Kind.CONVOLUTION, lambda args, out: 2 * out.numel() * args[1][0].numel()),
 }
 FREE = {  # they launch nothing, as views do

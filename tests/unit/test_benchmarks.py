@@ -1,12 +1,14 @@
 """The benchmarks run, on a small network, and name what is not there."""
 
 import gc
+import re
 import sys
 from itertools import product
 from unittest import mock
 
 import compiled
 import machine
+import modes
 import predictions
 import pytest
 import side_by_side
@@ -15,7 +17,7 @@ import torch
 from contenders import Contender, Ours, Task
 from kitchen_stand_in import install_kitchen
 from reference_network import import_from
-from torch import Tensor
+from torch import Tensor, nn
 from true_size import NetworkWork
 from turns import PARTS, measure_in_turn
 from work_counter import Kind, Operation, Work
@@ -24,6 +26,7 @@ from longlive.config import Positions
 from longlive.model import attention, vae_layers
 from longlive.model import speed as speeds
 from longlive.model.causal import CausalWan
+from longlive.model.eight_bit import EightBitLinear
 from longlive.model.wan import Geometry
 
 GEOMETRY = Geometry(dim=256, ffn_dim=512, num_heads=2, num_layers=2, freq_dim=32, text_dim=16)
@@ -129,7 +132,7 @@ def test_a_contender_keeps_its_latents_in_ram(task):
 
 def list_storages() -> dict[int, torch.UntypedStorage]:
     """List the storages with bytes of all living tensors."""
-    tensors = [each for each in gc.get_objects() if issubclass(type(each), Tensor) and each.device == CPU]
+    tensors = [each for each in gc.get_objects() if type(each) in (Tensor, nn.Parameter) and each.device == CPU]
     storages = [each.untyped_storage() for each in tensors]
     return {each.data_ptr(): each for each in storages if each.nbytes()}
 
@@ -166,31 +169,71 @@ def run_speed(notes: list[str]) -> dict[str, str]:
     return bench.rows
 
 
-def test_all_that_is_predicted_is_measured_where_all_kernels_are(monkeypatch):
-    install_kitchen(monkeypatch)
-    for module in (attention, speeds):
-        monkeypatch.setattr(module, "choose_quantised_attention", lambda *_: (attention.attend_with_torch, "stand-in"))
+@pytest.fixture
+def predicted(monkeypatch) -> dict[str, list[str]]:
+    """What is predicted, of work that takes no time to count."""
     work = Work([Operation("product", Kind.GEMM, 1, 1)])
     monkeypatch.setattr(predictions, "count_network", lambda *_: NetworkWork(work, work, work, work))
     monkeypatch.setattr(predictions, "count_decode", lambda *_: work)
+    return predictions.predict()
+
+
+def install_attention(monkeypatch) -> None:
+    for module in (attention, speeds):
+        monkeypatch.setattr(module, "choose_quantised_attention", lambda *_: (attention.attend_with_torch, "stand-in"))
+
+
+def test_all_that_is_predicted_is_measured_where_all_kernels_are(monkeypatch, predicted):
+    install_kitchen(monkeypatch)
+    install_attention(monkeypatch)
     notes: list[str] = []
-    rows, predicted = run_speed(notes), predictions.predict()
-    assert predicted.keys() <= rows.keys()
+    rows = run_speed(notes)
+    assert {what for what in predicted if " without " not in what} <= rows.keys()
+    assert not any(" without " in what for what in rows)
     assert [note.partition(";")[0] for note in notes] == ["Left out: reference"]
     table = speed.describe(rows, predicted).splitlines()
     assert len({line.count("|") for line in table}) == 1
     assert len(table) == 2 + len(rows)
 
 
-def test_what_a_machine_lacks_is_named_and_left_out(monkeypatch):
+def test_a_speed_without_attention_in_8_bits_is_measured_beside_its_prediction(monkeypatch, predicted):
+    install_kitchen(monkeypatch)
+    rows = run_speed([])
+    for name in ("fast without 8-bit attention", "fastest without 8-bit attention"):
+        whats = {what for what in predicted if re.match(f"{name}[:,]", what)}
+        assert f"{name}: block, ms" in whats
+        assert whats <= rows.keys()
+    assert "fastest without 8-bit attention, tiny VAE: frames a second" in rows
+    assert not any(re.match("fast(est)?[:,]", what) for what in rows)
+
+
+@pytest.mark.parametrize(("has_attention", "has_linears"), [(True, True), (True, False), (False, True), (False, False)])
+def test_a_speed_is_measured_as_it_is_computed_without_its_kernels(monkeypatch, task, has_attention, has_linears):
+    if has_attention:
+        install_attention(monkeypatch)
+    if has_linears:
+        install_kitchen(monkeypatch)
+    else:
+        monkeypatch.setitem(sys.modules, "comfy_kitchen", None)
+    [(name, fastest)] = [(name, each) for name, each in modes.iter_modes(task) if name.startswith("fastest")]
+    assert name in (modes.SUBSTITUTES if not (has_attention and has_linears) else "fastest")
+    assert ("8-bit attention" in name, "INT8 linears" in name) == (not has_attention, not has_linears)
+    linears = {type(each) for each in fastest.weights.blocks.modules()} & {nn.Linear, EightBitLinear}
+    assert linears == {EightBitLinear if has_linears else nn.Linear}
+    assert ("stand-in" in fastest.model.kernel) == has_attention
+
+
+def test_what_a_machine_lacks_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "comfy_kitchen", None)
     notes: list[str] = []
     rows = run_speed(notes)
     missing = [note.removeprefix("Left out: ").partition("; ")[0] for note in notes]
-    assert missing == ["fast", "int8", "int8 rotated", "fp8 scaled", "reference"]
+    assert missing == ["8-bit attention", "int8", "int8 rotated", "fp8 scaled", "reference"]
+    fastest = "fastest without 8-bit attention and INT8 linears"
     assert {name.partition(":")[0] for name in rows} == {
         "full VAE", "tiny VAE", "long video, full VAE",
-        "exact", "exact, compiled", "exact, full VAE", "exact, tiny VAE",
+        "exact", "exact, compiled", "exact, full VAE", "exact, tiny VAE", "fast without 8-bit attention",
+        fastest, f"{fastest}, full VAE", f"{fastest}, tiny VAE",
     }  # fmt: skip
 
 

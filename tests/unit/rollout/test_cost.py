@@ -23,6 +23,7 @@ from longlive.model.fused import PLAIN
 from longlive.model.tiny_vae import TinyDecoder
 from longlive.model.vae_streams import StreamingDecoder, StreamingEncoder
 from longlive.rollout.sampler import count_cache_bytes
+from longlive.units import FPS
 
 
 def count_teraflops(work: Work) -> float:
@@ -90,6 +91,42 @@ def test_a_part_of_the_network_in_8_bits_stays_within_its_limit(in_8_bits, part,
     assert LOWEST * limit < measure(getattr(in_8_bits, part)) <= limit
 
 
+@pytest.fixture(scope="module")
+def tiny_decode() -> Work:
+    return count_decode(TinyDecoder(make_tiny_vae()), 3)
+
+
+def count_in(form: EightBit) -> Work:
+    """Count a block whose linears alone have 8 bits."""
+    with use_counted_kitchen():
+        return count_network(make_network(form), RolloutConfig()).block
+
+
+@pytest.mark.parametrize(("measure", "limit"), [(ms_on_h200, 221), (ms_on_4090, 832)])
+def test_int8_linears_alone_stay_within_their_limit_and_are_no_real_time_on_an_rtx_4090(tiny_decode, measure, limit):
+    everything = count_in(EightBit.INT8) + tiny_decode
+    assert LOWEST * limit < measure(everything) <= limit
+    assert ms_on_4090(everything) > 1e3 * 12 / FPS
+
+
+def test_rotated_inputs_cost_no_more():
+    assert ms_on_4090(count_in(EightBit.INT8_ROTATED)) == ms_on_4090(count_in(EightBit.INT8))
+
+
+@pytest.mark.parametrize(("measure", "limit"), [(ms_on_h200, 216), (ms_on_4090, 866)])
+def test_float8_linears_alone_stay_within_their_limit(exact, measure, limit):
+    block = count_in(EightBit.FP8_SCALED)
+    assert LOWEST * limit < measure(block) <= limit
+    assert {each.kind for each in block.operations if each.flops > 1e9} == {Kind.GEMM_FP8, Kind.ATTENTION}
+    assert block.flops == exact.block.flops
+
+
+@pytest.mark.parametrize(("measure", "limit"), [(ms_on_h200, 196), (ms_on_4090, 674)])
+def test_8_bit_attention_alone_stays_within_its_limit(measure, limit):
+    block = count_network(make_network(attend=attend_in_8_bit), RolloutConfig()).block
+    assert LOWEST * limit < measure(block) <= limit
+
+
 def test_8_bits_change_what_computes_the_products_not_how_many(exact, in_8_bits):
     kinds = {each.kind for each in in_8_bits.block.operations if each.flops > 1e9}
     assert kinds == {Kind.GEMM_8_BIT, Kind.ATTENTION_8_BIT}
@@ -97,8 +134,8 @@ def test_8_bits_change_what_computes_the_products_not_how_many(exact, in_8_bits)
 
 
 @pytest.mark.parametrize(("measure", "limit"), [(ms_on_h200, 188), (ms_on_4090, 523)])
-def test_the_fastest_block_with_its_pixels_stays_within_its_limit(in_8_bits, measure, limit):
-    everything = in_8_bits.block + count_decode(TinyDecoder(make_tiny_vae()), 3)
+def test_the_fastest_block_with_its_pixels_stays_within_its_limit(in_8_bits, tiny_decode, measure, limit):
+    everything = in_8_bits.block + tiny_decode
     assert LOWEST * limit < measure(everything) <= limit
 
 
