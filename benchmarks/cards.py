@@ -37,9 +37,9 @@ def make_card(
 
 
 # bf16, attention by cuDNN or FlashAttention 3 on the H200. The H200's convolution is calibrated on a published time of
-# the VAE (645 ms a block), the others are scaled from it. Float8 is summed in float32: at half the rate of INT8 on a
-# GeForce (peaks 330 and 419 by NVIDIA's whitepapers), of which it is assumed to reach as much as bf16 reaches of its
-# own (pytorch/pytorch#155991: 389 of 419 on an RTX 5090); on the H200 as fast as INT8.
+# the VAE (645 ms a block), the others are scaled from it. Float8 is assumed at twice the rate of bf16
+# on a GeForce, as are their peaks with sums in float32 (330 and 419; 389 is published for an RTX 5090,
+# pytorch/pytorch#155991), and on the H200 at that of INT8.
 CARDS = (
     make_card("H200", 680, 620, (1100, 1100, 900), (70, 250), 4.3),
     make_card("RTX 4090", 150, 150, (420, 300, 400), (50, 100), 0.95),

@@ -1,4 +1,4 @@
-"""Limits on what 12 frames of a long video cost at 832 x 480, counted at true size; times are predicted from that."""
+"""Limits on what a block of a long video costs at 832 x 480, counted at true size; times are predicted from that."""
 
 import pytest
 from cards import H200, RTX_4090
