@@ -127,8 +127,8 @@ class Bench:
             decoder = self.make_decoder(vae)
             first.append(self.time(lambda decoder=decoder: (each.start_video(), show(each.denoise(), decoder))))
             for _ in window:
-                make_block(each, decoder)
-            block.append(self.time(lambda decoder=decoder: make_block(each, decoder)))
+                make_block_with_pixels(each, decoder)
+            block.append(self.time(lambda decoder=decoder: make_block_with_pixels(each, decoder)))
             switch.append(self.time(lambda decoder=decoder: show(each.switch(), decoder)))
             each.release()
         frames = self.task.config.block * PIXEL_FRAMES_PER_FRAME
@@ -150,7 +150,7 @@ class Bench:
         each.start_video()
         for _ in range(QUARTERS):
             self.machine.forget_peak()
-            times.append(describe_ms([self.time(lambda: make_block(each, decoder)) for _ in range(blocks)]))
+            times.append(describe_ms([self.time(lambda: make_block_with_pixels(each, decoder)) for _ in range(blocks)]))
             peaks.append(self.describe_peak(weights))
         each.release()
         self.rows[f"{LONG}: block and its pixels in each quarter, ms"] = ", ".join(times)
@@ -170,7 +170,7 @@ def describe_ms(seconds: Sequence[float]) -> str:
     return f"{1e3 * statistics.median(seconds):.1f}"
 
 
-def make_block(each: Contender, decoder: ResumableDecoder) -> None:
+def make_block_with_pixels(each: Contender, decoder: ResumableDecoder) -> None:
     latents = each.denoise()
     show(latents, decoder)
     each.keep(latents)

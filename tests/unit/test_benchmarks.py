@@ -257,7 +257,7 @@ def test_the_figures_of_a_long_video_are_those_of_its_quarters(monkeypatch):
     monkeypatch.setattr(machine.Machine, "read_clock", lambda self: float(next(times)))
     bench = speed.Bench(machine.Machine(CPU), SIZE, print)
     blocks: list[str] = []
-    monkeypatch.setattr(speed, "make_block", lambda each, decoder: blocks.append("made"))
+    monkeypatch.setattr(speed, "make_block_with_pixels", lambda each, decoder: blocks.append("made"))
     bench.measure_long_video(Ours(bench.task, CausalWan.of_tree(bench.task.tree)), minutes=4)
     assert len(blocks) == 4 * 60 * 16 // 12
     assert bench.rows["long video, full VAE: block and its pixels in each quarter, ms"].split(", ") == 4 * ["1000.0"]
