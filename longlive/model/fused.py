@@ -37,6 +37,10 @@ Lends nothing if calling the layer does more than the class does: then it must b
 """
 
 
+Product = tuple[Tensor, Tensor]
+"""Weight and bias."""
+
+
 class Addend(NamedTuple):
     """What is added to the tokens: y [B, T, D], times a gate [B, F, D] if it has one."""
 
@@ -126,6 +130,19 @@ class Pointwise:
         """Compute the layers of a feed-forward."""
         return layers(x_BTD)
 
+    def borrow_before_gelu(self, layers: Layer, x_BTD: Tensor) -> tuple[Product, Loan, nn.Module] | None:
+        """Borrow the product before the GELU of a feed-forward; return it, its loan and the layer after GELU.
+
+        None if there is no such GELU, or the product is not lent in the dtype of its input.
+        """
+        ends = find_ends_around_gelu(layers)
+        loan = self.lend(ends[0], nn.Linear, x_BTD) if ends else NOTHING
+        product = find_product(loan, x_BTD)
+        if ends and product:
+            return product, loan, ends[1]
+        loan.give_back()
+        return None
+
 
 PLAIN = Pointwise()
 
@@ -148,7 +165,7 @@ def add_gated(x_BTD: Tensor, y_BTD: Tensor, gate_BFD: Tensor) -> Tensor:
     return torch.addcmul(x_BFTD, y_BFTD, gate_BFD.unsqueeze(2)).flatten(1, 2)
 
 
-def find_product(loan: Loan, x: Tensor) -> tuple[Tensor, Tensor] | None:
+def find_product(loan: Loan, x: Tensor) -> Product | None:
     """Find weight and bias of a product, if both are there and in the dtype of its input."""
     weight, bias = loan.weight, loan.bias
     if weight is None or bias is None or not weight.dtype == bias.dtype == x.dtype:
@@ -176,15 +193,13 @@ class OneDNNForm(Pointwise):
 
     def feed_forward(self, layers: Layer, x_BTD: Tensor) -> Tensor:
         """Compute GELU where the product before it still is in registers."""
-        ends = find_ends_around_gelu(layers)
-        loan = self.lend(ends[0], nn.Linear, x_BTD) if ends else NOTHING
-        product = find_product(loan, x_BTD)
-        if not ends or not product:
-            loan.give_back()
+        borrowed = self.borrow_before_gelu(layers, x_BTD)
+        if borrowed is None:
             return layers(x_BTD)
+        product, loan, last = borrowed
         hidden_BTD = torch.ops.mkldnn._linear_pointwise(x_BTD, *product, "gelu", [], "tanh")
         loan.give_back()
-        return ends[1](hidden_BTD)
+        return last(hidden_BTD)
 
 
 @cache

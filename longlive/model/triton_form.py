@@ -26,8 +26,6 @@ from .fused import (
     Modulation,
     Piece,
     Pointwise,
-    find_ends_around_gelu,
-    find_product,
     lend_weights,
 )
 from .rope import make_table
@@ -120,16 +118,13 @@ class TritonForm(Pointwise):
 
     def feed_forward(self, layers: Layer, x_BTD: Tensor) -> Tensor:
         """Compute GELU in the epilogue of the product before it. On CUDA it is the tanh form, on a CPU it is not."""
-        ends = find_ends_around_gelu(layers)
-        loan = self.lend(ends[0], nn.Linear, x_BTD) if ends else NOTHING
-        product = find_product(loan, x_BTD)
-        if not ends or not product:
-            loan.give_back()
+        borrowed = self.borrow_before_gelu(layers, x_BTD)
+        if borrowed is None:
             return layers(x_BTD)
-        weight, bias = product
+        (weight, bias), loan, last = borrowed
         hidden_TD = torch.ops.aten._addmm_activation(bias, x_BTD.flatten(0, 1), weight.t(), use_gelu=True)
         loan.give_back()
-        return ends[1](hidden_TD.unflatten(0, x_BTD.shape[:2]))
+        return last(hidden_TD.unflatten(0, x_BTD.shape[:2]))
 
 
 def list_rows(
