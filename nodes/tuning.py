@@ -1,10 +1,12 @@
 """Nodes of streaming long tuning: prompt pairs, and the tuner that makes a LoRA (LongLive §3.2, Alg. 1)."""
 
+import logging
 from pathlib import Path
 
 from comfy_api.latest import InputImpl, io, ui
 
 from ..longlive.errors import DataError, LongLiveError
+from ..longlive.model.speed import Speed
 from ..longlive.tuning.config import LearnConfig, StreamConfig
 from ..longlive.tuning.prompt_pairs import JSONL, PromptPair, parse_pairs, read_pairs
 from .host import paths
@@ -12,6 +14,8 @@ from .host.conditioning import Pairs, encode_pairs
 from .host.tuning_job import Models, TuningJob, TuningSettings
 from .inputs import make_clip_input, make_options_input, make_seed_input, make_size_inputs
 from .sockets import PairsSocket, SessionOptions
+
+log = logging.getLogger(__name__)
 
 CATEGORY = "LongLive/tuning"
 MAX_TEXT_LENGTH = 200_000  # characters; the server answers nobody while it parses them
@@ -218,8 +222,10 @@ class Tuner(io.ComfyNode):
         cls, student, teacher, vae, pairs: Pairs, name: str, options: SessionOptions | None = None, **settings
     ) -> io.NodeOutput:
         models = Models(student=student, teacher=teacher, vae=vae)
-        rollout = (options or SessionOptions()).rollout
-        job = TuningJob(models, pairs, name, TuningSettings(rollout=rollout, **settings))
+        options = options or SessionOptions()
+        if options.speed is not Speed.EXACT:
+            log.warning("the speed %s is for sampling; a tuning computes exactly", options.speed)
+        job = TuningJob(models, pairs, name, TuningSettings(rollout=options.rollout, **settings))
         job.run()
         sample = ui.SavedResult(job.sample_file.name, job.sample_folder, io.FolderType.output)
         return io.NodeOutput(

@@ -40,9 +40,9 @@ def open_sampler(patcher: ModelPatcher, session: Session, total_blocks: int) -> 
     It loads nothing before it has to compute a block, unless the MODEL is to be compiled. Without an error, its KV
     cache stays warm for the next node.
     """
-    means = find_means(patcher)
-    patcher = choose_model(patcher, means)
     try:
+        means = find_means(patcher)
+        patcher = choose_model(patcher, means)
         patcher.pre_run()  # calls callbacks that may change how the MODEL computes, so it comes before the key
         progress = Progress(patcher, total_blocks, len(session.config.steps))
         with use_device(patcher.load_device), create_sampler(patcher, means, session, progress) as sampler:

@@ -1,7 +1,7 @@
 """The speed that a user chose for a session: what its MODEL and Decode use of it here.
 
 It travels on the MODEL. A session keeps the weights of its user, whatever computes it: at the fastest speed that is a
-copy of the MODEL whose linears have 8 bits.
+copy of its network whose linears have 8 bits.
 """
 
 import logging
@@ -105,13 +105,14 @@ def copy_in_8_bits(patcher: ModelPatcher, form: EightBit) -> ModelPatcher:
         merged = apply_loras(patcher, name, weight)
         kept = merged.to("cpu", weight.dtype) if not is_linear_of_layer(name) else merged.cpu()
         state |= quantise_linear(name, kept, form) if is_linear_of_layer(name) else {name: kept}
-    return comfy.sd.load_diffusion_model_state_dict(state, disable_dynamic=not patcher.is_dynamic())
+    copy = comfy.sd.load_diffusion_model_state_dict(state, disable_dynamic=not patcher.is_dynamic())
+    copy.model.latent_format = patcher.model.latent_format
+    return copy
 
 
 def clone_for(patcher: ModelPatcher, copy: ModelPatcher) -> ModelPatcher:
     """Clone the copy of a network, with all that a MODEL carries beside weights and LoRAs."""
     clone = copy.clone()
-    clone.model.latent_format = patcher.model.latent_format
     clone.model_options = create_model_options_clone(patcher.model_options)
     clone.callbacks, clone.wrappers = patcher.callbacks, patcher.wrappers
     clone.add_object_patch("manual_cast_dtype", get_compute_dtype(patcher))

@@ -12,6 +12,7 @@ def test_exact_is_the_default_and_fast_keeps_the_weights(release: Host):
         "speed",
         "check_the_default_is_exact",
         "check_fast_keeps_the_weights",
+        "check_a_tuning_says_that_it_ignores_the_speed",
         "check_what_is_not_here_is_left_out_and_said",
     )
 

@@ -22,6 +22,7 @@ from comfyui_longlive.longlive.model.fused import is_onednn_usable
 from comfyui_longlive.longlive.model.speed import Speed
 from comfyui_longlive.longlive.model.tiny_vae import LatentSpace
 from comfyui_longlive.longlive.weights.quantise import is_linear_of_layer
+from comfyui_longlive.nodes import tuning
 from comfyui_longlive.nodes.host import speed
 from comfyui_longlive.nodes.host.identity import hash_model
 from comfyui_longlive.nodes.host.model import as_causal_model, get_compute_dtype
@@ -58,6 +59,25 @@ def check_the_default_is_exact() -> None:
     assert find_kernel(patcher) == as_causal_model(patcher).kernel
     back = speed.set_speed(speed.set_speed(patcher, Speed.FAST), Speed.EXACT)
     assert torch.equal(sample_block(back), sample_block(patcher))
+
+
+def check_a_tuning_says_that_it_ignores_the_speed() -> None:
+    tuned, said = [], []
+
+    def begin(models, pairs, name: str, settings: SimpleNamespace):
+        tuned.append(settings.rollout)
+        raise InterruptedError
+
+    rollout = RolloutConfig(window=9)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tuning, "TuningJob", begin)
+        patch.setattr(tuning, "TuningSettings", SimpleNamespace)
+        patch.setattr(tuning.log, "warning", lambda words, *values: said.append(words % values))
+        for chosen in (Speed.EXACT, Speed.FAST):
+            with pytest.raises(InterruptedError):
+                tuning.Tuner.execute(None, None, None, None, "name", options=SessionOptions(rollout, chosen))
+    assert tuned == [rollout, rollout]
+    assert said == ["the speed fast is for sampling; a tuning computes exactly"]
 
 
 def check_fast_keeps_the_weights() -> None:
