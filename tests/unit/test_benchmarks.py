@@ -131,7 +131,7 @@ def test_a_contender_keeps_its_latents_in_ram(task):
 
 
 def list_storages() -> dict[int, torch.UntypedStorage]:
-    """List the storages with bytes of all living tensors. Sparse tensors, which other tests may have left, have none."""
+    """List the storages with bytes of all living tensors. Sparse tensors, which other tests left, have none."""
     alive = (each for each in gc.get_objects() if type(each) in (Tensor, nn.Parameter))
     tensors = [each for each in alive if each.device == CPU and each.layout is torch.strided]
     storages = [each.untyped_storage() for each in tensors]
