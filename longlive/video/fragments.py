@@ -43,6 +43,7 @@ INPUT_OPTIONS = {
     "protocol_whitelist": "file",
 }
 HEADER_BYTES = 8  # of a box of MP4: its length and its name
+HEADER_BOXES, MEDIA_BOXES = (b"ftyp", b"moov"), (b"moof", b"mdat")  # describe the video; hold its frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +111,9 @@ def split_boxes(file: bytes) -> tuple[bytes, bytes]:
         length = int.from_bytes(file[start : start + 4], "big")
         assert length >= HEADER_BYTES, length
         box, name = file[start : start + length], file[start + 4 : start + HEADER_BYTES]
-        if name in (b"ftyp", b"moov"):
+        if name in HEADER_BOXES:
             header.append(box)
-        elif name in (b"moof", b"mdat"):
+        elif name in MEDIA_BOXES:
             media.append(box)
         start += length
     return b"".join(header), b"".join(media)

@@ -75,8 +75,8 @@ class VideoWriter:
         self.append(fragment)
         return fragment
 
-    def append(self, fragment: Fragment) -> None:
-        """Append a fragment whose first frame is the next one."""
+    def append(self, fragment: Fragment, key: str = "") -> None:
+        """Append a fragment whose first frame is the next one; only a film keeps its key."""
         with self._report_disk_errors():
             self._growing.append(fragment)
         self.num_frames += fragment.num_frames

@@ -1,14 +1,17 @@
 """A video file is the same to the byte however much of it was stored, and what was stored is not decoded again."""
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import av
 import pytest
 import torch
 
+from longlive.errors import VideoError
 from longlive.model.vae import WanVAE
 from longlive.model.vae_streams import StreamingDecoder
 from longlive.session.block_store import Store
+from longlive.video.film import Film
 from longlive.video.pixels import to_bytes
 from longlive.video.render import VideoRenderer, render_video
 from longlive.video.writer import VideoWriter
@@ -139,3 +142,56 @@ def test_pixels_are_those_of_a_whole_decode_to_one_step_of_255(tmp_path, vae):
     pieces = StreamingDecoder(vae)
     streamed = torch.cat([to_bytes(pieces.push(block)) for block in BEGINNING]).int()
     assert (streamed - whole).abs().max() <= 1
+
+
+def grow_film(film: Film, vae: WanVAE, store: Store | None = None) -> VideoRenderer:
+    return VideoRenderer(Counting(vae), film, store)
+
+
+@pytest.mark.parametrize("is_stored", [False, True])
+def test_after_a_rewind_a_film_is_to_the_byte_what_it_had_been_without_it(tmp_path, vae, is_stored):
+    store = Store(tmp_path / "fragments", memory_bytes=0) if is_stored else None
+    renderer = grow_film(Film.create(tmp_path / "film"), vae, store)
+    render_video(BEGINNING[:7], renderer)
+    renderer.rewind(7)  # only of what `finish` may have appended
+    renderer.render_block(BEGINNING[7])
+    renderer.rewind(5)
+    last = render_video(ENDING, renderer)
+    straight = grow_film(Film.create(tmp_path / "straight"), vae)
+    assert torch.equal(last, render_video(BEGINNING[:5] + ENDING, straight))
+    assert renderer.writer.path.read_bytes() == straight.writer.path.read_bytes()
+    assert [piece.key for piece in renderer.writer.pieces] == [piece.key for piece in straight.writer.pieces]
+    assert renderer.num_decoded == 7 + 1 + 2
+    renderer.writer.save(tmp_path / "film.mp4", {})
+    assert (tmp_path / "film.mp4").read_bytes() == render_file(tmp_path / "v.mp4", vae, BEGINNING[:5] + ENDING)[0]
+
+
+def test_a_film_goes_on_in_another_process_from_where_its_blocks_agree(tmp_path, vae):
+    film = Film.create(tmp_path / "film")
+    render_video(BEGINNING[:6], grow_film(film, vae))
+    count = film.state.count
+    renderer = grow_film(Film.open(tmp_path / "film"), vae)
+    blocks = [*BEGINNING[:4], *ENDING]
+    shown = renderer.resume(blocks)
+    assert (shown, renderer.num_blocks) == (4, 4)
+    render_video(blocks[shown:], renderer)
+    assert (renderer.num_decoded, renderer.writer.state.count) == (2, count + 2)
+    straight = grow_film(Film.create(tmp_path / "straight"), vae)
+    render_video(blocks, straight)
+    assert renderer.writer.path.read_bytes() == straight.writer.path.read_bytes()
+    other = WanVAE.of_weights({**vae.state_dict(), "conv2.bias": vae.state_dict()["conv2.bias"] + 0.1})
+    assert grow_film(Film.open(tmp_path / "film"), other).resume(blocks) == 0
+
+
+def test_a_block_that_the_disk_refused_may_come_again(tmp_path, vae, monkeypatch):
+    film = Film.create(tmp_path / "film")
+    renderer = grow_film(film, vae)
+    renderer.render_block(BEGINNING[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(film, "append", Mock(side_effect=VideoError("full")))
+        with pytest.raises(VideoError):
+            renderer.render_block(BEGINNING[1])
+    render_video(BEGINNING[1:3], renderer)
+    straight = grow_film(Film.create(tmp_path / "straight"), vae)
+    render_video(BEGINNING[:3], straight)
+    assert film.path.read_bytes() == straight.writer.path.read_bytes()
