@@ -1,0 +1,297 @@
+// @ts-check
+/**
+ * The panel of a directed run: the film as it grows, its ruler, the next prompt, the buttons.
+ * Knows no host. Emits `change` when it has set `take` or `script`, `start` when the graph is to be queued with them.
+ */
+import { make } from "../timeline/elements.js";
+import { DelayMeter, describeStatus, isRunning, listActions, locateBlock, measureLength, writeTake, writeTime } from "./model.js";
+import { RunButtons } from "./buttons.js";
+import { RulerView } from "./ruler.js";
+import { LiveRun } from "./run.js";
+import { SayForm } from "./say.js";
+
+/**
+ * @import { Fetch } from "./run.js"
+ * @typedef {EventTarget & {element: HTMLElement, seconds: number, show: (state: any) => void,
+ *   seek: (seconds: number) => void, play: () => void, dispose: () => void}} Player
+ */
+
+const FRAME_HEIGHT = 236; // px of all but the film
+const MIN_FILM = 150; // px
+
+export class LivePanel extends EventTarget {
+  #take = "";
+  #isQueued = false; // and its run has not begun
+  #wasRunning = false;
+  #problem = "";
+  #shownDelay = 0; // seconds from the last send to its first frame on the screen
+  #meter = new DelayMeter();
+  /** @type {Player | undefined} */
+  #player;
+
+  /** @param {Fetch} fetch of the host @param {(take: string) => Player} makePlayer */
+  constructor(fetch, makePlayer) {
+    super();
+    this.makePlayer = makePlayer;
+    this.run = new LiveRun(fetch, drawHex(8), () => this.#player?.seconds ?? 0);
+    this.ruler = new RulerView();
+    this.say = new SayForm();
+    this.buttons = new RunButtons();
+    this.badge = make("output", { className: "longlive-live-badge", hidden: true });
+    this.queue = make("ol", { className: "longlive-live-queue", ariaLabel: "Prompts that wait" });
+    this.stage = make("div", { className: "longlive-live-stage" });
+    this.stage.append(make("p", { className: "longlive-live-hint", textContent: "The film appears here." }));
+    this.stage.append(this.badge, this.queue);
+    this.status = make("p", { className: "longlive-live-status", role: "status" });
+    this.delay = make("output", { className: "longlive-live-delay" });
+    this.delay.title = "From sending a prompt to its first frame: decoded, and on the screen";
+    this.warning = make("p", { className: "longlive-live-warning", hidden: true });
+    this.text = make("textarea", { className: "longlive-live-script", rows: 3, spellcheck: false, ariaLabel: "Script" });
+    this.text.placeholder = "8s | What the film begins with, if anything";
+    this.source = make("p", { className: "longlive-live-source" });
+    this.details = make("details", { className: "longlive-live-details" });
+    this.details.append(make("summary", { textContent: "script" }), this.delay, this.source, this.text);
+    this.element = make("section", { className: "longlive-live", ariaLabel: "Live" });
+    this.element.append(this.stage, this.ruler.element, this.say.element, this.buttons.element);
+    this.element.append(this.status, this.warning, this.details);
+    this.#listen();
+    this.#refresh();
+  }
+
+  /** The address of the run, 32 hex digits, or "". Setting it shows that run. */
+  get take() {
+    return this.#take;
+  }
+
+  set take(take) {
+    if (take === this.#take) return;
+    this.#open(take);
+  }
+
+  /** The script that a run begins with. Setting it emits nothing. */
+  get script() {
+    return this.text.value;
+  }
+
+  set script(script) {
+    this.text.value = script;
+    this.#refresh();
+  }
+
+  /** Height in px below which parts would be hidden. */
+  get minHeight() {
+    return FRAME_HEIGHT + MIN_FILM;
+  }
+
+  /** Lock the script for a reason; "" unlocks it. @param {string} reason */
+  lock(reason) {
+    this.text.disabled = Boolean(reason);
+    this.source.textContent = reason;
+  }
+
+  /** Take notice of the end of a prompt of the host; the run that it was queued for may not have begun. @param {string} [problem] */
+  settle(problem = "") {
+    if (!this.#isQueued) return;
+    this.#isQueued = false;
+    this.#problem = problem;
+    this.run.refresh();
+    this.#refresh();
+  }
+
+  /** Go on playing, because a page pauses what is moved in it. */
+  resume() {
+    this.#player?.play();
+  }
+
+  dispose() {
+    this.run.dispose();
+    this.say.dispose();
+    this.#player?.dispose();
+    this.element.remove();
+  }
+
+  #listen() {
+    this.run.addEventListener("state", () => this.#takeState());
+    this.run.addEventListener("problem", (event) => this.#complain(event));
+    this.say.addEventListener("problem", (event) => this.#complain(event));
+    this.say.addEventListener("say", (event) => this.#send(/** @type {CustomEvent} */ (event).detail));
+    this.say.addEventListener("typed", () => {
+      const prompt = this.say.prompt.trim();
+      if (prompt) this.run.hint({ do: "prepare", prompt });
+    });
+    this.ruler.addEventListener("choose", () => this.#takeChoice());
+    this.ruler.addEventListener("later", (event) => this.say.plan(/** @type {CustomEvent} */ (event).detail));
+    this.buttons.addEventListener("press", (event) => this.#press(/** @type {CustomEvent} */ (event).detail));
+    this.text.addEventListener("input", () => (this.#refresh(), this.#emit("change")));
+  }
+
+  /** @param {string} take */
+  #open(take) {
+    this.#take = take;
+    this.#problem = "";
+    this.#shownDelay = 0;
+    this.#wasRunning = false;
+    this.#player?.dispose();
+    this.#player?.element.remove();
+    this.#player = undefined;
+    this.run.open(take);
+  }
+
+  /** Begin a run: the script first, then what is said. */
+  #direct() {
+    this.#open(drawHex(16));
+    this.#isQueued = true;
+    this.#refresh();
+    this.#emit("change");
+    this.#emit("start");
+  }
+
+  /** @param {string} button */
+  #press(button) {
+    if (button === "main") this.#takeMain();
+    if (button === "rewind") this.#rewind();
+    if (button === "reseed") this.#order({ do: "seed", seed: crypto.getRandomValues(new Uint32Array(1))[0] });
+    if (button === "stop") this.#order({ do: "stop" });
+  }
+
+  #takeMain() {
+    const { main } = this.#actions;
+    if (main !== "direct") this.#order({ do: main });
+    else if (this.say.prompt.trim()) this.say.send();
+    else this.#direct();
+  }
+
+  /** @param {any} message of the form */
+  #send(message) {
+    if (!isRunning(this.run.state)) this.#direct();
+    this.#meter.send(message.prompt, performance.now() / 1000, this.run.state);
+    this.#order(message);
+  }
+
+  #rewind() {
+    if (this.ruler.chosen === null) return;
+    this.#order({ do: "rewind", to: this.ruler.chosen });
+    this.ruler.release();
+  }
+
+  /** @param {object} message */
+  #order(message) {
+    this.#problem = "";
+    this.run.send(message);
+    this.#refresh();
+  }
+
+  #takeChoice() {
+    const { chosen } = this.ruler;
+    if (chosen !== null && this.run.state) this.#player?.seek(locateBlock(this.run.state, chosen));
+    this.#refresh();
+  }
+
+  #takeState() {
+    const { state } = this.run;
+    if (state) {
+      this.#isQueued = false;
+      this.#meter.see(state);
+      this.#showFilm(state);
+      if (!isRunning(state)) this.#keepScript(state.script);
+      this.#wasRunning = isRunning(state);
+    }
+    this.ruler.show(state);
+    this.#refresh();
+  }
+
+  /** Keep what was directed as the script, unless the user has another. @param {string} script */
+  #keepScript(script) {
+    if (!script || script === this.script || !(this.#wasRunning || !this.script.trim())) return;
+    this.script = script;
+    this.#emit("change");
+  }
+
+  /** @param {any} state */
+  #showFilm(state) {
+    if (!this.#player) {
+      this.#player = this.makePlayer(this.#take);
+      this.#player.addEventListener("time", () => this.#takeTime());
+      this.#player.addEventListener("shown", (event) => this.#measure(/** @type {CustomEvent} */ (event).detail));
+      this.stage.prepend(this.#player.element);
+    }
+    this.#player.show(state);
+    this.stage.classList.toggle("longlive-live-empty", !state.pieces.length);
+  }
+
+  #takeTime() {
+    this.ruler.play(this.#player?.seconds ?? 0);
+    this.#showBadge();
+  }
+
+  /** @param {number} block that became visible */
+  #measure(block) {
+    const seconds = this.#meter.show(block, performance.now() / 1000);
+    if (seconds === null) return;
+    this.#shownDelay = seconds;
+    this.#refresh();
+  }
+
+  get #actions() {
+    return listActions(this.run.state, { script: this.script, chosen: this.ruler.chosen, isQueued: this.#isQueued });
+  }
+
+  #refresh() {
+    const { state } = this.run;
+    const actions = this.#actions;
+    const { chosen } = this.ruler;
+    const place = chosen === null || !state ? "" : `block ${chosen}, at ${writeTime(locateBlock(state, chosen), 2)}`;
+    this.buttons.show(actions, place);
+    this.say.allow(actions.canBegin);
+    this.#showStatus();
+    this.#showBadge();
+    this.#showQueue();
+    const [decoded, seen] = [state?.delay, this.#shownDelay].map((seconds) => seconds && `${seconds.toFixed(1)} s`);
+    this.delay.textContent = [decoded && `made in ${decoded}`, seen && `seen in ${seen}`].filter(Boolean).join(", ");
+  }
+
+  #showStatus() {
+    const { tone, sentence } = describeStatus(this.run.state, this.#isQueued);
+    this.status.textContent = this.#problem || sentence;
+    this.status.dataset.tone = this.#problem ? "bad" : tone;
+    this.warning.textContent = this.run.state?.warning ?? "";
+    this.warning.hidden = !this.warning.textContent;
+  }
+
+  #showBadge() {
+    const { state } = this.run;
+    const { tone, word } = describeStatus(state, this.#isQueued);
+    const times = [this.#player?.seconds ?? 0, measureLength(state)].map((seconds) => writeTime(seconds));
+    this.badge.textContent = state ? `${word} ${times.join(" / ")}` : word;
+    this.badge.dataset.tone = tone;
+    this.badge.hidden = !word;
+  }
+
+  #showQueue() {
+    const { state } = this.run;
+    const waiting = state?.waiting ?? [];
+    this.queue.hidden = !waiting.length;
+    this.queue.replaceChildren(...waiting.map(({ text, block }) => {
+      const item = make("li", { title: text });
+      const isNext = !state || block <= state.pieces.length;
+      item.append(make("span", { textContent: isNext ? "next" : writeTime(locateBlock(state, block), 1) }), text);
+      return item;
+    }));
+  }
+
+  /** @param {Event} event */
+  #complain(event) {
+    this.#problem = /** @type {CustomEvent} */ (event).detail;
+    this.#refresh();
+  }
+
+  /** @param {"change" | "start"} type */
+  #emit(type) {
+    this.dispatchEvent(new Event(type));
+  }
+}
+
+/** Draw random hex digits, two a byte; also where the page is not a secure context. @param {number} bytes */
+function drawHex(bytes) {
+  return writeTake(crypto.getRandomValues(new Uint8Array(bytes)));
+}
