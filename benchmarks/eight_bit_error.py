@@ -23,7 +23,8 @@ from longlive.model.eight_bit import EightBit
 from longlive.model.wan import Geometry, WanModel
 from longlive.rollout.rollout import Pass
 from longlive.rollout.sampler import Sampler
-from longlive.session.session import Prompt, Session
+from longlive.session.prompt import Prompt
+from longlive.session.session import Session
 from longlive.weights.load import build_model, merge_weights
 from longlive.weights.weights_file import WeightsFile
 

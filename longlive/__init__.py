@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .rollout.sampler import Sampler as Sampler
     from .session.block_store import Store as Store
     from .session.boundary import Boundary as Boundary
-    from .session.session import Prompt as Prompt
+    from .session.prompt import Prompt as Prompt
     from .session.session import Session as Session
     from .session.session_file import NotASession as NotASession
     from .session.session_file import load_session as load_session
@@ -72,7 +72,8 @@ MODULES = {
     "rollout.sampler": ("Sampler",),
     "session.block_store": ("Store",),
     "session.boundary": ("Boundary",),
-    "session.session": ("Prompt", "Session"),
+    "session.prompt": ("Prompt",),
+    "session.session": ("Session",),
     "session.session_file": ("NotASession", "load_session", "save_session"),
     "session.timeline": ("Segment", "parse_timeline"),
     "video.render": ("VideoRenderer", "render_video"),

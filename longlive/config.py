@@ -73,3 +73,9 @@ class RolloutConfig:
     def as_dict(self) -> dict:
         """Return the fields as plain JSON values."""
         return asdict(self) | {"steps": list(self.steps), "positions": str(self.positions)}
+
+
+def check_seed(seed: int) -> None:
+    """Check the seed of noise. Raises ConfigError if it is out of range."""
+    if not 0 <= seed <= MAX_SEED:
+        raise ConfigError(f"seed is {seed}; it must be from 0 to {MAX_SEED}")

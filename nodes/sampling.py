@@ -62,8 +62,9 @@ class Timeline(io.ComfyNode):
                     multiline=True,
                     default=DEFAULT_SCRIPT,
                     tooltip="One segment per line: a duration (8s, 10b for blocks, 30f for latent frames), optionally "
-                    "a word for the switch (renew, keep or cut; recache without one), a |, the prompt. An indented "
-                    "line continues the prompt; a line that begins with # is a comment.",
+                    "a word for the switch (renew, keep, cut or blend 3b; recache without one) and seed 7 for other "
+                    "noise, a |, the prompt. An indented line continues the prompt; a line that begins with # is a "
+                    "comment.",
                 ),
             ],
             outputs=[
@@ -99,7 +100,7 @@ class Timeline(io.ComfyNode):
         prompts = [encode_prompt(clip, segment.prompt, session.model) for segment in segments]
         with open_sampler(session.model, video, blocks) as sampler:
             for segment, prompt in zip(segments, prompts, strict=True):
-                switched = video.switched_to(prompt, segment.boundary)
+                switched = video.switched_to(prompt, segment.boundary, seed=segment.seed, blend=segment.blend)
                 video = extend_session(sampler, switched, segment.blocks, session.model)
         text = report_timeline(segments, before.config.block, before.num_frames)
         if before.switches and not before.blocks:

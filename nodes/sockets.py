@@ -46,7 +46,8 @@ class LiveSession:
 
     def _comfy_cache_tensors(self) -> list[Tensor]:
         """ComfyUI's hook to weigh what its cache holds."""
-        return [*self.session.blocks, *(switch.prompt.embedding for switch in self.session.switches)]
+        prompts = [prompt for switch in self.session.switches for prompt in (switch.prompt, switch.before) if prompt]
+        return [*self.session.blocks, *(prompt.embedding for prompt in prompts)]
 
 
 def refuse_literals(node: type[io.ComfyNode]) -> type[io.ComfyNode]:

@@ -26,7 +26,8 @@ from ..model.vae_streams import ResumableDecoder
 from ..rollout.rollout import PassKind
 from ..rollout.sampler import Sampler, check_timeline
 from ..session.block_store import Store
-from ..session.session import Prompt, Session
+from ..session.prompt import Prompt, encode_prompt_mix
+from ..session.session import Session
 from ..session.session_file import check_session_path, load_session, save_session
 from ..session.timeline import MAX_CHARACTERS, Segment, parse_timeline, report_timeline
 from ..units import FPS
@@ -159,11 +160,17 @@ def render_script(options: argparse.Namespace, script: str) -> int:
     check_timeline(video, segments)
     space = LatentSpace(options.latent_space) if options.latent_space else None
     decoder = load_decoder(vae_file, space=space, device=device, dtype=dtype)
-    encoder = MiniatureText() if options.miniature else UMT5.of_pipeline(options.pipeline, device=device, dtype=dtype)
-    prompts = [Prompt.of(encoder(segment.prompt), segment.prompt) for segment in segments]
-    del encoder  # frees 11 GB
+    prompts = encode_segments(options, segments, device, dtype)
     model = load_causal_model(options, weights, device, dtype)
     return make_video(options, video, segments, prompts, model, decoder)
+
+
+def encode_segments(
+    options: argparse.Namespace, segments: tuple[Segment, ...], device: torch.device, dtype: torch.dtype
+) -> list[Prompt]:
+    """Encode the prompt of each segment. The text encoder is freed at the end: it takes 11 GB."""
+    encoder = MiniatureText() if options.miniature else UMT5.of_pipeline(options.pipeline, device=device, dtype=dtype)
+    return [encode_prompt_mix(each.prompt, lambda text: Prompt.of(encoder(text), text)) for each in segments]
 
 
 def load_causal_model(
@@ -304,7 +311,8 @@ def make_video(
             for latents in video.blocks:
                 renderer.render_block(latents)
             for segment, prompt in zip(segments, prompts, strict=True):
-                for longer in sampler.extend(video.switched_to(prompt, segment.boundary), segment.blocks):
+                switched = video.switched_to(prompt, segment.boundary, seed=segment.seed, blend=segment.blend)
+                for longer in sampler.extend(switched, segment.blocks):
                     video = longer
                     renderer.render_block(video.blocks[-1])
             renderer.finish()

@@ -25,7 +25,7 @@ from ..session.timeline import Segment
 from ..units import count_pixel_frames
 from ..video.fragments import open_container
 from .clip_score import ClipScorer
-from .report import Cell, Curve, Figure, Plot, Report, Table
+from .report import Cell, Figure, Plot, PlotCurve, Report, Table
 
 TRAITS = ("brightness", "contrast", "saturation", "sharpness")  # constant in a video that does not drift
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
@@ -251,10 +251,10 @@ def plot_drift(features: VideoFeatures) -> Figure:
     parts = features.traits_FT.split(features.second)
     seconds = tuple(map(float, range(len(parts))))
     curves = tuple(
-        Curve(name, seconds, tuple(part[:, i].mean().item() for part in parts)) for i, name in enumerate(TRAITS)
+        PlotCurve(name, seconds, tuple(part[:, i].mean().item() for part in parts)) for i, name in enumerate(TRAITS)
     )
     left = tuple(features.correlate(0, frame) for frame in range(0, features.num_frames, features.second))
-    first = Plot("correlation with the first frame", "seconds", (Curve("", seconds, left),))
+    first = Plot("correlation with the first frame", "seconds", (PlotCurve("", seconds, left),))
     return Figure("drift", (Plot("of 255", "seconds", curves), first))
 
 

@@ -66,7 +66,7 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
-class Curve:
+class PlotCurve:
     """Numbers over time: estimates, or plain numbers where there are no seeds."""
 
     label: str
@@ -80,7 +80,7 @@ class Plot:
 
     title: str
     x_label: str
-    curves: tuple[Curve, ...]
+    curves: tuple[PlotCurve, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +129,9 @@ def estimate(values_S: ArrayLike, statistic=np.mean) -> Estimate:
     return Estimate(float(statistic(values)), float(low), float(high))
 
 
-def estimate_curve(label: str, x: Sequence[float], values_ST: np.ndarray) -> Curve:
+def estimate_curve(label: str, x: Sequence[float], values_ST: np.ndarray) -> PlotCurve:
     """Estimate the mean over seeds of values [seeds, times]."""
-    return Curve(label, tuple(x), tuple(estimate(values_S) for values_S in values_ST.T))
+    return PlotCurve(label, tuple(x), tuple(estimate(values_S) for values_S in values_ST.T))
 
 
 def draw_figures(figures: Sequence[Figure], folder: Path) -> None:

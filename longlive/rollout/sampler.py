@@ -21,7 +21,8 @@ from ..model.causal import CausalWan, TextKeys
 from ..model.dtypes import is_finite, name_precision
 from ..session.block_store import Store
 from ..session.boundary import Boundary
-from ..session.session import Prompt, Session, Trace
+from ..session.prompt import Prompt
+from ..session.session import Session, Trace
 from ..session.timeline import Segment
 from ..units import PIXELS_PER_CELL
 from .cache_passes import CachePass, CleanPass, Recache, choose_missing_passes, list_cache_passes
@@ -170,7 +171,7 @@ class Sampler:
         try:
             rollout = self._find_rollout(session)
             self._rebuild_cache(rollout, session)
-            text = self._read_prompt(session.switches[-1].prompt)
+            text = self._read_prompt(session.last_change.prompt)
             noise, start = self._find_noise(session), session.num_frames - session.origin
             self._newest = rollout.denoise(start, text, noise, len(session.blocks))
             latents = self._newest.cpu()
@@ -187,7 +188,7 @@ class Sampler:
 
     def _find_noise(self, session: Session) -> Noise:
         """Find the noise of this video, of which the next block may be drawn already."""
-        facts = (session.seed, session.block_shape, session.dtype)
+        facts = (session.noise_seed, session.block_shape, session.dtype)
         if not self._noise or self._noise[0] != facts:
             self._noise = facts, NoiseAhead(seed_noise(*facts), len(session.config.steps))
         return self._noise[1]
@@ -218,7 +219,8 @@ class Sampler:
         all that it needs.
         """
         config, layers = session.config, self.model.geometry.num_layers
-        switches = [(switch.frame, switch.boundary) for switch in session.switches]
+        changes = session.list_changes()
+        switches = [(change.frame, change.boundary) for change in changes]
         upcoming = rollout.window.place_block(session.num_frames - session.origin, config.block)
         history = list_cache_passes(config, switches, session.num_frames)
         newest = next(history, None)
@@ -226,12 +228,12 @@ class Sampler:
         if missing and not self._trace:
             log.info("the KV cache of the video is rebuilt: %d passes", len(missing))
         for each in missing:
-            switch = session.switches[each.segment]
+            change = changes[each.segment]
             latents = self._find_latents(session, each.origin + each.place.start, each.place.frames)
-            text = self._read_prompt(switch.prompt)
+            text = self._read_prompt(change.prompt)
             match each:
                 case Recache():
-                    log.info("recache of %d frames at frame %d: %s", each.place.frames, switch.frame, switch.prompt)
+                    log.info("recache of %d frames at frame %d: %s", each.place.frames, change.frame, change.prompt)
                     rollout.recache(each.end, latents, text, renew=each.renew)
                 case CleanPass():
                     rollout.clean_pass(each.place.start, latents, text)

@@ -1,78 +1,27 @@
 """A video in progress, as an immutable value: prompts, finished latents, seed and settings.
 
 It holds no KV cache: that is rebuilt from it (`rollout/cache_passes.py`). A store finds a block by its key, a hash of
-all that determines the block. Blocks from a session file get other keys (`Session.rekeyed`).
+all that determines the block. Blocks from a session file get other keys (`Session.rekeyed`). `switches` are decisions;
+the passes follow the changes that these make (`switch.py`).
 """
 
-import hashlib
 import weakref
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from ..config import MAX_SEED, RolloutConfig
+from ..config import RolloutConfig, check_seed
 from ..digest import hash_facts, hash_tensors
-from ..errors import ConditioningError, ConfigError, SessionError, escape
-from ..model.dtypes import is_finite, name_dtype
+from ..errors import ConfigError, SessionError
 from ..units import FPS, PIXELS_PER_CELL, SIZE_STEP, convert_blocks_to_seconds, count_pixel_frames
-from .boundary import Boundary
+from .boundary import Blend, Boundary, spell_beginning
+from .prompt import Prompt
+from .switch import Change, Switch
 from .timeline import spell_blocks
 
 KEY_VERSION = 1  # raised whenever the same inputs would give other latents
 FROM_OUTSIDE = "a block that was not made here"
-
-
-@dataclass(frozen=True, eq=False)
-class Prompt:
-    """A prompt embedding without its trailing zero rows, and its text if known."""
-
-    embedding: Tensor  # [1, rows, D] on the CPU
-    rows: int  # of the whole embedding: the model attends the zero rows too
-    text: str = ""
-
-    @classmethod
-    def of(cls, embedding: Tensor, text: str = "") -> "Prompt":
-        """Take a prompt embedding [1, rows, D]. Raises ConditioningError for another shape, NaN or infinity."""
-        if embedding.ndim != 3 or embedding.shape[0] != 1 or not embedding.numel():
-            raise ConditioningError(
-                f"the prompt embedding has shape {list(embedding.shape)}; a session takes one prompt, [1, rows, width]"
-                f"; encode one text"
-            )
-        if not embedding.is_floating_point():
-            raise ConditioningError(
-                f"the prompt embedding holds {name_dtype(embedding.dtype)}, expected floating-point numbers; encode "
-                f"the prompt with a text encoder"
-            )
-        if not is_finite(embedding):
-            raise ConditioningError(
-                f"the prompt embedding holds NaN or infinity (in {name_dtype(embedding.dtype)}); load the text encoder "
-                f"again, or in another precision"
-            )
-        filled = embedding[0].ne(0).any(-1).nonzero()
-        used = int(filled[-1]) + 1 if len(filled) else 1
-        return cls(embedding[:, :used].detach().cpu().contiguous().clone(), embedding.shape[1], text)
-
-    @cached_property
-    def digest(self) -> str:
-        return hashlib.sha256(f"{self.rows} {hash_tensors({'': self.embedding})}".encode()).hexdigest()
-
-    def __str__(self) -> str:
-        return escape(self.text) or f"(prompt {self.digest[:8]})"
-
-    def pad(self) -> Tensor:
-        """Return the embedding [1, rows, D] with its zero rows."""
-        return torch.nn.functional.pad(self.embedding, (0, 0, 0, self.rows - self.embedding.shape[1]))
-
-
-@dataclass(frozen=True, slots=True)
-class Switch:
-    """A change of the prompt from `frame` on."""
-
-    frame: int
-    boundary: Boundary
-    prompt: Prompt
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,8 +56,7 @@ class Session:
                     f"{name} is {size}; it must be a positive multiple of {SIZE_STEP}, "
                     f"for example {below} or {below + SIZE_STEP}"
                 )
-        if not 0 <= self.seed <= MAX_SEED:
-            raise ConfigError(f"seed is {self.seed}; it must be from 0 to {MAX_SEED}")
+        check_seed(self.seed)
 
     @classmethod
     def start(cls, prompt: Prompt | None = None, **fields) -> "Session":
@@ -140,15 +88,42 @@ class Session:
         """The frame that positions count from: where the last cut is, or 0 without a cut."""
         return max((switch.frame for switch in self.switches if switch.boundary is Boundary.CUT), default=0)
 
-    def switched_to(self, prompt: Prompt, boundary: Boundary = Boundary.RECACHE) -> "Session":
-        """Return the video with another prompt from here on.
+    @property
+    def noise_seed(self) -> int:
+        """The seed of the next block's noise: the last one that a switch gave, else the session's."""
+        given = (switch.seed for switch in reversed(self.switches) if switch.seed is not None)
+        return next(given, self.seed)
 
-        Before the first frame this only replaces the prompt. A second switch at the same frame replaces the first.
+    @property
+    def last_change(self) -> Change:
+        """The change of the prompt under which the next block is made. Only for a session with a prompt."""
+        return self.switches[-1].find_change(self.num_frames, self.config.block)
+
+    def list_changes(self) -> list[Change]:
+        """List the changes of the prompt up to the next block: a switch that blends has one for each of its blocks."""
+        ends = [*(switch.frame for switch in self.switches[1:]), self.num_frames + 1]
+        pairs = zip(self.switches, ends, strict=True) if self.switches else ()
+        return [change for switch, end in pairs for change in switch.list_changes(end, self.config.block)]
+
+    def switched_to(
+        self,
+        prompt: Prompt,
+        boundary: Boundary = Boundary.RECACHE,
+        *,
+        seed: int | None = None,
+        blend: Blend | None = None,
+    ) -> "Session":
+        """Return the video with another prompt from here on, and with another seed if one is given.
+
+        A `blend` has the boundary RECACHE; the next switch ends it. Before the first frame this only replaces prompt
+        and seed. A second switch at the same frame replaces the first. Raises ConfigError for a seed out of range.
         """
         if not self.blocks:
-            return replace(self, switches=(Switch(0, Boundary.CUT, prompt),))
+            return replace(self, switches=(Switch(0, Boundary.CUT, prompt, seed),))
         earlier = tuple(switch for switch in self.switches if switch.frame < self.num_frames)
-        return replace(self, switches=(*earlier, Switch(self.num_frames, boundary, prompt)))
+        before = earlier[-1].find_change(self.num_frames - 1, self.config.block).prompt if blend else None
+        switch = Switch(self.num_frames, boundary, prompt, seed, blend, before)
+        return replace(self, switches=(*earlier, switch))
 
     def extended_by(self, latents: Tensor, key: str) -> "Session":
         """Return the video with one more block [1, F, C, h, w], moved to the CPU, and that block's key."""
@@ -174,7 +149,7 @@ class Session:
         A block's key hashes the key before it, its latents and the switch at its beginning, if any. So two copies of
         one video have the same keys, and none that a video made here has, also in the blocks added later.
         """
-        switches = {switch.frame: [switch.boundary.value, switch.prompt.digest] for switch in self.switches}
+        switches = {switch.frame: switch.list_facts() for switch in self.switches}
         keys, key = [], self._compute_base_key()
         for number, block in enumerate(self.blocks):
             switch = switches.get(number * self.config.block)
@@ -197,10 +172,8 @@ class Session:
     def compute_next_key(self, kernel: str) -> str:
         """Compute the key of the next block if `kernel` makes it: a hash of all that determines its latents."""
         facts: list[object] = [self.keys[-1] if self.keys else self._compute_base_key(), len(self.blocks), kernel]
-        last = self.switches[-1]
-        if last.frame == self.num_frames:
-            facts += [last.boundary.value, last.prompt.digest]
-        return hash_facts(facts)
+        change = self.last_change
+        return hash_facts(facts + change.list_facts() if change.frame == self.num_frames else facts)
 
     def describe(self) -> str:
         """Describe length, size, settings and every switch as text."""
@@ -214,7 +187,7 @@ class Session:
         ]
         for switch in self.switches:
             begins = convert_blocks_to_seconds(switch.frame // config.block, config.block)
-            how = switch.boundary.word if switch.frame else "start"
+            how = str(switch) if switch.frame else spell_beginning(switch.seed)
             lines.append(f"{begins:7.2f} s  frame {switch.frame:<5} {how:<8} {switch.prompt}")
         return "\n".join(lines)
 

@@ -6,6 +6,7 @@ The file holds the model's digest, not the model.
 import json
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,11 +21,14 @@ from ..model.dtypes import COMPUTE_DTYPES, is_finite, name_dtype
 from ..units import MAX_SIZE, SIZE_STEP
 from ..untrusted import parse_json, read_field
 from ..weights.tensor_file import read_metadata, read_tensors, write_tensor_file
-from .boundary import Boundary
-from .session import Prompt, Session, Switch
+from .boundary import MAX_BLEND, Blend, Boundary, Curve
+from .prompt import Prompt
+from .session import Session
+from .switch import Switch
 
 FORMAT = "longlive.session"
 VERSION = 1
+DIRECTED_VERSION = 2  # with the seeds or blends of switches, which version 1 does not know
 LATENTS = "latents"
 DTYPES = {name_dtype(dtype): dtype for dtype in COMPUTE_DTYPES.values()}
 PROMPT_DTYPES = {*DTYPES.values(), torch.float64}
@@ -55,8 +59,9 @@ def save_session(session: Session, path: str | Path) -> None:
     Raises StoreError if the disk refuses, or if another file than a session has that name.
     """
     check_session_path(path)
-    embeddings = {switch.prompt.digest: switch.prompt.embedding for switch in session.switches}
-    prompts = list(embeddings)
+    prompts = [prompt for switch in session.switches for prompt in (switch.prompt, switch.before) if prompt]
+    embeddings = {prompt.digest: prompt.embedding for prompt in prompts}
+    indices = {digest: index for index, digest in enumerate(embeddings)}
     header = {
         "model": session.model,
         "config": session.config.as_dict(),
@@ -66,22 +71,15 @@ def save_session(session: Session, path: str | Path) -> None:
         "dtype": name_dtype(session.dtype),
         "channels": session.channels,
         "keys": session.keys,
-        "switches": [
-            {
-                "frame": s.frame,
-                "boundary": s.boundary.value,
-                "text": s.prompt.text,
-                "rows": s.prompt.rows,
-                "prompt": prompts.index(s.prompt.digest),
-            }
-            for s in session.switches
-        ],
+        "switches": [_describe_switch(switch, indices) for switch in session.switches],
     }
     tensors = {LATENTS: session.latents().contiguous()}
     tensors |= {_name_prompt(i): embedding for i, embedding in enumerate(embeddings.values())}
     written = json.dumps(header)
     digest = hash_content(written, tensors)
-    metadata = {"format": FORMAT, "version": str(VERSION), "session": written, "digest": digest}
+    is_directed = any(switch.blend or switch.seed is not None for switch in session.switches)
+    version = DIRECTED_VERSION if is_directed else VERSION
+    metadata = {"format": FORMAT, "version": str(version), "session": written, "digest": digest}
     try:
         write_tensor_file(Path(path), tensors, metadata)
     except (OSError, SafetensorError) as error:
@@ -104,9 +102,9 @@ def load_session(path: str | Path) -> Session:
         raise NotASession(f"{path} is not a whole session file ({shorten(error)}); save the session again") from error
     if metadata.get("format") != FORMAT:
         raise NotASession(f"{path} is a safetensors file, but not a LongLive session; choose a saved session")
-    if metadata.get("version") != str(VERSION):
-        version = shorten(metadata.get("version"))
-        raise SessionError(f"{path} is a session of version {version}, expected {VERSION}; update LongLive Sessions")
+    if metadata.get("version") not in (str(VERSION), str(DIRECTED_VERSION)):
+        version, known = shorten(metadata.get("version")), f"{VERSION} or {DIRECTED_VERSION}"
+        raise SessionError(f"{path} is a session of version {version}, expected {known}; update LongLive Sessions")
     try:
         if metadata["digest"] != hash_content(metadata["session"], tensors):
             raise ValueError("it is not what was saved")
@@ -138,25 +136,46 @@ def _parse_session(header: object, tensors: dict[str, Tensor]) -> Session:
     return replace(session, blocks=blocks, keys=keys)
 
 
+def _describe_switch(switch: Switch, indices: Mapping[str, int]) -> dict:
+    """Describe a switch as JSON values; `indices` finds an embedding by its digest. Unused fields are left out."""
+    entry = {"frame": switch.frame, "boundary": switch.boundary.value, **_describe_prompt(switch.prompt, indices)}
+    if switch.seed is not None:
+        entry["seed"] = switch.seed
+    if switch.blend and switch.before:
+        before = _describe_prompt(switch.before, indices)
+        entry["blend"] = {"blocks": switch.blend.blocks, "curve": switch.blend.curve.value, "before": before}
+    return entry
+
+
+def _describe_prompt(prompt: Prompt, indices: Mapping[str, int]) -> dict:
+    return {"text": prompt.text, "rows": prompt.rows, "prompt": indices[prompt.digest]}
+
+
 def _parse_switches(header: object, tensors: dict[str, Tensor], block: int, num_blocks: int) -> tuple[Switch, ...]:
     """Read the switches: the first is at frame 0, each of the others at a later block."""
-    switches = tuple(
-        Switch(
-            _read_number(entry, "frame", 0, num_blocks * block),
-            read_field(entry, "boundary", Boundary),
-            _parse_prompt(entry, tensors),
-        )
-        for entry in read_field(header, "switches", list)
-    )
+    last = num_blocks * block
+    switches = tuple(_parse_switch(entry, tensors, last) for entry in read_field(header, "switches", list))
     frames = [switch.frame for switch in switches]
     begins_with_prompt = bool(frames) and frames[0] == 0 and switches[0].boundary is Boundary.CUT
     if not begins_with_prompt and (frames or num_blocks):
         raise ValueError("it does not begin with a prompt")
     if any(frame % block for frame in frames) or frames != sorted(set(frames)):
         raise ValueError(f"its switches are at the frames {frames}, which are not each at a later block")
-    if len({switch.prompt.embedding.shape[2] for switch in switches}) > 1:
+    prompts = [prompt for switch in switches for prompt in (switch.prompt, switch.before) if prompt]
+    if len({prompt.embedding.shape[2] for prompt in prompts}) > 1:
         raise ValueError("its prompts are of different widths")
     return switches
+
+
+def _parse_switch(entry: object, tensors: dict[str, Tensor], last: int) -> Switch:
+    boundary, prompt = read_field(entry, "boundary", Boundary), _parse_prompt(entry, tensors)
+    seed = _read_number(entry, "seed", 0, MAX_SEED) if _has_field(entry, "seed") else None
+    blend = before = None
+    if _has_field(entry, "blend"):
+        written = read_field(entry, "blend", dict)
+        blend = Blend(_read_number(written, "blocks", 1, MAX_BLEND), read_field(written, "curve", Curve))
+        before = _parse_prompt(read_field(written, "before", dict), tensors)
+    return Switch(_read_number(entry, "frame", 0, last), boundary, prompt, seed, blend, before)
 
 
 def _parse_prompt(entry: object, tensors: dict[str, Tensor]) -> Prompt:
@@ -169,6 +188,10 @@ def _parse_prompt(entry: object, tensors: dict[str, Tensor]) -> Prompt:
     return Prompt(
         embedding.clone(), _read_number(entry, "rows", used, MAX_PROMPT_VALUES // width), read_field(entry, "text", str)
     )
+
+
+def _has_field(entry: object, name: str) -> bool:
+    return isinstance(entry, dict) and name in entry
 
 
 def _read_number(entry: object, name: str, low: int, high: int) -> int:

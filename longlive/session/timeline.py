@@ -10,23 +10,32 @@ Knows neither tensors nor nodes; `web/timeline/model.js` reads the same script, 
     10b renew | The gutter is a river.
     30f keep | The boat turns.
     8s cut | A harbour at night.
+    # the prompt changes step by step over 3 blocks, along a line or a sphere; other noise from here on
+    8s blend 3b | The harbour at dawn.
+    8s blend 2s spherical seed 7 | The harbour by day.
 
 Seconds snap to whole blocks, in each segment separately; blocks and (latent) frames must fit.
 """
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from ..config import MAX_SEED
 from ..errors import TimelineError
 from ..units import FPS, MAX_SECONDS, convert_blocks_to_seconds, convert_seconds_to_blocks, count_pixel_frames
-from .boundary import Boundary
+from .boundary import Blend, Boundary, Curve, spell_beginning, spell_switch
+
+Refusal = Callable[[str, int], TimelineError]
+"""From a problem and its index in a line to the error."""
 
 MAX_CHARACTERS = 200_000  # of a script; hours of video have fewer
 
 
 BOUNDARIES = {"": Boundary.RECACHE, **{boundary.word: boundary for boundary in Boundary}}
+BLEND, SEED = "blend", "seed"
+NOT_UNITS = {*BOUNDARIES, BLEND, SEED, *Curve}  # words that follow a unit; no word at all, too
 UNITS = {unit: name[0] for name in ("seconds", "blocks", "frames") for unit in (name[0], name[:-1], name)}
 
 SPACES = " \t\u00a0\u3000"  # with the no-break and the ideographic space of pasted text
@@ -34,9 +43,12 @@ LOOKALIKES = "｜│¦"  # bars that are not the plain one
 SHOWN_CHARACTERS = 40  # of a word that a message repeats
 # Each of these matches a text in one way only. Otherwise the time for a long text would grow with its square.
 NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)")
+DIGITS = re.compile("0*([0-9]{1,20})", re.ASCII)  # of a seed
 WORD = re.compile(rf"[^{SPACES}]+")
+LENGTH = rf"{NUMBER.pattern}[{SPACES}]*(?:{'|'.join(UNITS)})"
 HEAD = re.compile(
-    rf"{NUMBER.pattern}[{SPACES}]*(?:{'|'.join(UNITS)})(?:[{SPACES}]+[a-z]+)?[{SPACES}]*[|{LOOKALIKES}]",
+    rf"{LENGTH}(?:[{SPACES}]+(?:{BLEND}[{SPACES}]+{LENGTH}(?:[{SPACES}]+[a-z]+)?|[a-z]+))?"
+    rf"(?:[{SPACES}]+{SEED}[{SPACES}]+[0-9]+)?[{SPACES}]*[|{LOOKALIKES}]",
     re.IGNORECASE | re.ASCII,  # as in JavaScript
 )
 
@@ -50,6 +62,11 @@ class Segment:
     boundary: Boundary = Boundary.RECACHE
     line: int = 0  # of the script, from 1
     asked: str = ""  # the duration as written
+    seed: int | None = None  # of the noise from here on
+    blend: Blend | None = None
+
+    def __str__(self) -> str:
+        return spell_switch(self.boundary, self.blend, self.seed)
 
 
 def parse_timeline(text: str, block: int = 3) -> tuple[Segment, ...]:
@@ -95,10 +112,14 @@ def report_timeline(segments: Sequence[Segment], block: int = 3, before: int = 0
         clock = [f"{convert_blocks_to_seconds(frame, 1):.2f}" for frame in (start, end)]
         counts = [str(n) for n in (segment.blocks, end - start, count_pixel_frames(end) - count_pixel_frames(start))]
         length = f"{spell_blocks(segment.blocks)} = {convert_blocks_to_seconds(segment.blocks, block):g} s"
-        words = [segment.boundary.word if start else "start", f"{segment.asked} asked, {length}"]
+        how = str(segment) if start else spell_beginning(segment.seed)
+        words = [how, f"{segment.asked} asked, {length}"]
         rows.append([str(index), *clock, *counts, *words])
-        if start == 0 and segment.boundary is not Boundary.RECACHE:
-            notes.append(f"note: '{segment.boundary.word}' on segment {index} has no effect: the video begins there")
+        if start == 0 and (segment.blend or segment.boundary is not Boundary.RECACHE):
+            word = BLEND if segment.blend else segment.boundary.word
+            notes.append(f"note: '{word}' on segment {index} has no effect: the video begins there")
+        elif segment.blend and segment.blend.blocks > segment.blocks:
+            notes.append(f"note: segment {index} ends before its blend of {spell_blocks(segment.blend.blocks)} does")
         start = end
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     aligned = [
@@ -130,44 +151,80 @@ def _parse_segment(line: str, number: int, block: int) -> tuple[Segment, int]:
     if value is None:
         problem = "a segment begins with its duration: 8s (seconds), 10b (blocks) or 30f (frames), as in 8s | a prompt"
         raise error(problem if bar else f"{problem}; to continue the prompt above, indent the line", 0)
-    written = _shorten(value[0])
-    words = list(WORD.finditer(head, value.end()))
-    unit = _lower_ascii(words[0][0]) if words else ""
-    if unit in BOUNDARIES:  # or the empty word, which is one of them
-        choices = f"{written}s (seconds), {written}b (blocks) or {written}f (frames)"
-        raise error(f"the duration has no unit; write {choices}", value.end())
-    if unit not in UNITS:
-        raise error(
-            f"unknown unit '{_shorten(words[0][0])}'; use s (seconds), b (blocks) or f (frames)", words[0].start()
-        )
-
-    word = _lower_ascii(words[1][0]) if len(words) > 1 else ""
+    unit = _find_unit(head, value, "duration", error)
+    words = list(WORD.finditer(head, unit.end()))
+    word = _lower_ascii(words[0][0]) if words else ""
     if not bar:
-        behind = words[1] if word and word in BOUNDARIES else words[0]
+        behind = words[0] if word and word in BOUNDARIES else unit
         raise error("a bar is missing between duration and prompt, as in 8s | a prompt", behind.end())
-    if word not in BOUNDARIES:
+    boundary, blend, seed = Boundary.RECACHE, None, None
+    if word == BLEND:
+        blend, words = _parse_blend(head, words, block, error)
+    elif word in BOUNDARIES:
+        boundary, words = BOUNDARIES[word], words[1:]
+    elif word != SEED:
         near = _find_nearest(word)
-        cure = f"did you mean {near}?" if near else "use renew, keep or cut, or no word to recache"
-        raise error(f"unknown boundary '{_shorten(words[1][0])}'; {cure}", words[1].start())
-    if len(words) > 2:
-        raise error(f"'{_shorten(words[2][0])}' is one word too many before the bar", words[2].start())
+        cure = f"did you mean {near}?" if near else "use renew, keep, cut or blend, or no word to recache"
+        raise error(f"unknown boundary '{_shorten(words[0][0])}'; {cure}", words[0].start())
+    if words and _lower_ascii(words[0][0]) == SEED:
+        seed, words = _parse_seed(words, error)
+    if words:
+        raise error(f"'{_shorten(words[0][0])}' is one word too many before the bar", words[0].start())
 
-    blocks = _read_duration(value[0], UNITS[unit], block)
+    blocks = _read_duration(value[0], UNITS[_lower_ascii(unit[0])], block)
     if isinstance(blocks, str):
         raise error(blocks, 0)
-    asked = head[: words[0].end()]
-    return Segment(prompt.strip(SPACES), blocks, BOUNDARIES[word], number, asked), len(head) + 2
+    asked = head[: unit.end()]
+    return Segment(prompt.strip(SPACES), blocks, boundary, number, asked, seed, blend), len(head) + 2
 
 
-def _read_duration(written: str, unit: str, block: int) -> int | str:
-    """Convert a duration to blocks, or say what is wrong with it."""
+def _find_unit(head: str, value: re.Match, what: str, error: Refusal) -> re.Match:
+    """Find the unit behind a number. Raises TimelineError if there is none."""
+    word = WORD.search(head, value.end())
+    unit = _lower_ascii(word[0]) if word else ""
+    if word is None or unit in NOT_UNITS:
+        written = _shorten(value[0])
+        choices = f"{written}s (seconds), {written}b (blocks) or {written}f (frames)"
+        raise error(f"the {what} has no unit; write {choices}", value.end())
+    if unit not in UNITS:
+        raise error(f"unknown unit '{_shorten(word[0])}'; use s (seconds), b (blocks) or f (frames)", word.start())
+    return word
+
+
+def _parse_blend(head: str, words: list[re.Match], block: int, error: Refusal) -> tuple[Blend, list[re.Match]]:
+    """Read `blend LENGTH [CURVE]`: the blend, and the words behind it. Raises TimelineError."""
+    value = NUMBER.match(head, words[1].start()) if len(words) > 1 else None
+    if value is None:
+        raise error("a blend needs its length, as in 8s blend 3b | a prompt", words[0].end())
+    unit = _find_unit(head, value, "blend", error)
+    blocks = _read_duration(value[0], UNITS[_lower_ascii(unit[0])], block, "blend")
+    if isinstance(blocks, str):
+        raise error(blocks, value.start())
+    rest = [word for word in words if word.start() >= unit.end()]
+    curve = _lower_ascii(rest[0][0]) if rest else ""
+    if curve in list(Curve):
+        return Blend(blocks, Curve(curve)), rest[1:]
+    return Blend(blocks), rest
+
+
+def _parse_seed(words: list[re.Match], error: Refusal) -> tuple[int, list[re.Match]]:
+    """Read `seed NUMBER`: the seed, and the words behind it. Raises TimelineError."""
+    digits = DIGITS.fullmatch(words[1][0]) if len(words) > 1 else None
+    if digits is None or int(digits[1]) > MAX_SEED:
+        place = words[1].start() if len(words) > 1 else words[0].end()
+        raise error(f"a seed is a whole number from 0 to {MAX_SEED}, as in 8s seed 7 | a prompt", place)
+    return int(digits[1]), words[2:]
+
+
+def _read_duration(written: str, unit: str, block: int, kind: str = "segment") -> int | str:
+    """Convert the duration of a segment, or of what else `kind` names, to blocks, or say what is wrong with it."""
     value, shown = float(written), _shorten(written)
     if unit == "s" and value <= 0:
         return f"the duration is {shown} s; use more than 0 seconds"
     step = block if unit == "f" else 1
     seconds = value if unit == "s" else value / step * convert_blocks_to_seconds(1, block)
     if seconds > MAX_SECONDS:
-        return f"the duration is {shown}{unit}; one segment may last {MAX_SECONDS} s (a day) at most"
+        return f"the duration is {shown}{unit}; one {kind} may last {MAX_SECONDS} s (a day) at most"
     if unit == "s":
         return convert_seconds_to_blocks(value, block)
     if value > 0 and value % step == 0:
@@ -175,12 +232,12 @@ def _read_duration(written: str, unit: str, block: int) -> int | str:
     low = math.floor(max(0, value) / step) * step
     fitting = " or ".join(f"{count}{unit}" for count in (low, low + step) if count)
     goal = f"blocks of {block} frames" if unit == "f" else "whole blocks"
-    return f"a segment of {shown}{unit} does not fill {goal}; use {fitting}"
+    return f"a {kind} of {shown}{unit} does not fill {goal}; use {fitting}"
 
 
 def _find_nearest(word: str) -> str | None:
     """Find the boundary that a word may be meant for: about as long, and at most one of its letters is missing."""
-    for known in ("renew", "keep", "cut", "recache"):
+    for known in ("renew", "keep", "cut", "blend", "recache"):
         if abs(len(known) - len(word)) <= 2 and len(set(known) - set(word)) <= 1:
             return known
     return None

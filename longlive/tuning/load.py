@@ -17,7 +17,7 @@ from ..errors import TuningError
 from ..model.text_encoder import UMT5, TextEncoder
 from ..model.vae import LATENT_CHANNELS
 from ..model.wan import WanModel
-from ..session.session import Prompt
+from ..session.prompt import Prompt
 from ..units import PIXELS_PER_CELL
 from ..weights.file_digest import digest_file
 from ..weights.load import load_model

@@ -14,7 +14,8 @@ from torch import Tensor
 from ..errors import LongLiveError
 from ..model.causal import CausalWan
 from ..rollout.sampler import Sampler
-from ..session.session import Prompt, Session
+from ..session.prompt import Prompt
+from ..session.session import Session
 from ..units import PIXELS_PER_CELL
 from ..video.writer import VideoWriter
 from .adapter import find_trainable

@@ -9,7 +9,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...longlive.errors import ConditioningError
-from ...longlive.session.session import Prompt
+from ...longlive.session.prompt import Prompt, encode_prompt_mix
 from ...longlive.tuning.parts import EmbeddedPair
 from ...longlive.tuning.prompt_pairs import PromptPair
 
@@ -63,9 +63,13 @@ def check_embedding_width(embedding: Tensor, patcher: ModelPatcher) -> None:
 
 
 def encode_prompt(clip, text: str, patcher: ModelPatcher | None = None) -> Prompt:
-    """Encode a text. Raises ConditioningError as `to_prompt` does."""
-    conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(text))
-    return replace(to_prompt(conditioning, patcher), text=text)
+    """Encode a text: one prompt, or a mix of several with weights. Raises ConditioningError as `to_prompt` does."""
+
+    def encode(part: str) -> Prompt:
+        conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(part))
+        return replace(to_prompt(conditioning, patcher), text=part)
+
+    return encode_prompt_mix(text, encode)
 
 
 def encode_pairs(clip, texts: tuple[PromptPair, ...], negative: str) -> Pairs:

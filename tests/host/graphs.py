@@ -20,7 +20,8 @@ from longlive.model.text_encoder import HashedWords
 from longlive.model.vae import denormalise
 from longlive.rollout.sampler import Sampler
 from longlive.session.boundary import Boundary
-from longlive.session.session import Prompt, Session
+from longlive.session.prompt import Prompt
+from longlive.session.session import Session
 from longlive.session.timeline import parse_timeline
 from longlive.units import convert_blocks_to_seconds, convert_seconds_to_blocks
 from longlive.weights.load import load_model

@@ -6,7 +6,8 @@ from longlive.config import RolloutConfig
 from longlive.model.causal import CausalWan
 from longlive.model.wan import Geometry, WanModel
 from longlive.session.boundary import Boundary
-from longlive.session.session import Prompt, Session
+from longlive.session.prompt import Prompt
+from longlive.session.session import Session
 
 TEXT_DIM = 10
 GEOMETRY = Geometry(dim=24, ffn_dim=32, num_heads=2, num_layers=3, freq_dim=8, text_dim=TEXT_DIM, text_len=6)

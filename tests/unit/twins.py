@@ -15,7 +15,9 @@ OUTCOMES = Path(__file__).parents[1] / "web" / "outcomes.mjs"
 PIECES = (
     *"0123456789", "8s", "10b", "30f", "7.5 s", "86400s", "115201b", "1e3", "+", "-", ".", ",", "_", "1" * 50, "0.001",
     "s", "b", "f", "S", "B", "sec", "seconds", "BLOCKS", "frame", "recache", "renew", "keep", "cut", "CUT", "cutt",
-    "recahce", "discard", "k", "K", "\u212a", "ſ", "İ", "ı", "ß", "ﬀ", "s\u0307", "a boat", "# ", "#", "|", "|", " | ",
+    "recahce", "discard", "blend", "blend 3b", "blnd", "spherical", "linear", "seed", "seed 7",
+    " seed 18446744073709551616", "007",
+    "k", "K", "\u212a", "ſ", "İ", "ı", "ß", "ﬀ", "s\u0307", "a boat", "# ", "#", "|", "|", " | ",
     "｜", "│", "¦", " ", " ", "  ", "\t", "\u00a0", "\u3000", "\u2003", "\u200b", "\ufeff", "\n", "\n", "\n ", "\n\t",
     "\r", "\r\n", "\u2028", "\u0085", "\v", "\f", "\x1c", "\0", "🚣", "猫", "e\u0301", "\u0660", "８", "'", '"', "\\",
     "${x}", "{0}", "%s", "<b>",
@@ -38,7 +40,14 @@ def read_in_python(script: str, block: int) -> Outcome:
         segments = parse_timeline(script, block)
     except TimelineError as error:
         return [error.line, error.column, error.problem]
-    return [[s.prompt, s.blocks, str(s.boundary), s.line, s.asked] for s in segments]
+    return [
+        [
+            *(s.prompt, s.blocks, str(s.boundary), s.line, s.asked),
+            None if s.seed is None else str(s.seed),
+            [s.blend.blocks, str(s.blend.curve)] if s.blend else None,
+        ]
+        for s in segments
+    ]
 
 
 def read_in_editor(scripts: Sequence[tuple[str, int]]) -> list[Outcome]:
@@ -61,6 +70,8 @@ def _draw_line(draw: random.Random) -> str:
         return "".join(draw.choices(PIECES, k=draw.randint(0, 12)))
     number = draw.choice(("8s", "7.5 s", "30 frames", "42f", "10b", "2.0BLOCKS", "1b", f"{draw.uniform(0, 1e5)}s"))
     word = draw.choice(("", "", "", " cut", " Keep", " renew", " recache", "\tCUT"))
+    word = draw.choice((word, word, word, " blend 3b", " Blend 1.5 seconds spherical", " blend 30f Linear"))
+    word += draw.choice(("", "", "", " seed 7", "\tSEED 007", " seed 18446744073709551615"))
     line = draw.choice((f"{number}{word} | a boat", f"{number}{word} | a boat", "  in the rain", "# rain", ""))
     if draw.random() < 0.3:
         place = draw.randint(0, len(line))

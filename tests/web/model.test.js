@@ -7,7 +7,9 @@ import { lengthen, parse, serialize, TimelineError, addLengths } from "../../web
 const vectors = JSON.parse(readFileSync(new URL("../timeline_vectors.json", import.meta.url), "utf8"));
 
 /** As Python has them: continuation lines joined, no comments. */
-const plain = (segments) => segments.map(({ above, below, prompt, ...rest }) => ({ ...rest, prompt: prompt.replaceAll("\n", " ") }));
+const plain = (segments) => segments.map(({ above, below, prompt, blend, ...rest }) => ({
+  ...rest, prompt: prompt.replaceAll("\n", " "), ...(blend && { blend: { blocks: blend.blocks, curve: blend.curve } }),
+}));
 
 for (const { name, script, block, segments, error } of vectors) {
   if (error) {
@@ -78,6 +80,9 @@ const SHAPES = {
   "spaces within a line": (n) => "1b | a\n  b" + "\u3000".repeat(n) + "c",
   "a long unit": (n) => "8" + "s".repeat(n),
   "a long boundary": (n) => "1b | a\n 8s " + "k".repeat(n),
+  "a long blend": (n) => "1b | a\n 8s blend " + "3".repeat(n),
+  "a long seed": (n) => "1b | a\n 8s seed " + "0".repeat(n) + "x",
+  "a long seed at the margin": (n) => "8s seed " + "0".repeat(n) + "7 | a",
   "words": (n) => "8s " + "a ".repeat(n / 2) + "| a",
   "bars": (n) => "8s " + "|".repeat(n),
   "lookalikes": (n) => "8s" + " ".repeat(n) + "｜",

@@ -6,8 +6,8 @@ import { parse, TimelineError } from "../../web/timeline/model.js";
 /** @param {string} script @param {number} block */
 function outcome(script, block) {
   try {
-    return parse(script, block).map(({ prompt, blocks, boundary, line, asked }) =>
-      [prompt.replaceAll("\n", " "), blocks, boundary, line, asked]);
+    return parse(script, block).map(({ prompt, blocks, boundary, line, asked, seed, blend }) =>
+      [prompt.replaceAll("\n", " "), blocks, boundary, line, asked, seed ?? null, blend ? [blend.blocks, blend.curve] : null]);
   } catch (error) {
     if (error instanceof TimelineError) return [error.line, error.column, error.problem];
     throw error;

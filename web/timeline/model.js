@@ -5,25 +5,39 @@
  *
  * @typedef {"recache" | "renew" | "keep" | "discard"} Boundary what happens to the KV cache where a segment begins
  *
+ * @typedef {"linear" | "spherical"} Curve the way between two prompts
+ * @typedef {{asked: string, curve: Curve}} Blend a prompt that changes step by step: over which length, as written
+ *
  * @typedef {object} Row what the script says of a segment, as written
  * @property {string} asked the duration
- * @property {Boundary} boundary
+ * @property {Boundary} boundary recache for a blend
+ * @property {Blend} [blend]
+ * @property {string} [seed] of the noise from here on, in digits: it may be larger than a number is exact
  * @property {string} prompt with a line break wherever the script continues it on an indented line
  * @property {string[]} above comments and blank lines before it
  * @property {string[]} [below] those after it, at the end of the script
  *
- * @typedef {Row & {blocks: number, line: number}} Segment
+ * @typedef {{text: string, start: number, end: number}} Word of a line
+ * @typedef {(problem: string, index: number) => TimelineError} Refusal from a problem and its index in a line
+ * @typedef {Blend & {blocks: number}} MeasuredBlend
+ * @typedef {Row & {blocks: number, line: number, blend?: MeasuredBlend}} Segment
  */
 
 export const FPS = 16; // pixel frames a second
 const PIXEL_FRAMES_PER_FRAME = 4;
 const MAX_SECONDS = 24 * 60 * 60; // of one segment
+const MAX_SEED = 2n ** 64n - 1n;
 const MAX_CHARACTERS = 200_000; // of a script; hours of video have fewer
 
 /** @type {Record<Boundary, string>} */
 const WORDS = { recache: "", renew: "renew", keep: "keep", discard: "cut" };
 const BOUNDARIES = new Map(/** @type {Boundary[]} */ (Object.keys(WORDS)).map((name) => [WORDS[name], name]));
 BOUNDARIES.set("recache", "recache"); // what no word means
+/** @type {Curve[]} */
+const CURVES = ["linear", "spherical"];
+const BLEND = "blend";
+const SEED = "seed";
+const NOT_UNITS = new Set([...BOUNDARIES.keys(), BLEND, SEED, ...CURVES]); // words that follow a unit; no word at all, too
 const UNITS = new Map(["seconds", "blocks", "frames"].flatMap((name) =>
   [name[0], name.slice(0, -1), name].map((unit) => [unit, name[0]])));
 
@@ -32,9 +46,13 @@ const LOOKALIKES = "｜│¦"; // bars that are not the plain one
 const SHOWN = 40; // characters of a word that a message repeats
 // No two adjacent parts of these may match the same text: their time then grows with the text, not with its square.
 const NUMBER = /^[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)/;
+const DIGITS = /^0*([0-9]{1,20})$/; // of a seed
 const WORD = new RegExp(`[^${SPACE}]+`, "g");
 const UNIT = `(?:${[...UNITS.keys()].join("|")})`;
-const HEAD = new RegExp(`${NUMBER.source}[${SPACE}]*${UNIT}(?:[${SPACE}]+[a-z]+)?[${SPACE}]*[|${LOOKALIKES}]`, "i");
+const LENGTH = `${NUMBER.source.slice(1)}[${SPACE}]*${UNIT}`;
+const SWITCH = `(?:[${SPACE}]+(?:${BLEND}[${SPACE}]+${LENGTH}(?:[${SPACE}]+[a-z]+)?|[a-z]+))?`;
+const RESEED = `(?:[${SPACE}]+${SEED}[${SPACE}]+[0-9]+)?`;
+const HEAD = new RegExp(`^${LENGTH}${SWITCH}${RESEED}[${SPACE}]*[|${LOOKALIKES}]`, "i");
 
 /** A script that does not parse; line and column count from 1, columns in code points. */
 export class TimelineError extends Error {
@@ -90,8 +108,10 @@ export function parse(text, block = 3) {
 
 /** Write `rows` as a script, comments included; `parse` reads them back. @param {Row[]} rows */
 export function serialize(rows) {
-  return rows.map(({ above, asked, boundary, prompt, below = [] }) => {
-    const head = strip(`${strip(asked)} ${WORDS[boundary]}`);
+  return rows.map(({ above, asked, boundary, blend, seed, prompt, below = [] }) => {
+    const curve = blend && blend.curve !== "linear" ? ` ${blend.curve}` : "";
+    const words = blend ? `${BLEND} ${strip(blend.asked)}${curve}` : WORDS[boundary];
+    const head = [strip(asked), words, seed === undefined ? "" : `${SEED} ${seed}`].filter(Boolean).join(" ");
     return [...above, strip(`${head} | ${indent(prompt)}`), ...below].join("\n") + "\n";
   }).join("");
 }
@@ -136,7 +156,7 @@ function indent(/** @type {string} */ prompt) {
  * @param {string} line @param {number} number @param {number} block
  */
 function parseSegment(line, number, block) {
-  /** @type {(problem: string, index: number) => TimelineError} */
+  /** @type {Refusal} */
   const error = (problem, index) => new TimelineError(problem, number, findColumn(line, index));
 
   const bar = line.indexOf("|");
@@ -150,65 +170,122 @@ function parseSegment(line, number, block) {
     const problem = `a segment begins with its duration: ${choices}, as in 8s | a prompt`;
     throw error(bar < 0 ? `${problem}; to continue the prompt above, indent the line` : problem, 0);
   }
-  const written = shorten(value);
-  const words = [...head.slice(value.length).matchAll(WORD)].map((match) => {
-    const start = value.length + match.index;
-    return { text: match[0], start, end: start + match[0].length };
-  });
-  const unit = lowerAscii(words[0]?.text ?? "");
-  if (BOUNDARIES.has(unit)) { // also the empty word
-    const choices = `${written}s (seconds), ${written}b (blocks) or ${written}f (frames)`;
-    throw error(`the duration has no unit; write ${choices}`, value.length);
-  }
-  const canonical = UNITS.get(unit);
-  if (!canonical) {
-    throw error(`unknown unit '${shorten(words[0].text)}'; use s (seconds), b (blocks) or f (frames)`, words[0].start);
-  }
-
-  const word = lowerAscii(words[1]?.text ?? "");
-  const boundary = BOUNDARIES.get(word);
+  const unit = findUnit(head, value, 0, "duration", error);
+  let words = findWords(head, unit.end);
+  const word = lowerAscii(words[0]?.text ?? "");
+  const known = BOUNDARIES.get(word);
   if (bar < 0) {
-    const behind = word && boundary ? words[1] : words[0];
+    const behind = word && known ? words[0] : unit;
     throw error("a bar is missing between duration and prompt, as in 8s | a prompt", behind.end);
   }
-  if (!boundary) {
+  /** @type {MeasuredBlend | undefined} */ let blend;
+  /** @type {string | undefined} */ let seed;
+  if (word === BLEND) {
+    [blend, words] = parseBlend(head, words, block, error);
+  } else if (known) {
+    words = words.slice(1);
+  } else if (word !== SEED) {
     const near = findNearest(word);
-    const cure = near ? `did you mean ${near}?` : "use renew, keep or cut, or no word to recache";
-    throw error(`unknown boundary '${shorten(words[1].text)}'; ${cure}`, words[1].start);
+    const cure = near ? `did you mean ${near}?` : "use renew, keep, cut or blend, or no word to recache";
+    throw error(`unknown boundary '${shorten(words[0].text)}'; ${cure}`, words[0].start);
   }
-  if (words.length > 2) throw error(`'${shorten(words[2].text)}' is one word too many before the bar`, words[2].start);
+  if (lowerAscii(words[0]?.text ?? "") === SEED) {
+    seed = parseSeed(words, error);
+    words = words.slice(2);
+  }
+  if (words.length) throw error(`'${shorten(words[0].text)}' is one word too many before the bar`, words[0].start);
 
-  const blocks = readDuration(value, canonical, block);
+  const blocks = readDuration(value, unit.name, block);
   if (typeof blocks === "string") throw error(blocks, 0);
-  const asked = head.slice(0, words[0].end);
-  return { prompt: strip(line.slice(bar + 1)), blocks, boundary, line: number, asked, column: findColumn(line, bar + 1) };
+  const asked = head.slice(0, unit.end);
+  return {
+    prompt: strip(line.slice(bar + 1)), blocks, boundary: known ?? "recache", line: number, asked,
+    ...(blend && { blend }), ...(seed !== undefined && { seed }), column: findColumn(line, bar + 1),
+  };
 }
 
 /**
- * Read a duration in blocks, or say what is wrong with it.
+ * Find the words of a line from `from` on.
+ * @param {string} head @param {number} from @returns {Word[]}
+ */
+function findWords(head, from) {
+  return [...head.slice(from).matchAll(WORD)].map((match) => {
+    const start = from + match.index;
+    return { text: match[0], start, end: start + match[0].length };
+  });
+}
+
+/**
+ * Find the unit behind the number `value`, which begins at `start`; `what` is what the number measures.
+ * @param {string} head @param {string} value @param {number} start @param {string} what @param {Refusal} error
+ * @returns {{name: string, end: number}}
+ */
+function findUnit(head, value, start, what, error) {
+  const behind = start + value.length;
+  const [word] = findWords(head, behind);
+  const unit = lowerAscii(word?.text ?? "");
+  if (NOT_UNITS.has(unit)) { // also the empty word
+    const written = shorten(value);
+    const choices = `${written}s (seconds), ${written}b (blocks) or ${written}f (frames)`;
+    throw error(`the ${what} has no unit; write ${choices}`, behind);
+  }
+  const name = UNITS.get(unit);
+  if (!name) throw error(`unknown unit '${shorten(word.text)}'; use s (seconds), b (blocks) or f (frames)`, word.start);
+  return { name, end: word.end };
+}
+
+/**
+ * Read `blend LENGTH [CURVE]`: the blend, and the words behind it.
+ * @param {string} head @param {Word[]} words @param {number} block @param {Refusal} error
+ * @returns {[MeasuredBlend, Word[]]}
+ */
+function parseBlend(head, words, block, error) {
+  const value = words[1]?.text.match(NUMBER)?.[0];
+  if (value === undefined) throw error("a blend needs its length, as in 8s blend 3b | a prompt", words[0].end);
+  const { start } = words[1];
+  const unit = findUnit(head, value, start, "blend", error);
+  const blocks = readDuration(value, unit.name, block, "blend");
+  if (typeof blocks === "string") throw error(blocks, start);
+  const rest = findWords(head, unit.end);
+  const curve = CURVES.find((name) => name === lowerAscii(rest[0]?.text ?? ""));
+  return [{ asked: head.slice(start, unit.end), blocks, curve: curve ?? "linear" }, curve ? rest.slice(1) : rest];
+}
+
+/** Read `seed NUMBER`. @param {Word[]} words @param {Refusal} error */
+function parseSeed(words, error) {
+  const digits = words[1]?.text.match(DIGITS)?.[1];
+  if (digits === undefined || BigInt(digits) > MAX_SEED) {
+    const place = words[1]?.start ?? words[0].end;
+    throw error(`a seed is a whole number from 0 to ${MAX_SEED}, as in 8s seed 7 | a prompt`, place);
+  }
+  return String(BigInt(digits));
+}
+
+/**
+ * Read the duration of a segment, or of what else `kind` names, in blocks, or say what is wrong with it.
  * @param {string} written @param {string} unit @param {number} block @returns {number | string}
  */
-function readDuration(written, unit, block) {
+function readDuration(written, unit, block, kind = "segment") {
   const value = Number(written);
   if (unit === "s" && value <= 0) return `the duration is ${shorten(written)} s; use more than 0 seconds`;
   const step = unit === "f" ? block : 1;
   const seconds = unit === "s" ? value : convertToSeconds(value / step, block);
   if (seconds > MAX_SECONDS) {
-    return `the duration is ${shorten(written)}${unit}; one segment may last ${MAX_SECONDS} s (a day) at most`;
+    return `the duration is ${shorten(written)}${unit}; one ${kind} may last ${MAX_SECONDS} s (a day) at most`;
   }
   if (unit === "s") return Math.max(1, Math.floor((FPS * value) / (PIXEL_FRAMES_PER_FRAME * block) + 0.5));
   if (value > 0 && value % step === 0) return value / step;
   const low = Math.floor(Math.max(0, value) / step) * step;
   const fitting = [low, low + step].filter(Boolean).map((number) => number + unit).join(" or ");
   const goal = unit === "f" ? `blocks of ${block} frames` : "whole blocks";
-  return `a segment of ${shorten(written)}${unit} does not fill ${goal}; use ${fitting}`;
+  return `a ${kind} of ${shorten(written)}${unit} does not fill ${goal}; use ${fitting}`;
 }
 
 /** Find the boundary of about this length that has all letters but one in common. @param {string} word */
 function findNearest(word) {
   const misses = (/** @type {string} */ known) => [...new Set(known)].filter((letter) => !word.includes(letter)).length;
   const length = count(word);
-  return ["renew", "keep", "cut", "recache"].find((known) => Math.abs(known.length - length) <= 2 && misses(known) <= 1);
+  return ["renew", "keep", "cut", "blend", "recache"].find((known) => Math.abs(known.length - length) <= 2 && misses(known) <= 1);
 }
 
 /** Lower ASCII text; leave other text unchanged: JavaScript and Python differ there. @param {string} word */

@@ -12,7 +12,8 @@ from ...model.vae_streams import StreamingDecoder
 from ...rollout.rollout import PassKind
 from ...rollout.sampler import Sampler
 from ...session.boundary import Boundary
-from ...session.session import Prompt, Session
+from ...session.prompt import Prompt
+from ...session.session import Session
 from ...units import FPS, PIXEL_FRAMES_PER_FRAME
 from ..files import Miniature
 from ..grammar import Scene

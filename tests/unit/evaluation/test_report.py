@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from longlive.errors import EvaluationError
-from longlive.evaluation.report import Curve, Estimate, Figure, Plot, Report, Table, estimate, estimate_curve
+from longlive.evaluation.report import Estimate, Figure, Plot, PlotCurve, Report, Table, estimate, estimate_curve
 
 TABLE = Table(
     "Jumps",
@@ -17,7 +17,11 @@ TABLE = Table(
 )
 FIGURE = Figure(
     "drift",
-    (Plot("of 255", "seconds", (Curve("light", (0.0, 1.0), (3.0, 4.0)), estimate_curve("band", (0, 1), np.eye(2)))),),
+    (
+        Plot(
+            "of 255", "seconds", (PlotCurve("light", (0.0, 1.0), (3.0, 4.0)), estimate_curve("band", (0, 1), np.eye(2)))
+        ),
+    ),
 )
 
 

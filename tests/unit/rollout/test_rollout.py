@@ -17,7 +17,7 @@ from longlive.rollout.noise import seed_noise
 from longlive.rollout.rollout import Pass, PassKind, Rollout, check_positions
 from longlive.rollout.sampler import Sampler
 from longlive.session.boundary import Boundary
-from longlive.session.session import Prompt
+from longlive.session.prompt import Prompt
 
 MODEL = tiny.model()
 GRID = (1, 2)  # of tokens in a frame of 16 x 32 pixels

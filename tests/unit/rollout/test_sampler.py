@@ -15,7 +15,8 @@ from longlive.rollout.rollout import Pass, PassKind, Rollout
 from longlive.rollout.sampler import Sampler, WarmCache, check_timeline, count_cache_bytes
 from longlive.session.block_store import Store
 from longlive.session.boundary import Boundary
-from longlive.session.session import Prompt, Session
+from longlive.session.prompt import Prompt
+from longlive.session.session import Session
 from longlive.session.timeline import Segment
 
 MODEL = tiny.model()

@@ -17,7 +17,10 @@ MODEL = tiny.model()
 def list_content(session: Session) -> tuple:
     """List the content of a session but its keys: a session from a file has new ones."""
     tensors = [*session.blocks, *(switch.prompt.embedding for switch in session.switches)]
-    switches = [(s.frame, s.boundary, s.prompt.text, s.prompt.rows, s.prompt.digest) for s in session.switches]
+    switches = [
+        (s.frame, s.prompt.text, s.prompt.rows, s.prompt.digest, str(s), s.before and s.before.digest)
+        for s in session.switches
+    ]
     head = (session.model, session.config, session.height, session.width, session.seed, session.dtype, session.channels)
     return head, switches, [(x.dtype, x.tolist()) for x in tensors]
 

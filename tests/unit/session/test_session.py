@@ -22,7 +22,7 @@ def list_facts(session: Session) -> tuple:
             if field.name not in ("blocks", "switches")
         ),
         [block.clone().tolist() for block in session.blocks],
-        [(s.frame, s.boundary, s.prompt.text, s.prompt.rows, s.prompt.embedding.tolist()) for s in session.switches],
+        [(str(s), s.frame, s.prompt.text, s.prompt.rows, s.prompt.embedding.tolist()) for s in session.switches],
     )
 
 

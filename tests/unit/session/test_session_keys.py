@@ -9,7 +9,9 @@ from random_videos import KERNEL, add_block, make_video
 
 from longlive.config import Positions, RolloutConfig
 from longlive.session.boundary import Boundary
-from longlive.session.session import Prompt, Session, Switch
+from longlive.session.prompt import Prompt
+from longlive.session.session import Session
+from longlive.session.switch import Switch
 
 CHANGES = [
     {"model": "other"},

@@ -8,7 +8,7 @@ from growth import measure_growth
 from twins import NODE, draw_scripts, list_differences, read_in_python
 
 from longlive.errors import TimelineError
-from longlive.session.boundary import Boundary
+from longlive.session.boundary import Blend, Boundary, Curve
 from longlive.session.timeline import MAX_CHARACTERS, Segment, parse_timeline, report_timeline
 from longlive.units import count_pixel_frames
 
@@ -21,11 +21,19 @@ def name(vector):
     return vector["name"]
 
 
+def make_segment(fields: dict) -> Segment:
+    """Make a segment of a vector. Seeds are text in vectors: JavaScript's numbers are exact up to 2 ** 53 only."""
+    changes = {"boundary": Boundary(fields["boundary"])}
+    if "seed" in fields:
+        changes["seed"] = int(fields["seed"])
+    if "blend" in fields:
+        changes["blend"] = Blend(fields["blend"]["blocks"], Curve(fields["blend"]["curve"]))
+    return Segment(**fields | changes)
+
+
 @pytest.mark.parametrize("vector", READ, ids=name)
 def test_script_is_read(vector):
-    assert parse_timeline(vector["script"], vector["block"]) == tuple(
-        Segment(**segment | {"boundary": Boundary(segment["boundary"])}) for segment in vector["segments"]
-    )
+    assert parse_timeline(vector["script"], vector["block"]) == tuple(map(make_segment, vector["segments"]))
 
 
 @pytest.mark.parametrize("vector", REFUSED, ids=name)
@@ -101,6 +109,9 @@ SHAPES = {
     "a long unit": lambda n: "8" + "s" * n,
     "a long boundary": lambda n: "1b | a\n 8s " + "k" * n,
     "a long boundary at the margin": lambda n: "8s " + "recahce" * (n // 7) + " | a",
+    "a long blend": lambda n: "1b | a\n 8s blend " + "3" * n,
+    "a long seed": lambda n: "1b | a\n 8s seed " + "0" * n + "x",
+    "a long seed at the margin": lambda n: "8s seed " + "0" * n + "7 | a",
     "words": lambda n: "8s " + "a " * (n // 2) + "| a",
     "bars": lambda n: "8s " + "|" * n,
     "lookalikes": lambda n: "8s" + " " * n + "｜",
