@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .errors import DataError as DataError
     from .errors import EvaluationError as EvaluationError
     from .errors import LongLiveError as LongLiveError
+    from .errors import MessageError as MessageError
     from .errors import PositionError as PositionError
     from .errors import SamplingError as SamplingError
     from .errors import ScriptError as ScriptError
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
     from .errors import TuningError as TuningError
     from .errors import VideoError as VideoError
     from .errors import WeightsError as WeightsError
+    from .live.director import Director as Director
+    from .live.inbox import Inbox as Inbox
+    from .live.messages import read_message as read_message
+    from .live.pace import Pace as Pace
+    from .live.take import Take as Take
     from .miniature.files import Miniature as Miniature
     from .miniature.files import load_miniature as load_miniature
     from .model.causal import CausalWan as CausalWan
@@ -30,14 +36,18 @@ if TYPE_CHECKING:
     from .model.vae_streams import StreamingDecoder as StreamingDecoder
     from .rollout.sampler import Sampler as Sampler
     from .session.block_store import Store as Store
+    from .session.boundary import Blend as Blend
     from .session.boundary import Boundary as Boundary
+    from .session.boundary import Curve as Curve
     from .session.prompt import Prompt as Prompt
+    from .session.script import write_script as write_script
     from .session.session import Session as Session
     from .session.session_file import NotASession as NotASession
     from .session.session_file import load_session as load_session
     from .session.session_file import save_session as save_session
     from .session.timeline import Segment as Segment
     from .session.timeline import parse_timeline as parse_timeline
+    from .video.film import Film as Film
     from .video.render import VideoRenderer as VideoRenderer
     from .video.render import render_video as render_video
     from .video.writer import VideoWriter as VideoWriter
@@ -55,6 +65,7 @@ MODULES = {
         "DataError",
         "EvaluationError",
         "LongLiveError",
+        "MessageError",
         "PositionError",
         "SamplingError",
         "ScriptError",
@@ -65,17 +76,24 @@ MODULES = {
         "VideoError",
         "WeightsError",
     ),
+    "live.director": ("Director",),
+    "live.inbox": ("Inbox",),
+    "live.messages": ("read_message",),
+    "live.pace": ("Pace",),
+    "live.take": ("Take",),
     "miniature.files": ("Miniature", "load_miniature"),
     "model.causal": ("CausalWan",),
     "model.text_encoder": ("UMT5",),
     "model.vae_streams": ("StreamingDecoder",),
     "rollout.sampler": ("Sampler",),
     "session.block_store": ("Store",),
-    "session.boundary": ("Boundary",),
+    "session.boundary": ("Blend", "Boundary", "Curve"),
     "session.prompt": ("Prompt",),
+    "session.script": ("write_script",),
     "session.session": ("Session",),
     "session.session_file": ("NotASession", "load_session", "save_session"),
     "session.timeline": ("Segment", "parse_timeline"),
+    "video.film": ("Film",),
     "video.render": ("VideoRenderer", "render_video"),
     "video.writer": ("VideoWriter",),
     "weights.load": ("load_model",),

@@ -12,6 +12,7 @@ LongLiveError
 ├── StoreError         a session that cannot be written
 ├── VideoError         a video file that cannot be written
 ├── EvaluationError    what cannot be measured, or a report that cannot be written
+├── MessageError       what a run cannot be told
 ├── DataError          prompts or prompt pairs that cannot be tuned on
 └── TuningError        a tuning that cannot begin, continue or be resumed
 """
@@ -85,6 +86,10 @@ class VideoError(LongLiveError):
 
 class EvaluationError(LongLiveError):
     """A video cannot be measured, or its report cannot be written."""
+
+
+class MessageError(LongLiveError):
+    """A message cannot be used, or not now."""
 
 
 class DataError(LongLiveError):

@@ -81,3 +81,13 @@ def choose_missing_passes(
             for slot in set(range(each.place.filled)) - slots:
                 need[slot] = max(need.get(slot, 0), layer - 1)
     return chosen[::-1]
+
+
+def count_rebuild_passes(
+    config: RolloutConfig, switches: Sequence[tuple[int, Boundary]], end: int, num_layers: int
+) -> int:
+    """Count the passes that make the KV cache for the block after `end` frames from nothing."""
+    origin = max(frame for frame, boundary in switches if frame == 0 or boundary is Boundary.CUT)
+    upcoming = Window(config.sink, config.recent).place_block(end - origin, config.block)
+    history = list_cache_passes(config, switches, end)
+    return len(choose_missing_passes(history, upcoming, num_layers, made=None))

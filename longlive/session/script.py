@@ -8,8 +8,8 @@ from .session import Session
 from .timeline import Segment, parse_timeline
 
 
-def write_script(session: Session) -> str:
-    """Write the script of a session, one line per segment, with lengths in blocks.
+def write_script(session: Session, start: int = 0) -> str:
+    """Write the script of a session from frame `start` on, where a prompt begins: one line per segment, in blocks.
 
     Sampled from the same beginning, it gives the same latents under the same keys. A switch with no block after it is
     left out. Raises SessionError for a session without frames, and for a prompt that a line of a script cannot hold: an
@@ -18,26 +18,22 @@ def write_script(session: Session) -> str:
     if not session.blocks:
         raise SessionError("the session has no frames yet, so it has no script; sample a block first")
     ends = [*(switch.frame for switch in session.switches[1:]), session.num_frames]
-    segments, lines = [], []
+    lines = []
     for switch, end in zip(session.switches, ends, strict=True):
         blocks = (end - switch.frame) // session.config.block
-        if not blocks:
+        if not blocks or switch.frame < start:
             continue
         boundary = switch.boundary if switch.frame else Boundary.RECACHE
         segment = Segment(switch.prompt.text, blocks, boundary, seed=switch.seed, blend=switch.blend)
-        segments.append(segment)
-        lines.append(
-            " ".join([f"{blocks}b", *str(segment).removeprefix(Boundary.RECACHE.word).split(), "|", segment.prompt])
-        )
-    script = "".join(f"{line}\n" for line in lines)
-    for segment, switch, line in zip(segments, session.switches, lines, strict=False):
+        line = " ".join([f"{blocks}b", *str(segment).removeprefix(Boundary.RECACHE.word).split(), "|", segment.prompt])
         if not is_line_of(line, segment):
             begins = switch.frame // session.config.block
             raise SessionError(
                 f"the prompt from block {begins} on has no text that a line of a script can hold; use prompts given as "
                 f"text, without line breaks"
             )
-    return script
+        lines.append(f"{line}\n")
+    return "".join(lines)
 
 
 def is_line_of(line: str, segment: Segment) -> bool:

@@ -1,0 +1,1 @@
+"""A video directed while it is made."""

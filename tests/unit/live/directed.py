@@ -1,0 +1,116 @@
+"""Tiny directed videos that the tests of this folder share."""
+
+from pathlib import Path
+
+import tiny
+import torch
+
+from longlive.errors import ConditioningError
+from longlive.live.director import Director
+from longlive.live.inbox import Inbox
+from longlive.live.messages import read_message
+from longlive.live.pace import Pace, Status
+from longlive.live.take import Take
+from longlive.model.vae import WanVAE
+from longlive.model.vae_streams import StreamingDecoder
+from longlive.rollout.sampler import Sampler
+from longlive.session.block_store import Store
+from longlive.session.prompt import Prompt
+from longlive.session.session import Session
+from longlive.session.timeline import parse_timeline
+from longlive.video.film import Film
+from longlive.video.render import VideoRenderer
+
+TAKE = "0123456789abcdef" * 2
+BLOCK_SECONDS = 0.75
+
+
+def encode(text: str) -> Prompt:
+    """Encode a text by chance, always the same."""
+    if "unreadable" in text:
+        raise ConditioningError("the prompt cannot be read; write another")
+    seed = sum(ord(char) * (place + 1) for place, char in enumerate(text))
+    return Prompt.of(torch.randn(1, 4, tiny.TEXT_DIM, generator=torch.Generator().manual_seed(seed)), text)
+
+
+def start_session() -> Session:
+    """Begin a video without a prompt."""
+    whole = tiny.session()
+    return Session.start(
+        model=whole.model,
+        config=whole.config,
+        height=whole.height,
+        width=whole.width,
+        seed=whole.seed,
+        dtype=whole.dtype,
+        channels=whole.channels,
+    )
+
+
+def make_decoder() -> StreamingDecoder:
+    vae = WanVAE(2)
+    generator = torch.Generator().manual_seed(0)
+    for weight in vae.parameters():
+        weight.data = 0.1 * torch.randn(weight.shape, generator=generator)
+    return StreamingDecoder(vae.requires_grad_(False))
+
+
+class Stage:
+    """A take in a folder, and a director who makes it. The director of another process opens it again."""
+
+    def __init__(self, folder: Path, session: Session | None = None, *, store: Store | None = None, **settings) -> None:
+        self.session = session or start_session()
+        path, script = folder / TAKE, settings.pop("script", "")
+        self.take = Take.open(path, self.session) if path.exists() else Take.create(path, self.session, script)
+        self.sampler = Sampler(tiny.model(), store=store)
+        self.states: list[dict] = []
+        self.director = Director(
+            self.session,
+            self.sampler,
+            encode,
+            renderer=VideoRenderer(make_decoder(), self.take.film),
+            take=self.take,
+            on_change=self.states.append,
+            **settings,
+        )
+
+    def __enter__(self) -> "Stage":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.take.close()
+        self.sampler.close()
+
+    def run(self, schedule: dict[int, list[str]], pace: Pace | None = None) -> Status:
+        """Run with messages, each as JSON, that come when the video has so many blocks; stop after the last ones.
+
+        The messages of -1 come when the run begins, those of one number together.
+        """
+        inbox, left = Inbox(), dict(schedule)
+        self.director.poll = lambda: put_due(inbox, left, len(self.director.session.blocks))
+        return self.director.run(inbox, pace or Pace(is_watched=False))
+
+    @property
+    def film_bytes(self) -> bytes:
+        return (self.take.folder / "film.mp4").read_bytes()
+
+
+def put_due(inbox: Inbox, left: dict[int, list[str]], blocks: int) -> None:
+    for when in [when for when in left if when <= blocks]:
+        for text in left.pop(when):
+            inbox.put(read_message(text))
+
+
+def render_script(folder: Path, script: str, session: Session | None = None) -> tuple[Session, bytes]:
+    """Make the video of a script without a director, as Timeline and Decode do; return it and the bytes of its film."""
+    session = session or start_session()
+    film = Film.create(folder)
+    renderer = VideoRenderer(make_decoder(), film)
+    with Sampler(tiny.model()) as sampler:
+        for segment in parse_timeline(script, session.config.block):
+            prompt = encode(segment.prompt)
+            session = session.switched_to(prompt, segment.boundary, seed=segment.seed, blend=segment.blend)
+            session = sampler.sample(session, segment.blocks)
+    for latents in session.blocks:
+        renderer.render_block(latents)
+    return session, (folder / "film.mp4").read_bytes()

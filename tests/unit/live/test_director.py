@@ -1,0 +1,246 @@
+"""A directed video is the video of its script, bit for bit, whatever was said, taken back and refused on the way."""
+
+import gc
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from directed import BLOCK_SECONDS, Stage, encode, render_script, start_session
+
+from longlive.errors import ConditioningError, MessageError, SessionError
+from longlive.live.director import Director
+from longlive.live.pace import Pace, Status
+from longlive.rollout.kv_cache import RollingKVCache
+from longlive.rollout.rollout import Pass
+from longlive.rollout.sampler import Sampler
+from longlive.session.boundary import Blend, Boundary, Curve
+
+
+def say(prompt: str, **fields) -> str:
+    return json.dumps({"do": "say", "prompt": prompt, **fields})
+
+
+def do(name: str, **fields) -> str:
+    return json.dumps({"do": name, **fields})
+
+
+# What is said when the video has so many blocks: every boundary, two blends (one of them cut short), a rewind into a
+# blend and one to a switch, seeds with and without a prompt, a prompt for later, a pause.
+STORY = {
+    -1: [say("a")],
+    2: [say("b", boundary="blend", blend=3)],
+    4: [do("rewind", to=3), do("seed", seed=5)],
+    6: [say("c", boundary="keep"), do("pause"), say("d", boundary="cut", seed=9), do("resume")],
+    8: [say("e", boundary="blend", blend=4, curve="spherical"), say("late", at=12 * BLOCK_SECONDS)],
+    10: [say("f", boundary="renew")],
+    11: [do("rewind", to=10), say("g")],
+    14: [do("rewind", to=12)],
+    15: [do("stop", at=16 * BLOCK_SECONDS)],
+}
+SCRIPT = """\
+2b | a
+1b blend 3b | b
+3b blend 2b seed 5 | b
+2b cut seed 9 | d
+2b blend 4b spherical | e
+2b | g
+4b | late
+"""
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """The story, directed, as its stage left it."""
+    with Stage(tmp_path_factory.mktemp("told")) as stage:
+        assert stage.run(STORY) is Status.STOPPED
+    return stage
+
+
+def test_what_is_said_becomes_the_script_with_rewinds_resolved(told):
+    assert told.director.script == SCRIPT
+    assert (told.take.folder / "script.txt").read_text() == SCRIPT
+
+
+def test_the_script_makes_the_same_latents_and_the_same_film(told, tmp_path):
+    session, film = render_script(tmp_path / "again", SCRIPT)
+    assert torch.equal(session.latents(), told.director.session.latents())
+    assert session.keys == told.director.session.keys
+    assert film == told.film_bytes
+
+
+def test_the_state_says_what_a_page_shows(told):
+    state = told.states[-1]
+    assert json.loads(json.dumps(state)) == state
+    assert (state["status"], state["blocks"], state["begins"], state["waiting"]) == ("stopped", 16, 0, [])
+    assert [piece[0] for piece in state["pieces"]] == [*range(16)]
+    assert [piece[2:] for piece in state["pieces"]] == [[0, 9], *([12 * n - 3, 12] for n in range(1, 16))]
+    assert [tuple(each.values()) for each in state["switches"]] == [
+        (0, "a", "cut", None, None, "linear"),
+        (2, "b", "blend", None, 3, "linear"),
+        (3, "b", "blend", 5, 2, "linear"),
+        (6, "d", "cut", 9, None, "linear"),
+        (8, "e", "blend", None, 4, "spherical"),
+        (10, "g", "recache", None, None, "linear"),
+        (12, "late", "recache", None, None, "linear"),
+    ]
+    assert (state["fps"], state["size"]) == (16.0, [32, 16])
+    assert state["codec"].startswith("avc1.")
+    assert state["script"] == SCRIPT
+    assert state["delay"] > 0
+    versions = [state["version"] for state in told.states]
+    assert versions == sorted({*versions})
+
+
+def test_places_that_are_cheap_to_go_back_to_are_marked(told):
+    """There the walk back to what the next block depends on is shorter than just before."""
+    assert told.states[-1]["cheap"][0] == 0
+    assert 6 in told.states[-1]["cheap"]  # the cut
+    assert not {1, 2, 7} & {*told.states[-1]["cheap"]}
+
+
+def test_a_prompt_for_later_waits_and_is_shown(tmp_path):
+    with Stage(tmp_path) as stage:
+        stage.run({-1: [say("a"), say("late", at=3 * BLOCK_SECONDS, seed=4)], 1: [do("stop")]})
+        waiting = stage.states[-1]["waiting"]
+    assert [(each["block"], each["text"], each["seed"]) for each in waiting] == [(3, "late", 4)]
+
+
+def test_of_two_prompts_for_one_block_the_last_one_counts(tmp_path):
+    later = 2 * BLOCK_SECONDS
+    with Stage(tmp_path) as stage:
+        stage.run({-1: [say("a"), say("b"), say("c", at=later), say("d", at=later)], 2: [say("e")], 3: [do("stop")]})
+        assert stage.director.script == "2b | b\n1b | e\n"
+
+
+def test_finish_makes_what_was_said_to_its_end(tmp_path):
+    with Stage(tmp_path) as stage:
+        said = [say("a"), say("b", boundary="blend", blend=2, at=BLOCK_SECONDS), do("finish")]
+        assert stage.run({-1: said}, Pace()) is Status.STOPPED  # though nobody watches
+        assert stage.director.script == "1b | a\n2b blend 2b | b\n"
+
+
+def test_finish_without_a_prompt_ends_at_once(tmp_path):
+    with Stage(tmp_path) as stage:
+        assert stage.run({-1: [say("late", at=3), do("finish")]}) is Status.STOPPED
+        assert not stage.director.session.blocks
+
+
+def test_a_script_is_made_first_and_then_directed(tmp_path):
+    with Stage(tmp_path, script="2b | a\n2b cut | b\n") as stage:
+        assert stage.run({1: [say("c")], 4: [say("d"), do("stop", at=5 * BLOCK_SECONDS)]}) is Status.STOPPED
+        assert stage.director.script == "1b | a\n1b | c\n2b cut | b\n1b | d\n"
+
+
+def test_the_largest_length_ends_a_video(tmp_path):
+    with Stage(tmp_path, script="1b | a\n") as stage:
+        assert stage.run({}, Pace(is_watched=False, longest=3 * BLOCK_SECONDS)) is Status.COMPLETE
+        assert len(stage.director.session.blocks) == 3
+
+
+def test_an_unwatched_video_stops_two_blocks_ahead_and_is_parked(tmp_path):
+    now = [0.0]
+    with Stage(tmp_path) as stage:
+
+        def pass_time() -> float:
+            now[0] += 1
+            return now[0]
+
+        assert stage.run({-1: [say("a")]}, Pace(clock=pass_time)) is Status.PARKED
+        assert len(stage.director.session.blocks) == 2
+        assert [state["status"] for state in stage.states][-2:] == ["ahead", "parked"]
+
+
+REFUSED = [
+    (do("rewind", to=9), "cannot rewind to block 9; use a block from 0 to 2"),
+    (say("unreadable"), "the prompt cannot be read"),
+]
+
+
+@pytest.mark.parametrize(("message", "sentence"), REFUSED)
+def test_what_cannot_be_followed_changes_nothing_but_a_sentence(tmp_path, message, sentence):
+    with Stage(tmp_path) as stage:
+        stage.run({-1: [say("a")], 2: [message], 3: [do("stop")]})
+        assert stage.director.script == "3b | a\n"
+        assert [state["sentence"] for state in stage.states if state["sentence"].startswith(sentence)]
+
+
+def test_a_seed_before_the_first_prompt_is_refused(tmp_path):
+    with Stage(tmp_path) as stage, pytest.raises(MessageError, match="there is no prompt yet"):
+        stage.director.reseed(3)
+
+
+def test_a_video_that_began_elsewhere_is_never_rewound_past_its_beginning(tmp_path):
+    with Sampler(tiny.model()) as sampler:
+        begun = sampler.sample(start_session().switched_to(encode("before")), 3)
+    with Stage(tmp_path, begun) as stage:
+        stage.run({-1: [say("a", boundary="keep")], 5: [do("rewind", to=2), do("rewind", to=3), do("stop", at=4)]})
+        assert stage.director.script == "2b keep | a\n"
+        assert any("use a block from 3 to 5" in state["sentence"] for state in stage.states)
+        assert len(stage.states[-1]["pieces"]) == 5
+        script = stage.director.script
+        session, film = render_script(tmp_path / "again", script, begun)
+        assert torch.equal(session.latents(), stage.director.session.latents())
+        assert film == stage.film_bytes
+
+
+def test_a_video_that_began_elsewhere_waits_for_its_first_prompt(tmp_path):
+    with Sampler(tiny.model()) as sampler:
+        begun = sampler.sample(start_session().switched_to(encode("before")), 1)
+    with Stage(tmp_path, begun) as stage:
+        stage.run({-1: [do("prepare", prompt="a")], 1: [do("stop")]})
+        assert stage.director.session is begun
+
+
+def test_a_text_is_encoded_once(tmp_path):
+    texts = []
+    director = Director(start_session(), Sampler(tiny.model()), lambda text: texts.append(text) or encode(text))
+    for text in ("a", "b", "a", "b"):
+        director.say(text)
+        director.make(1)
+    assert texts == ["a", "b"]
+    director.sampler.close()
+
+
+def test_a_program_directs_in_its_own_words():
+    with Sampler(tiny.model()) as sampler:
+        director = Director(start_session(), sampler, encode)
+        with pytest.raises(SessionError, match="nothing was said yet"):
+            director.make(1)
+        director.say("a")
+        director.make(2)
+        director.say("b", blend=Blend(2, Curve.SPHERICAL))
+        director.make(3)
+        director.rewind(4)
+        director.say("c", Boundary.CUT)
+        session = director.make(1)
+        with pytest.raises(ConditioningError):
+            director.say("unreadable")
+        with pytest.raises(MessageError, match="the prompt is empty"):
+            director.say(" ")
+    assert session is director.session
+    assert director.script == "2b | a\n2b blend 2b spherical | b\n1b cut | c\n"
+
+
+def direct_until(folder: Path, error: type[BaseException]) -> None:
+    """Direct a video whose fourth block is interrupted, and check what is left."""
+    with Stage(folder) as stage:
+
+        def stop(done: Pass) -> None:
+            if len(stage.director.session.blocks) == 3:
+                raise error
+
+        stage.sampler.watch = stop
+        with pytest.raises(error):
+            stage.run({-1: [say("a")], 2: [say("b")]})
+        assert stage.states[-1]["status"] == ("failed" if error is RuntimeError else "interrupted")
+        assert stage.director.script == stage.take.plan.script == "2b | a\n1b | b\n"
+        assert len(stage.take.film.pieces) == 3
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupt_leaves_film_script_and_take_and_nothing_else(tmp_path, error):
+    direct_until(tmp_path, error)
+    gc.collect()
+    assert not [each for each in gc.get_objects() if type(each) is RollingKVCache]
