@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import {
-  checkPrompt, composeSay, DelayMeter, describeStatus, findBlock, findCheap, isRunning, layRuler, listActions, locateBlock,
+  checkPrompt, composeSay, continuesScript, DelayMeter, describeStatus, findBlock, findCheap, isRunning, layRuler, listActions, locateBlock,
   measureLength, readState, readTime, writeTake, writeTime,
 } from "../../web/live/model.js";
 import { LiveRun } from "../../web/live/run.js";
@@ -33,6 +33,7 @@ test("a block is where its first frame is, also one to come", () => {
   assert.equal(measureLength(state), 93 / 16);
   assert.equal(locateBlock(state, 3), 33 / 16);
   assert.equal(locateBlock(state, 10), 93 / 16 + 1.5);
+  assert.equal(locateBlock(read({ block_seconds: 0.5 }), 10), 93 / 16 + 1);
 });
 
 test("a time names the block shown then, and none behind the end", () => {
@@ -79,7 +80,7 @@ test("a click near a place that is quick to rewind to means that place", () => {
 test("the buttons follow the run", () => {
   const before = listActions(null, PAGE);
   assert.deepEqual([before.main, before.label, before.canStop, before.canReseed], ["direct", "Direct", false, false]);
-  assert.equal(listActions(null, { ...PAGE, script: "8s | a ring" }).label, "Go on");
+  assert.equal(listActions(null, { ...PAGE, script: "8s | a ring" }).label, "Direct");
   assert.equal(listActions(null, { ...PAGE, isQueued: true }).canBegin, false);
   const during = listActions(read(), { ...PAGE, chosen: 2 });
   assert.deepEqual([during.main, during.canRewind, during.canStop, during.canReseed], ["pause", true, true, true]);
@@ -87,7 +88,8 @@ test("the buttons follow the run", () => {
   assert.equal(listActions(read({ status: "paused" }), PAGE).main, "resume");
   for (const status of ["parked", "stopped", "complete", "interrupted", "failed"]) {
     const after = listActions(read({ status }), { ...PAGE, chosen: 2 });
-    assert.deepEqual([after.main, after.canRewind, after.canStop], ["direct", false, false], status);
+    assert.deepEqual([after.main, after.label, after.canRewind, after.canStop], ["direct", "Direct", false, false], status);
+    assert.equal(listActions(read({ status }), { ...PAGE, script: "8s | a ring" }).label, "Go on");
     assert.equal(isRunning(read({ status })), false);
   }
 });
@@ -122,6 +124,16 @@ test("the delay runs from a send to the first frame of the block under it", () =
   assert.equal(meter.show(4, 10.2), null);
   assert.equal(meter.show(5, 10.75), 0.75);
   assert.equal(meter.show(6, 11), null);
+});
+
+test("a script continues one that it begins with", () => {
+  const whole = "4b | a red ring\n3b blend 3b | a blue ring\n2b cut seed 7 | a green ring\n";
+  for (const beginning of ["", "3s | a red ring", "2b | a red\n  ring", "4b | a red ring\n2b blend 3b | a blue ring\n"]) {
+    assert.ok(continuesScript(whole, beginning), beginning);
+  }
+  for (const other of ["5b | a red ring", "4b | a ring", "3b | a red ring\n3b blend 3b | a blue ring", "4b | a red ring\n2b blend 2b | a blue ring", "nothing", `${whole}1b | b`]) {
+    assert.ok(!continuesScript(whole, other), other);
+  }
 });
 
 test("every status has a word, a refusal has its own tone", () => {

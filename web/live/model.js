@@ -3,6 +3,7 @@
  * A directed run as its page knows it: what the host says of it, where things stand on the ruler, what is sent.
  * Knows no DOM. Seconds are of the film. A block is named by its number, from 0.
  *
+ * @import { Segment } from "../timeline/model.js"
  * @typedef {"recache" | "renew" | "keep" | "cut" | "blend"} Boundary
  * @typedef {"waiting" | "making" | "paused" | "ahead" | "parked" | "stopped" | "complete" | "interrupted" | "failed"} Status
  * @typedef {{number: number, count: number, firstFrame: number, numFrames: number}} Piece one block of the film
@@ -15,6 +16,7 @@
  * @property {string} sentence for the user
  * @property {number} version it grows with every change
  * @property {number} fps
+ * @property {number} blockSeconds of a block to come
  * @property {Piece[]} pieces
  * @property {number} begins the first block that can be rewound to
  * @property {Switch[]} switches
@@ -31,9 +33,10 @@
  *   canReseed: boolean, canStop: boolean}} Actions
  */
 
+import { parse } from "../timeline/model.js";
+
 export const MAX_PROMPT = 4000; // characters
 const SPANS = [8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512]; // seconds; the ruler grows in steps
-const BLOCK_SECONDS = 0.75; // of a block of three frames; of one to come
 const MAX_TICKS = 120; // blocks beyond which ticks are only noise
 const RUNNING = ["waiting", "making", "paused", "ahead"];
 
@@ -42,10 +45,17 @@ const WORDS = {
   recache: "recache", renew: "recache with a new sink", keep: "keep cache", cut: "cut", blend: "blend",
   seed: "new seed",
 };
-/** @type {Record<string, string>} */
-const STATUS_WORDS = {
-  waiting: "waits", making: "live", paused: "paused", ahead: "live", parked: "parked", stopped: "stopped",
-  complete: "complete", interrupted: "interrupted", failed: "failed",
+/** @type {Record<string, [string, string, string]>} for each status its tone, its word, a sentence where the host has none */
+const STATUSES = {
+  waiting: ["wait", "waits", "The film begins with your first prompt."],
+  making: ["live", "live", "Send the next prompt at any time."],
+  ahead: ["live", "live", "Send the next prompt at any time."],
+  paused: ["rest", "paused", "Paused. After half a minute the host is free for other work."],
+  parked: ["rest", "parked", "Parked: the host is free for other work. Go on continues the film."],
+  stopped: ["rest", "stopped", "The film is done. Go on continues it."],
+  complete: ["rest", "complete", "The film has reached its longest length."],
+  interrupted: ["bad", "interrupted", "The host interrupted the film. Go on continues it."],
+  failed: ["bad", "failed", "The film ended with an error."],
 };
 
 /** Write 16 random bytes as the name of a take. @param {Uint8Array} bytes */
@@ -55,13 +65,14 @@ export function writeTake(bytes) {
 
 /** Read what the host says of a run. @param {any} answer @returns {State} */
 export function readState(answer) {
-  const { take, status, sentence = "", version = 0, fps = 16, begins = 0, script = "", delay = null, drift = null } = answer;
+  const { take, status = "interrupted", sentence = "", version = 0, fps = 16, begins = 0 } = answer; // none if it was killed early
+  const { block_seconds: blockSeconds = 0.75, script = "", delay = null, drift = null } = answer;
   const pieces = (answer.pieces ?? []).map((/** @type {number[]} */ [number, count, firstFrame, numFrames]) =>
     ({ number, count, firstFrame, numFrames }));
   const switches = (answer.switches ?? []).map((/** @type {any} */ { block, boundary, text, seed, blend }) =>
     ({ block, boundary, text, seed: seed ?? null, blend: blend ?? 0 }));
   const waiting = (answer.waiting ?? []).map((/** @type {any} */ { block, text }) => ({ block, text }));
-  const known = { take, status, sentence, version, fps, begins, script, delay };
+  const known = { take, status, sentence, version, fps, begins, blockSeconds, script, delay };
   return { ...known, pieces, switches, cheap: answer.cheap ?? [], waiting, warning: drift?.warn ?? "" };
 }
 
@@ -80,7 +91,7 @@ export function measureLength(state) {
 export function locateBlock(state, block) {
   const piece = state.pieces[block];
   if (piece) return piece.firstFrame / state.fps;
-  return measureLength(state) + (block - state.pieces.length) * BLOCK_SECONDS;
+  return measureLength(state) + (block - state.pieces.length) * state.blockSeconds;
 }
 
 /** Find the block at a time, or null behind the end of the film. @param {State | null} state @param {number} seconds */
@@ -128,7 +139,7 @@ export function listActions(state, { script, chosen, isQueued }) {
   const isPaused = isLive && state?.status === "paused";
   /** @type {Actions["main"]} */
   const main = !isLive ? "direct" : isPaused ? "resume" : "pause";
-  const label = { direct: script.trim() ? "Go on" : "Direct", pause: "Pause", resume: "Go on" }[main];
+  const label = { direct: state && script.trim() ? "Go on" : "Direct", pause: "Pause", resume: "Go on" }[main];
   const hasFilm = measureLength(state) > 0;
   return { main, label, canBegin: !isQueued, canRewind: isLive && chosen !== null, canReseed: isLive && hasFilm, canStop: isLive };
 }
@@ -160,12 +171,29 @@ export function composeSay({ prompt, boundary, blend, at }) {
   };
 }
 
+/** Whether a script begins with all that another one says. @param {string} whole @param {string} beginning */
+export function continuesScript(whole, beginning) {
+  if (!beginning.trim()) return true;
+  try {
+    const [all, first] = [parse(whole), parse(beginning)];
+    const describe = (/** @type {Segment} */ { prompt, boundary, blend, seed }, /** @type {number} */ index) =>
+      [joinLines(prompt), index ? boundary : "", blend?.blocks, blend?.curve, seed].join("|");
+    return first.length <= all.length && first.every((segment, index) => {
+      const [blocks, others] = [segment.blocks, all[index].blocks];
+      const fits = index < first.length - 1 ? blocks === others : blocks <= others;
+      return fits && describe(segment, index) === describe(all[index], index);
+    });
+  } catch {
+    return false; // one of them is no script
+  }
+}
+
 /** Say how the run stands. @param {State | null} state @param {boolean} isQueued */
 export function describeStatus(state, isQueued) {
   if (isQueued) return { tone: "wait", word: "starts", sentence: "The film begins when the host has done what it was asked before." };
   if (!state) return { tone: "rest", word: "", sentence: "Write a prompt and direct a film: it grows while you watch." };
-  const tone = { making: "live", ahead: "live", waiting: "wait", failed: "bad", interrupted: "bad" }[String(state.status)] ?? "rest";
-  return { tone, word: STATUS_WORDS[state.status] ?? state.status, sentence: state.sentence };
+  const [tone, word, sentence] = STATUSES[state.status];
+  return { tone, word, sentence: state.sentence || sentence };
 }
 
 /** Write seconds as minutes and seconds. @param {number} seconds @param {number} [digits] behind the point */

@@ -1,10 +1,11 @@
 // @ts-check
 /**
  * The panel of a directed run: the film as it grows, its ruler, the next prompt, the buttons.
- * Knows no host. Emits `change` when it has set `take` or `script`, `start` when the graph is to be queued with them.
+ * Knows no host. Emits `change` when it has set `take` or `script`, `changed` after a finished edit of them, `start` when
+ * the graph is to be queued with them.
  */
 import { make } from "../timeline/elements.js";
-import { DelayMeter, describeStatus, isRunning, listActions, locateBlock, measureLength, writeTake, writeTime } from "./model.js";
+import { continuesScript, DelayMeter, describeStatus, isRunning, listActions, locateBlock, measureLength, writeTake, writeTime } from "./model.js";
 import { RunButtons } from "./buttons.js";
 import { RulerView } from "./ruler.js";
 import { LiveRun } from "./run.js";
@@ -23,6 +24,8 @@ export class LivePanel extends EventTarget {
   #take = "";
   #isQueued = false; // and its run has not begun
   #wasRunning = false;
+  /** @type {string | null} the script that the run began with, or that was there when this page found the run */
+  #begun = null;
   #problem = "";
   #shownDelay = 0; // seconds from the last send to its first frame on the screen
   #meter = new DelayMeter();
@@ -50,10 +53,12 @@ export class LivePanel extends EventTarget {
     this.text.placeholder = "8s | What the film begins with, if anything";
     this.source = make("p", { className: "longlive-live-source" });
     this.details = make("details", { className: "longlive-live-details" });
-    this.details.append(make("summary", { textContent: "script" }), this.delay, this.source, this.text);
+    this.details.append(make("summary", { textContent: "script" }), this.source, this.text);
+    this.foot = make("footer", { className: "longlive-live-foot" });
+    this.foot.append(this.details, this.delay);
     this.element = make("section", { className: "longlive-live", ariaLabel: "Live" });
     this.element.append(this.stage, this.ruler.element, this.say.element, this.buttons.element);
-    this.element.append(this.status, this.warning, this.details);
+    this.element.append(this.status, this.warning, this.foot);
     this.#listen();
     this.#refresh();
   }
@@ -65,7 +70,7 @@ export class LivePanel extends EventTarget {
 
   set take(take) {
     if (take === this.#take) return;
-    this.#open(take);
+    this.#open(take, { isNew: false });
   }
 
   /** The script that a run begins with. Setting it emits nothing. */
@@ -89,12 +94,13 @@ export class LivePanel extends EventTarget {
     this.source.textContent = reason;
   }
 
-  /** Take notice of the end of a prompt of the host; the run that it was queued for may not have begun. @param {string} [problem] */
-  settle(problem = "") {
+  /** Take notice that the host has nothing left to do: a queued run that has not begun never will. @param {string} problem */
+  async settle(problem) {
+    if (!this.#isQueued) return;
+    await this.run.refresh();
     if (!this.#isQueued) return;
     this.#isQueued = false;
     this.#problem = problem;
-    this.run.refresh();
     this.#refresh();
   }
 
@@ -123,27 +129,28 @@ export class LivePanel extends EventTarget {
     this.ruler.addEventListener("later", (event) => this.say.plan(/** @type {CustomEvent} */ (event).detail));
     this.buttons.addEventListener("press", (event) => this.#press(/** @type {CustomEvent} */ (event).detail));
     this.text.addEventListener("input", () => (this.#refresh(), this.#emit("change")));
+    this.text.addEventListener("change", () => this.#emit("changed"));
   }
 
-  /** @param {string} take */
-  #open(take) {
+  /** @param {string} take @param {{isNew: boolean}} options */
+  #open(take, options) {
     this.#take = take;
     this.#problem = "";
     this.#shownDelay = 0;
     this.#wasRunning = false;
+    this.#begun = null;
     this.#player?.dispose();
     this.#player?.element.remove();
     this.#player = undefined;
-    this.run.open(take);
+    this.run.open(take, options);
   }
 
   /** Begin a run: the script first, then what is said. */
   #direct() {
-    this.#open(drawHex(16));
+    this.#open(drawHex(16), { isNew: true });
     this.#isQueued = true;
     this.#refresh();
-    this.#emit("change");
-    this.#emit("start");
+    for (const type of ["change", "changed", "start"]) this.#emit(type);
   }
 
   /** @param {string} button */
@@ -191,6 +198,7 @@ export class LivePanel extends EventTarget {
     const { state } = this.run;
     if (state) {
       this.#isQueued = false;
+      if (isRunning(state) && !this.#wasRunning) [this.#problem, this.#begun] = ["", this.script];
       this.#meter.see(state);
       this.#showFilm(state);
       if (!isRunning(state)) this.#keepScript(state.script);
@@ -200,11 +208,12 @@ export class LivePanel extends EventTarget {
     this.#refresh();
   }
 
-  /** Keep what was directed as the script, unless the user has another. @param {string} script */
+  /** Keep what was directed as the script, unless the user has written another meanwhile. @param {string} script */
   #keepScript(script) {
-    if (!script || script === this.script || !(this.#wasRunning || !this.script.trim())) return;
+    if (!script || script === this.script) return;
+    if (this.script !== this.#begun && !continuesScript(script, this.script)) return;
     this.script = script;
-    this.#emit("change");
+    for (const type of ["change", "changed"]) this.#emit(type);
   }
 
   /** @param {any} state */
@@ -285,7 +294,7 @@ export class LivePanel extends EventTarget {
     this.#refresh();
   }
 
-  /** @param {"change" | "start"} type */
+  /** @param {string} type */
   #emit(type) {
     this.dispatchEvent(new Event(type));
   }

@@ -7,7 +7,7 @@
 import { make } from "../timeline/elements.js";
 import { findBlock, findCheap, layRuler, locateBlock, writeTime } from "./model.js";
 
-/** @import { State } from "./model.js" */
+/** @import { Bar, State } from "./model.js" */
 
 export class RulerView extends EventTarget {
   /** @type {number | null} the block to rewind to */
@@ -20,7 +20,9 @@ export class RulerView extends EventTarget {
   constructor() {
     super();
     this.bars = make("div", { className: "longlive-live-bars" });
-    this.marks = make("div", { className: "longlive-live-marks" });
+    this.plans = make("div", {});
+    this.ticks = make("div", {});
+    this.marks = make("div", {});
     this.head = make("div", { className: "longlive-live-head" });
     this.pin = make("div", { className: "longlive-live-pin", hidden: true });
     this.scale = make("div", { className: "longlive-live-scale" });
@@ -29,7 +31,7 @@ export class RulerView extends EventTarget {
     this.track.ariaValueMin = "0";
     this.track.title = "Click to choose a place, behind the end to choose a time for the next prompt. "
       + "The arrow keys move by a block, Page Up and Page Down to the next mark, Escape chooses nothing.";
-    this.track.append(this.bars, this.marks, this.pin, this.head);
+    this.track.append(this.bars, this.plans, this.ticks, this.marks, this.pin, this.head);
     this.element = make("div", { className: "longlive-live-ruler" });
     this.element.append(this.track, this.scale);
     this.track.addEventListener("click", (event) => this.#takeClick(event));
@@ -42,18 +44,20 @@ export class RulerView extends EventTarget {
     this.#state = state;
     this.#layout = layRuler(state);
     if (this.chosen !== null && this.chosen >= (state?.pieces.length ?? 0)) this.#choose(null);
-    this.bars.replaceChildren(...this.#layout.bars.map((bar) => this.#drawBar(bar)), ...this.#layout.waiting.map((each) => {
-      const element = make("div", { className: "longlive-live-waiting", title: `waits: ${each.text}` });
-      return this.#place(element, each.seconds);
-    }));
-    this.marks.replaceChildren(
-      ...this.#layout.ticks.map((seconds) => this.#place(make("i", { className: "longlive-live-tick" }), seconds)),
-      ...this.#layout.cheap.map(({ seconds }) =>
-        this.#place(make("i", { className: "longlive-live-cheap", title: "quick to rewind to" }), seconds)),
-    );
-    const { span } = this.#layout;
-    this.scale.replaceChildren(...[0, 1, 2, 3, 4].map((quarter) =>
-      make("span", { textContent: writeTime((span * quarter) / 4) })));
+    const { bars, waiting, ticks, cheap, span } = this.#layout;
+    fit(this.bars, "longlive-live-bar", bars).forEach((element, index) => this.#drawBar(element, bars[index]));
+    fit(this.plans, "longlive-live-waiting", waiting).forEach((element, index) => {
+      element.title = `waits: ${waiting[index].text}`;
+      this.#place(element, waiting[index].seconds);
+    });
+    fit(this.ticks, "longlive-live-tick", ticks).forEach((element, index) => this.#place(element, ticks[index]));
+    fit(this.marks, "longlive-live-cheap", cheap).forEach((element, index) => {
+      element.title = `block ${cheap[index].block}: quick to rewind to`;
+      this.#place(element, cheap[index].seconds);
+    });
+    fit(this.scale, "", [0, 1, 2, 3, 4]).forEach((element, quarter) => {
+      element.textContent = writeTime((span * quarter) / 4);
+    });
     this.#refresh();
   }
 
@@ -88,19 +92,19 @@ export class RulerView extends EventTarget {
     this.play(this.#seconds);
   }
 
-  /** @param {import("./model.js").Bar} bar */
-  #drawBar({ start, end, blend, title, text, boundary }) {
-    const element = make("div", { className: "longlive-live-bar", title, textContent: boundary === "seed" ? "" : text });
+  /** @param {HTMLElement} element @param {Bar} bar */
+  #drawBar(element, { start, end, blend, title, text, boundary }) {
+    element.title = title;
+    element.textContent = boundary === "seed" ? "" : text;
     element.dataset.boundary = start > 0 ? boundary : "";
     element.style.width = this.#scaleBy(end - start);
     element.style.setProperty("--longlive-blend", `${(100 * blend) / Math.max(end - start, 0.01)}%`);
-    return this.#place(element, start);
+    this.#place(element, start);
   }
 
-  /** @template {HTMLElement} T @param {T} element @param {number} seconds @returns {T} */
+  /** @param {HTMLElement} element @param {number} seconds */
   #place(element, seconds) {
     element.style.insetInlineStart = this.#scaleBy(seconds);
-    return element;
   }
 
   /** @param {number} seconds */
@@ -136,4 +140,14 @@ export class RulerView extends EventTarget {
     event.preventDefault();
     this.#choose(last < 0 ? null : moves[event.key]());
   }
+}
+
+/**
+ * Give an element as many children as there are items; those it has stay, so that they glide and keep their tooltips.
+ * @param {HTMLElement} parent @param {string} className @param {unknown[]} items
+ */
+function fit(parent, className, items) {
+  while (parent.childElementCount > items.length) parent.lastElementChild?.remove();
+  while (parent.childElementCount < items.length) parent.append(make("div", { className }));
+  return /** @type {HTMLElement[]} */ ([...parent.children]);
 }

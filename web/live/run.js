@@ -11,6 +11,7 @@ import { isRunning, readState } from "./model.js";
  */
 
 const HEARTBEAT = 2000; // ms between two
+const LONG_SILENCE = 4; // heartbeats
 
 export class LiveRun extends EventTarget {
   /** @type {State | null} */
@@ -19,6 +20,8 @@ export class LiveRun extends EventTarget {
   #fetch;
   #viewer;
   #playhead = () => 0;
+  #silence = 0; // heartbeats since the state was asked for
+  #isNew = false; // and may begin at any moment
   #isAsking = false;
   #mustAskAgain = false;
   /** @type {ReturnType<typeof setInterval> | undefined} */
@@ -34,16 +37,18 @@ export class LiveRun extends EventTarget {
     this.#playhead = playhead;
   }
 
-  /** Turn to another take; "" is none. @param {string} take */
-  open(take) {
+  /** Turn to another take; "" is none. @param {string} take @param {{isNew?: boolean}} [options] whether it has yet to begin */
+  open(take, { isNew = false } = {}) {
     if (take === this.take) return;
     this.take = take;
     this.state = null;
     this.#early = [];
+    this.#silence = 0;
+    this.#isNew = isNew;
     clearInterval(this.#heart);
     if (take) this.#heart = setInterval(() => this.#beat(), HEARTBEAT);
     this.dispatchEvent(new Event("state"));
-    this.refresh();
+    if (!isNew) this.refresh();
   }
 
   dispose() {
@@ -53,7 +58,7 @@ export class LiveRun extends EventTarget {
 
   /** Take notice that the state has changed. @param {{take: string, version: number}} change */
   notice({ take, version }) {
-    if (take === this.take && version > (this.state?.version ?? -1)) this.refresh();
+    if (take === this.take && version !== this.state?.version) this.refresh();
   }
 
   /** Ask for the state; while one answer is under way, once more after it. */
@@ -63,6 +68,7 @@ export class LiveRun extends EventTarget {
       return;
     }
     this.#isAsking = true;
+    this.#silence = 0;
     const take = this.take;
     try {
       const answer = await this.#fetch(`/longlive/live/${take}`);
@@ -92,15 +98,16 @@ export class LiveRun extends EventTarget {
 
   /** @param {State | null} state */
   #set(state) {
-    if (state && this.state && state.version < this.state.version && state.take === this.state.take) return;
     this.state = state;
     this.dispatchEvent(new Event("state"));
     if (state) for (const message of this.#early.splice(0)) this.#post(message);
   }
 
   #beat() {
+    this.#silence += 1;
     if (isRunning(this.state)) this.hint({ do: "watch", seconds: this.#playhead(), viewer: this.#viewer });
-    else if (!this.state) this.refresh(); // it may have begun without us
+    else if (this.state || !this.#isNew) return;
+    if (this.#silence >= LONG_SILENCE) this.refresh(); // a message of the host may be lost
   }
 
   /** @param {object} message @param {boolean} [matters] */

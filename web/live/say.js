@@ -22,12 +22,13 @@ const BOUNDARIES = [
 
 export class SayForm extends EventTarget {
   #timer = 0;
+  #last = ""; // the prompt that was sent last
 
   constructor() {
     super();
     this.field = make("textarea", { className: "longlive-live-prompt", rows: 2, ariaLabel: "Next prompt" });
     this.field.placeholder = "What the video shows next";
-    this.field.title = "Enter sends, Shift+Enter begins a line";
+    this.field.title = "Enter sends, Shift+Enter begins a line, the up arrow brings back the prompt sent last";
     this.submit = make("button", { className: "longlive-live-send", type: "submit", textContent: "Send", title: "Enter" });
     this.when = choose("When the prompt begins", [["now", "now"], ["later", "at"]]);
     this.when.title = "Now is the next block; or choose a time on the ruler, behind the end of the film.";
@@ -47,6 +48,7 @@ export class SayForm extends EventTarget {
     this.element.addEventListener("change", () => this.#refresh());
     this.field.addEventListener("input", () => this.#wait());
     this.field.addEventListener("keydown", (event) => {
+      if (event.key === "ArrowUp" && !this.field.value) this.field.value = this.#last;
       if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.ctrlKey || event.metaKey) return;
       event.preventDefault();
       this.#say();
@@ -106,6 +108,7 @@ export class SayForm extends EventTarget {
       return;
     }
     clearTimeout(this.#timer);
+    this.#last = this.field.value;
     this.field.value = "";
     this.when.value = "now";
     this.#refresh();
