@@ -57,8 +57,9 @@ class Sampler:
     - `watch` is called after every pass;
     - `on_found` is called for every block found in the store;
     - `take` returns the cache that the previous sampler handed over, or None; one that does not fit is freed;
-    - `prepare` is called before the sampler begins to use a cache, with the bytes of it that exist already (0 if it is
-      yet to be allocated), to make room and load the weights.
+    - `prepare` is called before every block that is computed, with the bytes of the KV cache that exist already (0 if
+      it is yet to be allocated), to make room and load the weights: since the last block, another model may have used
+      the device.
     """
 
     def __init__(
@@ -195,16 +196,14 @@ class Sampler:
 
     def _find_rollout(self, session: Session) -> Rollout:
         """Find the rollout with the KV cache of this video: the current one, the one handed over, or a new one."""
-        if self._rollout and self._trace and session.continues(self._trace):
-            return self._rollout
-        self.close()
-        warm = self.take()
-        if warm and not warm.fits(self.model, session):
-            warm.cache.release()
-            warm = None
-        if warm:
-            self._rollout, self._trace, self._made = self._start_rollout(session, warm.cache), warm.trace, warm.made
-        self.prepare(warm.cache.num_bytes if warm else 0)
+        if not (self._rollout and self._trace and session.continues(self._trace)):
+            self.close()
+            warm = self.take()
+            if warm and warm.fits(self.model, session):
+                self._rollout, self._trace, self._made = self._start_rollout(session, warm.cache), warm.trace, warm.made
+            elif warm:
+                warm.cache.release()
+        self.prepare(self._rollout.cache.num_bytes if self._rollout else 0)
         self._rollout = self._rollout or self._start_rollout(session)
         return self._rollout
 

@@ -95,7 +95,7 @@ def create_sampler(patcher: ModelPatcher, means: Means, session: Session, progre
         watch=watch,
         on_found=progress.add_stored_block,
         take=functools.partial(warm_slot.take, patcher),
-        prepare=functools.partial(make_room, patcher, model, session),
+        prepare=Room(patcher, model, session).prepare,
     )
 
 
@@ -116,6 +116,30 @@ def make_room(patcher: ModelPatcher, model: CausalWan, session: Session, held: i
     needed = keys - held + work + PROMPTS_HELD * count_text_bytes(model)
     comfy.model_management.load_models_gpu([patcher], memory_required=needed)
     check_weights_stay(patcher, model)
+
+
+class Room:
+    """The place of a sampler on its device: made before the first block, and again where other models have moved.
+
+    Encoding a prompt or decoding between two blocks may have unloaded the weights, or taken the room for activations.
+    """
+
+    def __init__(self, patcher: ModelPatcher, model: CausalWan, session: Session) -> None:
+        self.patcher, self.model, self.session = patcher, model, session
+        self._loaded: set[tuple[int, int]] = set()  # models and their bytes on a device when it was made
+
+    def prepare(self, held: int) -> None:
+        """Make room for the next block. `held` bytes of the KV cache are allocated already."""
+        if held and self._loaded == list_loaded():
+            return
+        make_room(self.patcher, self.model, self.session, held)
+        self._loaded = list_loaded()
+
+
+def list_loaded() -> set[tuple[int, int]]:
+    """List the models that ComfyUI has loaded, each with its bytes on the device."""
+    loaded = comfy.model_management.loaded_models()
+    return {(id(patcher), patcher.loaded_size()) for patcher in loaded if patcher}
 
 
 class Progress:

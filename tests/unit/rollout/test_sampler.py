@@ -203,7 +203,8 @@ def test_the_cache_of_another_video_is_freed_and_not_used(other):
     sampler = Sampler(MODEL, take=lambda: warm, prepare=lambda held: freed.append((held, warm.cache.num_bytes)))
 
     made = sampler.sample(video, 2)
-    assert freed == [(0, 0)]  # before another is allocated
+    own = sampler._rollout.cache.num_bytes
+    assert freed == [(0, 0), (own, 0)]  # before another is allocated
     assert sampler._rollout.cache is not warm.cache
     assert torch.equal(made.latents(), Sampler(MODEL).sample(video, 2).latents())
 
@@ -222,7 +223,25 @@ def test_room_is_asked_only_for_what_is_not_there(positions):
     Sampler(MODEL, take=lambda: warm, prepare=asked.append).sample(video, 2)
     Sampler(MODEL, prepare=asked.append).sample(video, 2)
 
-    assert asked == [count_cache_bytes(MODEL, config, video.height, video.width), 0]
+    whole = count_cache_bytes(MODEL, config, video.height, video.width)
+    assert asked == [whole, whole, 0, whole]
+
+
+def test_room_is_asked_before_every_block_that_is_computed_and_for_no_other(tmp_path):
+    events = []
+    sampler = Sampler(
+        MODEL,
+        store=Store(tmp_path),
+        prepare=lambda _: events.append("room"),
+        watch=lambda done: events.append(done.kind.name),
+        on_found=lambda: events.append("found"),
+    )
+    sampler.sample(sampler.sample(tiny.session(), 1).switched_to(tiny.prompt(1)), 1)
+    denoised = ["DENOISE"] * 4
+    assert events == ["room", *denoised, "room", "RECACHE", *denoised]
+    events.clear()
+    sampler.sample(tiny.session(), 2)
+    assert events == ["found", "room", "CLEAN", *denoised]
 
 
 def test_a_sampler_that_handed_its_cache_over_holds_nothing():
