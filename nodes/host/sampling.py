@@ -95,7 +95,7 @@ def create_sampler(patcher: ModelPatcher, means: Means, session: Session, progre
         watch=watch,
         on_found=progress.add_stored_block,
         take=functools.partial(warm_slot.take, patcher),
-        prepare=Room(patcher, model, session).prepare,
+        prepare=DeviceRoom(patcher, model, session).prepare,
     )
 
 
@@ -118,7 +118,7 @@ def make_room(patcher: ModelPatcher, model: CausalWan, session: Session, held: i
     check_weights_stay(patcher, model)
 
 
-class Room:
+class DeviceRoom:
     """The place of a sampler on its device: made before the first block, and again where other models have moved.
 
     Encoding a prompt or decoding between two blocks may have unloaded the weights, or taken the room for activations.
