@@ -65,19 +65,13 @@ class Decode(io.ComfyNode):
         path, subfolder = paths.choose_video_path(filename_prefix, video.width, video.height)
         decoder = FallbackDecoder(*choose_vae(session.model, vae, latent_space), size=(video.height, video.width))
         with (
-            VideoWriter(path, metadata=cls.describe_workflow(), growing=paths.find_temporary_folder()) as writer,
+            VideoWriter(path, metadata=describe_workflow(cls), growing=paths.find_temporary_folder()) as writer,
             show_on_interrupt(writer),
         ):
             last_FHWC = render_video(show_progress(video.blocks), VideoRenderer(decoder, writer, open_fragment_store()))
         assert last_FHWC is not None
         result = ui.SavedResult(path.name, subfolder, io.FolderType.output)
         return io.NodeOutput(InputImpl.VideoFromFile(str(path)), last_FHWC / 255, ui=ui.PreviewVideo([result]))
-
-    @classmethod
-    def describe_workflow(cls) -> dict[str, str]:
-        """Describe the graph as metadata of the file: dropping the file on ComfyUI opens the graph."""
-        facts = {"prompt": cls.hidden.prompt, **(cls.hidden.extra_pnginfo or {})}
-        return {key: json.dumps(value) for key, value in facts.items() if value is not None}
 
 
 class SessionToLatent(io.ComfyNode):
@@ -101,6 +95,12 @@ class SessionToLatent(io.ComfyNode):
     def execute(cls, session: LiveSession) -> io.NodeOutput:
         session.check_has_frames()
         return io.NodeOutput(to_latent(session.model, session.session.latents()))
+
+
+def describe_workflow(node: type[io.ComfyNode]) -> dict[str, str]:
+    """Describe the graph that runs a node as metadata of its file: dropping the file on ComfyUI opens the graph."""
+    facts = {"prompt": node.hidden.prompt, **(node.hidden.extra_pnginfo or {})}
+    return {key: json.dumps(value) for key, value in facts.items() if value is not None}
 
 
 NODES = [Decode, SessionToLatent]

@@ -28,6 +28,10 @@ class Inbox:
         self._changed = threading.Condition()
         self._is_closed = False
 
+    @property
+    def is_closed(self) -> bool:
+        return self._is_closed
+
     def put(self, message: Message, *, patience: float = 0) -> None:
         """Leave a message. Raises MessageError if the run is over, or if `patience` seconds did not make room."""
         with self._changed:

@@ -64,9 +64,9 @@ class Plan:
 class Take:
     """The folder of a run. It has one owner, from `create` or `open` until `close`, or the end of a `with` block."""
 
-    def __init__(self, folder: Path, begins_with: dict, plan: Plan, film: Film, owner: ExitStack) -> None:
+    def __init__(self, folder: Path, begins_with: dict, script: str, plan: Plan, film: Film, owner: ExitStack) -> None:
         self.folder, self.plan, self.film = folder, plan, film
-        self._begins_with, self._owner = begins_with, owner
+        self._begins_with, self._script, self._owner = begins_with, script, owner
 
     def __enter__(self) -> "Take":
         return self
@@ -84,7 +84,8 @@ class Take:
             raise SessionError(f"{folder} holds a take already; open it, or choose another folder")
         with ExitStack() as owner:
             claim_folder(folder, owner)
-            take = cls(folder, describe_beginning(session), Plan(script), Film.create(folder), owner.pop_all())
+            facts = describe_beginning(session)
+            take = cls(folder, facts, script, Plan(script), Film.create(folder), owner.pop_all())
         take.save(take.plan, {})
         return take
 
@@ -107,11 +108,17 @@ class Take:
             raise SessionError(f"the take {folder.name} is damaged ({error}); begin a new take") from error
         with ExitStack() as owner:
             claim_folder(folder, owner)
-            return cls(folder, saved["begins_with"], plan, open_film(folder), owner.pop_all())
+            return cls(folder, saved["begins_with"], saved["script"], plan, open_film(folder), owner.pop_all())
 
     def save(self, plan: Plan, state: dict) -> None:
         """Keep what was decided, and what a page is told of it. Raises StoreError if the disk refuses."""
-        content = {"version": TAKE_VERSION, "begins_with": self._begins_with, "plan": plan.as_json(), "state": state}
+        content = {
+            "version": TAKE_VERSION,
+            "begins_with": self._begins_with,
+            "script": self._script,  # that it began with
+            "plan": plan.as_json(),
+            "state": state,
+        }
         try:
             write_text(self.folder / TAKE, json.dumps(content))
             if plan.script != self.plan.script or not (self.folder / SCRIPT).exists():
@@ -143,7 +150,8 @@ def read_take(folder: Path) -> dict:
         saved = parse_json(read_text(folder / TAKE))
         if read_field(saved, "version", int) != TAKE_VERSION:
             raise ValueError("another version of LongLive wrote it")
-        return {name: read_field(saved, name, dict) for name in ("begins_with", "plan", "state")}
+        facts = {name: read_field(saved, name, dict) for name in ("begins_with", "plan", "state")}
+        return facts | {"script": read_field(saved, "script", str)}
     except FileNotFoundError as error:
         raise SessionError(f"there is no take in {folder}; begin a new one") from error
     except (OSError, ValueError) as error:
