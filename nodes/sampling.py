@@ -8,6 +8,7 @@ from ..longlive.session.timeline import parse_timeline, report_timeline
 from .host.conditioning import encode_prompt
 from .host.model import to_latent
 from .host.sampling import extend_session, open_sampler
+from .host.watching import Watcher
 from .inputs import make_clip_input, make_length_inputs, to_blocks
 from .sockets import LiveSession, SessionSocket
 
@@ -26,6 +27,7 @@ class ChunkSampler(io.ComfyNode):
             inputs=[
                 SessionSocket.Input("session", tooltip="The video so far."),
                 *make_length_inputs(default=5.0, tooltip="How much longer the video becomes.", shortest=0.25),
+                make_watch_input(),
             ],
             outputs=[
                 SessionSocket.Output(display_name="session", tooltip="The longer video."),
@@ -34,13 +36,15 @@ class ChunkSampler(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, session: LiveSession, length: float, unit: str) -> io.NodeOutput:
+    def execute(cls, session: LiveSession, length: float, unit: str, vae=None) -> io.NodeOutput:
         before = session.session
         blocks = to_blocks(length, unit, before.config)
-        with open_sampler(session.model, before, blocks) as sampler:
-            after = extend_session(sampler, before, blocks, session.model)
+        watcher = open_watcher(session, vae)
+        with open_sampler(session.model, before, blocks, previews=not watcher) as sampler:
+            after = extend_session(sampler, before, blocks, session.model, watcher and watcher.show)
+            shown = finish_watching(watcher)
         chunk = after.frames(before.num_frames, after.num_frames - before.num_frames)
-        return io.NodeOutput(session.with_session(after), to_latent(session.model, chunk))
+        return io.NodeOutput(session.with_session(after), to_latent(session.model, chunk), ui=shown or None)
 
 
 class Timeline(io.ComfyNode):
@@ -66,6 +70,7 @@ class Timeline(io.ComfyNode):
                     "noise, a |, the prompt. An indented line continues the prompt; a line that begins with # is a "
                     "comment.",
                 ),
+                make_watch_input(),
             ],
             outputs=[
                 SessionSocket.Output(display_name="session", tooltip="The video with all segments."),
@@ -92,20 +97,44 @@ class Timeline(io.ComfyNode):
         return True
 
     @classmethod
-    def execute(cls, session: LiveSession, clip, script: str) -> io.NodeOutput:
+    def execute(cls, session: LiveSession, clip, script: str, vae=None) -> io.NodeOutput:
         video = before = session.session
         segments = parse_timeline(script, block=video.config.block)
         blocks = sum(segment.blocks for segment in segments)
         check_timeline(video, segments)
         prompts = [encode_prompt(clip, segment.prompt, session.model) for segment in segments]
-        with open_sampler(session.model, video, blocks) as sampler:
+        watcher = open_watcher(session, vae)
+        with open_sampler(session.model, video, blocks, previews=not watcher) as sampler:
             for segment, prompt in zip(segments, prompts, strict=True):
                 switched = video.switched_to(prompt, segment.boundary, seed=segment.seed, blend=segment.blend)
-                video = extend_session(sampler, switched, segment.blocks, session.model)
+                video = extend_session(sampler, switched, segment.blocks, session.model, watcher and watcher.show)
+            shown = finish_watching(watcher)
         text = report_timeline(segments, before.config.block, before.num_frames)
         if before.switches and not before.blocks:
             text += "\nnote: the prompt of the first segment replaces the session's"
-        return io.NodeOutput(session.with_session(video), text, ui=ui.PreviewText(text))
+        return io.NodeOutput(session.with_session(video), text, ui=ui.PreviewText(text).as_dict() | shown)
+
+
+def make_watch_input() -> io.Input:
+    return io.Vae.Input(
+        "vae",
+        optional=True,
+        tooltip="Connect a VAE to watch the video in the node while it is made. LongLive Decode then decodes nothing "
+        "again. Without one, a preview shows the newest frame.",
+    )
+
+
+def open_watcher(session: LiveSession, vae) -> Watcher | None:
+    """Open a watcher if there is a VAE to watch with. Raises WeightsError if it is not the session's."""
+    return Watcher(session.model, vae, session.session) if vae else None
+
+
+def finish_watching(watcher: Watcher | None) -> dict[str, list[str]]:
+    """Finish the film, if there is one; return what the page is told of the node."""
+    if watcher is None:
+        return {}
+    watcher.finish()
+    return watcher.output
 
 
 DEFAULT_SCRIPT = """\

@@ -39,7 +39,7 @@ pad paint parse pass perturb place plan plot predict prepare project publish pus
 quantise
 read rebuild recache recognise refuse regress release reload remove remux rename render replace replay report require
 reseed reserve reset resolve restore resume retry rewind roll rotate run
-sample save say scale score seed select set shorten show shrink shuffle smooth spell split stack start step stop store
+sample save say scale score seed select send set shorten show shrink shuffle smooth spell split stack start step stop store
 strip subtract suggest sweep switch
 tabulate take teach tokenize train trim truncate try tune turn
 unrotate unwarp unwrap update use
@@ -78,6 +78,7 @@ EXCEPTIONS = (
     ("continues", "a predicate"),
     ("fits", "a predicate"),
     ("_loses_links", "a predicate"),
+    ("on_load", "ComfyUI calls it by this name"),
     ("comfy_entrypoint", "ComfyUI calls it by this name"),
     ("_comfy_cache_tensors", "ComfyUI calls it by this name"),
     ("partially_load", "ComfyUI calls it by this name"),

@@ -8,7 +8,7 @@ import json
 import os
 import threading
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -96,7 +96,7 @@ class FilmState:
 class Film:
     """Grows in a folder, fragment by fragment, and can be rewound. One thread may write while others read.
 
-    No file is open between two calls.
+    No file is open between two calls. `on_change` is called after every change, by the thread that made it.
     """
 
     def __init__(self, folder: Path, encoding: Encoding, state: FilmState, index_length: int) -> None:
@@ -104,6 +104,7 @@ class Film:
         self.path, self._index = folder / FILM, folder / INDEX
         self._state, self._index_length = state, index_length
         self._lock = threading.Lock()  # of the state and the bytes it names
+        self.on_change: Callable[[], object] = lambda: None
 
     @classmethod
     def create(cls, folder: Path, *, fps: int | Fraction = FPS, crf: float = CRF) -> "Film":
@@ -143,6 +144,11 @@ class Film:
             raise VideoError(f"{folder} holds no film that LongLive can continue: {error!r}; begin another") from error
         return film
 
+    @classmethod
+    def find(cls, folder: Path) -> "Film":
+        """Open the film in a folder, or begin one if there is none. Raises VideoError."""
+        return cls.open(folder) if (folder / INDEX).exists() else cls.create(folder)
+
     @property
     def state(self) -> FilmState:
         return self._state
@@ -171,6 +177,7 @@ class Film:
             show_boxes(self.path, piece.offset, fragment.media)
             index_length = self._write_change(facts)
         self._state, self._index_length = after, index_length
+        self.on_change()
 
     def rewind(self, num_pieces: int) -> None:
         """Drop all pieces but the first ones. Raises VideoError if the disk refuses."""
@@ -182,6 +189,7 @@ class Film:
         with self._lock:
             self._state, self._index_length = self._state.rewound_to(num_pieces), index_length
             self._restore()
+        self.on_change()
 
     def read_piece(self, number: int, count: int) -> bytes | None:
         """Read the media of a piece; None if the film does not have it, or has another in its place.

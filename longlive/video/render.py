@@ -6,7 +6,9 @@ the latents so far (`catch_up`). So a video is the same to the byte however much
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -42,13 +44,22 @@ class VideoRenderer:
     """Appends blocks of latents to a video; fragments found in `store` are neither decoded nor encoded again.
 
     Over a film, it can go back: after `rewind` the film and all that follows are as if the video had gone no further.
+    With `beside`, a thread encodes a block while the caller goes on, and its error is raised by the next call.
     """
 
     def __init__(
-        self, decoder: ResumableDecoder, writer: FragmentWriter, store: Store | None = None, *, enlarged: int = 1
+        self,
+        decoder: ResumableDecoder,
+        writer: FragmentWriter,
+        store: Store | None = None,
+        *,
+        enlarged: int = 1,
+        beside: bool = False,
     ) -> None:
         self.decoder, self.writer, self.store, self.enlarged = decoder, writer, store, enlarged
         self.num_decoded = 0  # blocks that were not found
+        self._thread = ThreadPoolExecutor(max_workers=1) if beside else None
+        self._encoding: Future[Fragment] | None = None  # of the last block
         self._blocks: list[Tensor] = []
         self._follows = True  # whether the decoder has decoded the last block, or caught up on it
         self._last_FHWC: Tensor | None = None  # the newest pixel frame, where it was decoded
@@ -61,41 +72,44 @@ class VideoRenderer:
         return len(self._blocks)
 
     def render_block(self, latents_BFCHW: Tensor) -> None:
-        """Append the next block of latents [1, F, C, h, w]."""
+        """Append the next block of latents [1, F, C, h, w]. After an error it may come again."""
+        self._finish_encoding()
         key = self._hash_next(latents_BFCHW)
         entry = self.store.read(key, FRAGMENT_ENTRY) if self.store else None
-        if entry:
-            self._follows = False
-            fragment = as_fragment(entry)
-        else:
-            fragment = self._encode(self._decode(latents_BFCHW))
-            self._store(key, as_entry(fragment))
-        follows, self._follows = self._follows, False  # if the disk refuses, the block may come again
-        self.writer.append(fragment, key)
+        frames_FHWC = None if entry else self._decode(latents_BFCHW)
         self._keys.append(key)
         self._blocks.append(latents_BFCHW)
-        self._follows = follows
+        with self._discard_block_on_error():
+            if entry:
+                self._follows = False
+                self.writer.append(as_fragment(entry), key)
+            elif frames_FHWC is not None and self._thread:
+                self._encoding = self._thread.submit(self._encode, frames_FHWC, key, self._can_store())
+            elif frames_FHWC is not None:
+                self._encode(frames_FHWC, key, self._can_store())
 
     def finish(self) -> Tensor | None:
         """Append what the decoder still holds; return the last pixel frame [1, H, W, 3] as bytes, if there is one."""
+        self._finish_encoding()
         key = hash_facts([self._keys[-1], "end"])
         entry = self.store.read(key, END_ENTRY) if self.store else None
         if entry:
-            self._append_end(as_fragment(entry), key)
+            fragment = as_fragment(entry)
+            self._last_FHWC = entry["last"].view(1, *entry["size"].tolist(), 3)
             self.decoder.catch_up([])
-            self._follows = False
-            return entry["last"].view(1, *entry["size"].tolist(), 3)
-        if not self._follows and self._blocks:
-            last_BFCHW = self._blocks.pop()
-            self._take_last(to_bytes(self._decode(last_BFCHW)))
-            self._blocks.append(last_BFCHW)
-        fragment = self._encode(self.decoder.flush())
+        else:
+            if not self._follows and self._blocks:
+                last_BFCHW = self._blocks.pop()
+                self._decode(last_BFCHW)
+                self._blocks.append(last_BFCHW)
+            fragment = self._encode_frames(self._take_frames(self.decoder.flush()))
+            if self._last_FHWC is not None:
+                rows, columns = self._last_FHWC.shape[1:3]
+                end = {"last": self._last_FHWC.flatten(), "size": torch.tensor([rows, columns])}
+                self._store(key, as_entry(fragment) | end, self._can_store())
         self._follows = False
-        if self._last_FHWC is not None:
-            rows, columns = self._last_FHWC.shape[1:3]
-            end = {"last": self._last_FHWC.flatten(), "size": torch.tensor([rows, columns])}
-            self._store(key, as_entry(fragment) | end)
-        self._append_end(fragment, key)
+        if fragment.num_frames:
+            self.writer.append(fragment, key)
         return self._last_FHWC
 
     def rewind(self, num_blocks: int) -> None:
@@ -105,6 +119,7 @@ class VideoRenderer:
         """
         assert isinstance(self.writer, Film), self.writer
         assert 0 <= num_blocks <= len(self._blocks), num_blocks
+        self._finish_encoding()
         self.writer.rewind(num_blocks)
         if num_blocks < len(self._blocks):
             del self._blocks[num_blocks:], self._keys[num_blocks + 1 :]
@@ -131,31 +146,55 @@ class VideoRenderer:
         return hash_facts([self._keys[-1], hash_tensors({"": latents_BFCHW})])
 
     def _decode(self, latents_BFCHW: Tensor) -> Tensor:
+        """Decode the next block into frames of bytes [F, H, W, 3] on the CPU."""
         if not self._follows:
             self.decoder.catch_up(self._blocks)
         self._follows = False  # unless the decoding ends well
-        pixels_BFCHW = self.decoder.push(latents_BFCHW)
+        frames_FHWC = self._take_frames(self.decoder.push(latents_BFCHW))
         self._follows = True
         self.num_decoded += 1
-        return enlarge(pixels_BFCHW, self.enlarged)
+        return frames_FHWC
 
-    def _encode(self, pixels_BFCHW: Tensor) -> Fragment:
-        if not pixels_BFCHW.numel():
+    def _take_frames(self, pixels_BFCHW: Tensor) -> Tensor:
+        frames_FHWC = to_bytes(enlarge(pixels_BFCHW, self.enlarged)).cpu()
+        if len(frames_FHWC):
+            self._last_FHWC = frames_FHWC[-1:].clone()  # a view would keep all of them
+        return frames_FHWC
+
+    def _encode(self, frames_FHWC: Tensor, key: str, can_store: bool) -> Fragment:
+        """Encode frames as the next fragment; store it, then append it."""
+        fragment = self._encode_frames(frames_FHWC)
+        self._store(key, as_entry(fragment), can_store)
+        self.writer.append(fragment, key)
+        return fragment
+
+    def _encode_frames(self, frames_FHWC: Tensor) -> Fragment:
+        if not len(frames_FHWC):
             return Fragment(b"", b"", 0)
-        frames_FHWC = to_bytes(pixels_BFCHW)
-        self._take_last(frames_FHWC)
         return self.writer.encoding.encode(frames_FHWC, self.writer.num_frames)
 
-    def _take_last(self, frames_FHWC: Tensor) -> None:
-        if len(frames_FHWC):
-            self._last_FHWC = frames_FHWC[-1:].cpu()
+    def _finish_encoding(self) -> None:
+        """Wait for the thread. Raises what it raised, without the block."""
+        encoding, self._encoding = self._encoding, None
+        if encoding:
+            with self._discard_block_on_error():
+                encoding.result()
 
-    def _append_end(self, fragment: Fragment, key: str) -> None:
-        if fragment.num_frames:
-            self.writer.append(fragment, key)
+    @contextmanager
+    def _discard_block_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self._keys.pop()
+            self._blocks.pop()
+            self._follows = False
+            raise
 
-    def _store(self, key: str, entry: Entry) -> None:
-        if self.store and self.decoder.identity == self._identity:  # it changes when memory runs out
+    def _can_store(self) -> bool:
+        return self.decoder.identity == self._identity  # it changes when memory runs out
+
+    def _store(self, key: str, entry: Entry, can_store: bool) -> None:
+        if self.store and can_store:
             self.store.write(key, entry)
 
 

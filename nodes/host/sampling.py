@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,7 +34,9 @@ ACTIVATIONS = 26  # tensors [tokens, width] that a pass over a whole window hold
 
 
 @contextmanager
-def open_sampler(patcher: ModelPatcher, session: Session, total_blocks: int) -> Iterator[Sampler]:
+def open_sampler(
+    patcher: ModelPatcher, session: Session, total_blocks: int, *, previews: bool = True
+) -> Iterator[Sampler]:
     """Open a sampler for `total_blocks` more blocks, with progress, previews and interrupt.
 
     It loads nothing before it has to compute a block, unless the MODEL is to be compiled. Without an error, its KV
@@ -44,7 +46,7 @@ def open_sampler(patcher: ModelPatcher, session: Session, total_blocks: int) -> 
         means = find_means(patcher)
         patcher = choose_model(patcher, means)
         patcher.pre_run()  # calls callbacks that may change how the MODEL computes, so it comes before the key
-        progress = Progress(patcher, total_blocks, len(session.config.steps))
+        progress = Progress(patcher, total_blocks, len(session.config.steps), previews=previews)
         with use_device(patcher.load_device), create_sampler(patcher, means, session, progress) as sampler:
             yield sampler
             progress.show_last()
@@ -57,13 +59,25 @@ def open_sampler(patcher: ModelPatcher, session: Session, total_blocks: int) -> 
         comfy.model_management.soft_empty_cache()
 
 
-def extend_session(sampler: Sampler, session: Session, blocks: int, model: ModelPatcher) -> Session:
-    """Return the session after the next `blocks` blocks. Cancel shows the finished ones and is raised again."""
+def extend_session(
+    sampler: Sampler,
+    session: Session,
+    blocks: int,
+    model: ModelPatcher,
+    show: Callable[[Session], object] | None = None,
+) -> Session:
+    """Return the session after the next `blocks` blocks; `show` gets it after each.
+
+    Cancel is raised again; if nothing shows the finished blocks, it shows them.
+    """
     try:
         for longer in sampler.extend(session, blocks):
             session = longer
+            if show:
+                show(session)
     except comfy.model_management.InterruptProcessingException:
-        show_latents(session, model)
+        if not show:
+            show_latents(session, model)
         raise
     return session
 
@@ -148,10 +162,10 @@ class Progress:
     A preview is copied to the CPU while the next pass is computed, and shown after that. So the GPU never waits for it.
     """
 
-    def __init__(self, patcher: ModelPatcher, blocks: int, steps: int) -> None:
+    def __init__(self, patcher: ModelPatcher, blocks: int, steps: int, *, previews: bool) -> None:
         self.patcher, self.steps = patcher, steps  # of a block
         self.bar = comfy.utils.ProgressBar(blocks * steps)
-        self.previewer = create_previewer(patcher)
+        self.previewer = create_previewer(patcher) if previews else None
         self.prepared: HostCopy | None = None  # the preview of the last step
 
     def add_pass(self, done: Pass) -> None:

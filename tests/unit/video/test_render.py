@@ -144,14 +144,14 @@ def test_pixels_are_those_of_a_whole_decode_to_one_step_of_255(tmp_path, vae):
     assert (streamed - whole).abs().max() <= 1
 
 
-def grow_film(film: Film, vae: WanVAE, store: Store | None = None) -> VideoRenderer:
-    return VideoRenderer(Counting(vae), film, store)
+def grow_film(film: Film, vae: WanVAE, store: Store | None = None, **settings) -> VideoRenderer:
+    return VideoRenderer(Counting(vae), film, store, **settings)
 
 
-@pytest.mark.parametrize("is_stored", [False, True])
-def test_after_a_rewind_a_film_is_to_the_byte_what_it_had_been_without_it(tmp_path, vae, is_stored):
-    store = Store(tmp_path / "fragments", memory_bytes=0) if is_stored else None
-    renderer = grow_film(Film.create(tmp_path / "film"), vae, store)
+@pytest.mark.parametrize("beside", [False, True])
+def test_after_a_rewind_a_film_is_to_the_byte_what_it_had_been_without_it(tmp_path, vae, beside):
+    store = None if beside else Store(tmp_path / "fragments", memory_bytes=0)
+    renderer = grow_film(Film.create(tmp_path / "film"), vae, store, beside=beside)
     render_video(BEGINNING[:7], renderer)
     renderer.rewind(7)  # only of what `finish` may have appended
     renderer.render_block(BEGINNING[7])
@@ -183,14 +183,16 @@ def test_a_film_goes_on_in_another_process_from_where_its_blocks_agree(tmp_path,
     assert grow_film(Film.open(tmp_path / "film"), other).resume(blocks) == 0
 
 
-def test_a_block_that_the_disk_refused_may_come_again(tmp_path, vae, monkeypatch):
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_block_that_the_disk_refused_may_come_again(tmp_path, vae, monkeypatch, beside):
     film = Film.create(tmp_path / "film")
-    renderer = grow_film(film, vae)
+    renderer = grow_film(film, vae, beside=beside)
     renderer.render_block(BEGINNING[0])
+    renderer.rewind(1)  # the thread is idle
     with monkeypatch.context() as patch:
         patch.setattr(film, "append", Mock(side_effect=VideoError("full")))
         with pytest.raises(VideoError):
-            renderer.render_block(BEGINNING[1])
+            render_video(BEGINNING[1:2], renderer)
     render_video(BEGINNING[1:3], renderer)
     straight = grow_film(Film.create(tmp_path / "straight"), vae)
     render_video(BEGINNING[:3], straight)
