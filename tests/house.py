@@ -39,8 +39,8 @@ pad paint parse pass perturb place plan plot predict prepare project publish pus
 quantise
 read rebuild recache recognise refuse regress release reload remove remux rename render replace replay report require
 reseed reserve reset resolve restore resume retry rewind roll rotate run
-sample save say scale score seed select send set shorten show shrink shuffle smooth spell split stack start step stop store
-strip subtract suggest sweep switch
+sample save say scale score seed select send set shorten show shrink shuffle smooth spell split stack start step stop
+store strip subtract suggest sweep switch
 tabulate take teach tokenize train trim truncate try tune turn
 unrotate unwarp unwrap update use
 validate verify view visit

@@ -144,11 +144,6 @@ class Film:
             raise VideoError(f"{folder} holds no film that LongLive can continue: {error!r}; begin another") from error
         return film
 
-    @classmethod
-    def find(cls, folder: Path) -> "Film":
-        """Open the film in a folder, or begin one if there is none. Raises VideoError."""
-        return cls.open(folder) if (folder / INDEX).exists() else cls.create(folder)
-
     @property
     def state(self) -> FilmState:
         return self._state

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 from comfy.cli_args import args
 
+from ...longlive.live.take import describe_film
 from ...longlive.video.film import Film, FilmState
 from .films import FILM_ID, find_film
 
@@ -47,17 +48,8 @@ def find_film_for(handler: FilmHandler) -> Callable[[web.Request], Awaitable[web
 
 
 async def send_state(request: web.Request, film: Film) -> web.Response:
-    return web.json_response(
-        {"id": request.match_info["id"], **describe_film(film)}, headers={"Cache-Control": CACHE_NEVER}
-    )
-
-
-def describe_film(film: Film) -> dict[str, object]:
-    """Describe a film for a page."""
-    state = film.state
-    pieces = [[piece.number, piece.count, piece.first_frame, piece.num_frames] for piece in state.pieces]
-    facts: dict[str, object] = {"version": state.version, "fps": float(film.encoding.fps)}
-    return facts | {"codec": state.codec, "size": state.size, "pieces": pieces}
+    facts = {"id": request.match_info["id"], "version": film.state.version, **describe_film(film)}
+    return web.json_response(facts, headers={"Cache-Control": CACHE_NEVER})
 
 
 async def send_header(request: web.Request, film: Film) -> web.Response:

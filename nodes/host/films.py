@@ -5,9 +5,7 @@ socket carries a small event and never pictures, because a page that stops readi
 """
 
 import secrets
-import threading
 from functools import partial
-from pathlib import Path
 
 from server import PromptServer
 
@@ -17,25 +15,17 @@ EVENT = "longlive.film"
 FILM_ID = "[0-9a-f]{32}"  # a pattern
 
 _films: dict[str, Film] = {}
-_lock = threading.Lock()
 
 
 def make_film_id() -> str:
     return secrets.token_hex(16)
 
 
-def open_film(film_id: str, folder: Path, *, node_id: str = "") -> Film:
-    """Open the film in a folder, or begin one there; pages may watch it, and its changes are announced for a node.
-
-    A film that is open already is the same object, now announced for this node. Raises VideoError.
-    """
-    with _lock:
-        film = _films.get(film_id)
-        if not (film and film.folder == folder and film.path.exists()):
-            film = _films[film_id] = Film.find(folder)
-        film.on_change = partial(report_change, film_id, film, node_id)
+def show_film(film_id: str, film: Film, *, node_id: str = "") -> None:
+    """Let pages watch a film under an id from now on; tell them of it and of each of its changes, for a node."""
+    film.on_change = partial(report_change, film_id, film, node_id)
+    _films[film_id] = film
     film.on_change()
-    return film
 
 
 def find_film(film_id: str) -> Film | None:
@@ -44,8 +34,7 @@ def find_film(film_id: str) -> Film | None:
 
 def release_film(film_id: str) -> None:
     """Let pages watch a film no more. Its files stay."""
-    with _lock:
-        _films.pop(film_id, None)
+    _films.pop(film_id, None)
 
 
 def report_change(film_id: str, film: Film, node_id: str) -> None:

@@ -15,7 +15,7 @@ from ...longlive.session.session import Session
 from ...longlive.video.film import Film
 from ...longlive.video.render import VideoRenderer
 from .fallback_decoder import FallbackDecoder
-from .films import make_film_id, open_film, release_film
+from .films import make_film_id, release_film, show_film
 from .model import Model
 from .paths import find_temporary_folder
 from .sampling import open_fragment_store
@@ -79,5 +79,6 @@ def open_watched_film(film_id: str) -> Film:
         _watched.pop(oldest).discard()
     context = get_executing_context()
     folder = find_temporary_folder() / "longlive" / film_id
-    film = _watched[film_id] = open_film(film_id, folder, node_id=context.node_id if context else "")
+    film = _watched[film_id] = Film.create(folder)
+    show_film(film_id, film, node_id=context.node_id if context else "")
     return film
