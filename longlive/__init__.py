@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from .session.boundary import Boundary as Boundary
     from .session.boundary import Curve as Curve
     from .session.prompt import Prompt as Prompt
+    from .session.prompt import encode_prompt_mix as encode_prompt_mix
+    from .session.prompt import mix_prompts as mix_prompts
     from .session.script import write_script as write_script
     from .session.session import Session as Session
     from .session.session_file import NotASession as NotASession
@@ -88,7 +90,7 @@ MODULES = {
     "rollout.sampler": ("Sampler",),
     "session.block_store": ("Store",),
     "session.boundary": ("Blend", "Boundary", "Curve"),
-    "session.prompt": ("Prompt",),
+    "session.prompt": ("Prompt", "encode_prompt_mix", "mix_prompts"),
     "session.script": ("write_script",),
     "session.session": ("Session",),
     "session.session_file": ("NotASession", "load_session", "save_session"),

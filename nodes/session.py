@@ -4,7 +4,8 @@ import logging
 
 from comfy_api.latest import io, ui
 
-from ..longlive.session.boundary import Boundary
+from ..longlive.config import MAX_SEED
+from ..longlive.session.boundary import MAX_BLEND, Blend, Boundary, Curve
 from ..longlive.session.session import Session
 from .host.conditioning import to_prompt
 from .host.identity import hash_model
@@ -15,8 +16,9 @@ from .sockets import LiveSession, SessionOptions, SessionSocket
 
 log = logging.getLogger(__name__)
 
-RECACHE, KEEP, CUT = "recache", "keep cache", "discard cache"
+RECACHE, KEEP, CUT, BLEND = "recache", "keep cache", "discard cache", "blend"
 KEEP_SINK, RENEW_SINK = "keep", "renew"
+SAME_SEED = -1
 
 
 class NewSession(io.ComfyNode):
@@ -83,11 +85,11 @@ class SwitchPrompt(io.ComfyNode):
                 io.Conditioning.Input("conditioning", tooltip="What happens next. Repeat the subject and the setting."),
                 io.Combo.Input(
                     "boundary",
-                    options=[RECACHE, KEEP, CUT],
+                    options=[RECACHE, KEEP, CUT, BLEND],
                     default=RECACHE,
                     tooltip="recache: recompute the KV cache under the new prompt; the motion continues and the new "
                     "prompt is obeyed. keep cache: the motion continues and the new prompt is obeyed slowly. discard "
-                    "cache: a hard cut.",
+                    "cache: a hard cut. blend: the prompt changes step by step, with a recache at each.",
                 ),
                 io.Combo.Input(
                     "sink",
@@ -95,6 +97,33 @@ class SwitchPrompt(io.ComfyNode):
                     default=KEEP_SINK,
                     tooltip="With recache. keep: the sink stays, so the look of the beginning does. renew: the oldest "
                     "frames of the window become the sink.",
+                ),
+                io.Int.Input(
+                    "blend_blocks",
+                    default=3,
+                    min=1,
+                    max=MAX_BLEND,
+                    optional=True,
+                    tooltip="With blend: over how many blocks (0.75 s each by default) the prompt changes.",
+                ),
+                io.Combo.Input(
+                    "curve",
+                    options=[curve.value for curve in Curve],
+                    default=Curve.LINEAR.value,
+                    optional=True,
+                    advanced=True,
+                    tooltip="With blend. linear: the embeddings are mixed in a straight line. spherical: each row "
+                    "turns, and its norm changes evenly.",
+                ),
+                io.Int.Input(
+                    "new_seed",
+                    default=SAME_SEED,
+                    min=SAME_SEED,
+                    max=MAX_SEED,
+                    optional=True,
+                    advanced=True,
+                    control_after_generate=False,
+                    tooltip="Noise seed from here on; -1 keeps the one before.",
                 ),
             ],
             outputs=[
@@ -105,9 +134,23 @@ class SwitchPrompt(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, session: LiveSession, conditioning, boundary: str, sink: str) -> io.NodeOutput:
-        prompt = to_prompt(conditioning, session.model)
-        return io.NodeOutput(session.with_session(session.session.switched_to(prompt, to_boundary(boundary, sink))))
+    def execute(
+        cls,
+        session: LiveSession,
+        conditioning,
+        boundary: str,
+        sink: str,
+        blend_blocks: int = 3,
+        curve: str = Curve.LINEAR,
+        new_seed: int = SAME_SEED,
+    ) -> io.NodeOutput:
+        switched = session.session.switched_to(
+            to_prompt(conditioning, session.model),
+            to_boundary(boundary, sink),
+            seed=None if new_seed == SAME_SEED else new_seed,
+            blend=Blend(blend_blocks, Curve(curve)) if boundary == BLEND else None,
+        )
+        return io.NodeOutput(session.with_session(switched))
 
 
 def to_boundary(boundary: str, sink: str) -> Boundary:
@@ -115,7 +158,7 @@ def to_boundary(boundary: str, sink: str) -> Boundary:
         return Boundary.RENEW if sink == RENEW_SINK else Boundary.RECACHE
     if sink == RENEW_SINK:
         log.warning("sink is %s, which needs the boundary recache; with %s it is ignored", sink, boundary)
-    return Boundary.KEEP if boundary == KEEP else Boundary.CUT
+    return {KEEP: Boundary.KEEP, CUT: Boundary.CUT, BLEND: Boundary.RECACHE}[boundary]
 
 
 class Rewind(io.ComfyNode):

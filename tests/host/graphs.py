@@ -19,7 +19,7 @@ from longlive.model.causal import CausalWan
 from longlive.model.text_encoder import HashedWords
 from longlive.model.vae import denormalise
 from longlive.rollout.sampler import Sampler
-from longlive.session.boundary import Boundary
+from longlive.session.boundary import Blend, Boundary, Curve
 from longlive.session.prompt import Prompt
 from longlive.session.session import Session
 from longlive.session.timeline import parse_timeline
@@ -139,7 +139,7 @@ def read_widget_values(item: Mapping, info: Mapping) -> dict[str, object]:
         for name in info["input_order"].get(kind, ()):
             type, options = (*info["input"][kind][name], {})[:2]
             if (isinstance(type, list) or type in WIDGETS) and not options.get("forceInput"):
-                found[name] = next(values)
+                found[name] = next(values) if kind == "required" else next(values, options.get("default"))
                 if options.get("control_after_generate", name in SEEDS):
                     next(values)
     assert not list(values), f"{item['type']} has more widget values than widgets"
@@ -177,7 +177,8 @@ class Direct:
         before = self.make_session(inputs["session"][0])
         match type:
             case "LongLiveSwitchPrompt":
-                return before.switched_to(self._make_prompt(inputs), read_boundary(inputs))
+                seed, blend = inputs.get("new_seed"), read_blend(inputs)
+                return before.switched_to(self._make_prompt(inputs), read_boundary(inputs), seed=seed, blend=blend)
             case "LongLiveChunkSampler":
                 return self._make_sampler(node_id).sample(before, count_blocks(inputs, before))
             case "LongLiveTimeline":
@@ -203,7 +204,8 @@ class Direct:
 
     def _follow(self, script: str, session: Session, sampler: Sampler) -> Session:
         for segment in parse_timeline(script, session.config.block):
-            session = session.switched_to(Prompt.of(self.words(segment.prompt), segment.prompt), segment.boundary)
+            prompt = Prompt.of(self.words(segment.prompt), segment.prompt)
+            session = session.switched_to(prompt, segment.boundary, seed=segment.seed, blend=segment.blend)
             session = sampler.sample(session, segment.blocks)
         return session
 
@@ -245,7 +247,14 @@ def load_causal_model(path: Path, lora: Path | None, strength: float) -> CausalW
 
 def read_boundary(inputs: Mapping) -> Boundary:
     recache = Boundary.RENEW if inputs["sink"] == "renew" else Boundary.RECACHE
-    return {"recache": recache, "keep cache": Boundary.KEEP, "discard cache": Boundary.CUT}[inputs["boundary"]]
+    boundaries = {"recache": recache, "keep cache": Boundary.KEEP, "discard cache": Boundary.CUT}
+    return boundaries.get(inputs["boundary"], Boundary.RECACHE)
+
+
+def read_blend(inputs: Mapping) -> Blend | None:
+    if inputs["boundary"] != "blend":
+        return None
+    return Blend(inputs["blend_blocks"], Curve(inputs["curve"]))
 
 
 def count_blocks(inputs: Mapping, session: Session) -> int:

@@ -11,13 +11,16 @@ from graphs import (
     OWL,
     SLEEP,
     STEPS,
+    TOLERANCE,
     WORKFLOWS,
     chain,
     chunk,
+    compute_expected,
     make_node,
     read_example,
     save_latents,
     shorten,
+    to_vae_space,
 )
 from host_messages import HostError, Interrupted
 from host_state import count_alive, count_stored, forget, is_nothing_alive, read_latents, remake, wait_for_previews
@@ -34,6 +37,22 @@ def test_law_3_one_long_chunk_is_three_short_ones(host):
     apart = chain((FOX, 2), seed=5) | {"more": chunk("chunk0", 2), "rest": chunk("more", 9, "frames")}
 
     assert torch.equal(remake(host, together, "chunks"), remake(host, save_latents(apart, "rest", "chunks"), "chunks"))
+
+
+def test_law_3_a_blend_over_two_chunks_under_a_new_seed_is_a_line_of_a_timeline(host):
+    """Its first block is in one node and the others in the next, where the KV cache is cold."""
+    blend = {"boundary": "blend", "blend_blocks": 3, "curve": "spherical", "new_seed": 2**64 - 1}
+    chunks = chain((FOX, 2), (OWL, 1), seed=9)
+    chunks["switch1"]["inputs"] |= blend
+    chunks |= {"pause": make_node("TestUnload", value=["chunk1", 0]), "rest": chunk("pause", 3)}
+    script = f"2b | {FOX}\n4b blend 3b spherical seed {2**64 - 1} | {OWL}"
+    whole = chain((FOX, 1), seed=9)
+    whole["chunk0"] = make_node("LongLiveTimeline", session=["session", 0], clip=["clip", 0], script=script)
+
+    made = remake(host, save_latents(chunks, "rest", "blend"), "blend")
+    assert torch.equal(made, remake(host, save_latents(whole, "chunk0", "blend"), "blend"))
+    expected = to_vae_space(compute_expected(whole, "chunk0", host.models))
+    torch.testing.assert_close(made, expected, rtol=0, atol=TOLERANCE)
 
 
 def test_a_host_without_a_cache_denoises_no_block_twice(boot):
