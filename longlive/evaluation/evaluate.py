@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as nnf
 from av.container import InputContainer
 from av.error import FFmpegError
 from torch import Tensor
@@ -21,15 +20,15 @@ from torch import Tensor
 from ..config import RolloutConfig
 from ..errors import EvaluationError, ScriptError
 from ..files import check_regular
+from ..session.boundary import Boundary
 from ..session.timeline import Segment
 from ..units import count_pixel_frames
-from ..video.fragments import open_container
+from ..video.fragments import draw_frame, open_container
 from .clip_score import ClipScorer
+from .drift import BlockDrift, DriftMeter, SwitchMark, list_warnings
+from .pictures import STEP_SIZE, TRAITS, make_thumbnails, measure_steps, shrink
 from .report import Cell, Figure, Plot, PlotCurve, Report, Table
 
-TRAITS = ("brightness", "contrast", "saturation", "sharpness")  # constant in a video that does not drift
-LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
-THUMBNAIL = 16  # rows and columns
 AROUND = 8  # steps on either side of a boundary to compare it with
 MIN_STEP = 0.1  # of 255; with smaller ones a video stands still, and their ratio means nothing
 FRAMES_PER_READ = 16
@@ -40,7 +39,7 @@ class VideoFeatures:
     """Numbers for each pixel frame of a video."""
 
     fps: float
-    traits_FT: Tensor  # 0..255
+    drift: tuple[BlockDrift, ...]  # of FRAMES_PER_READ each
     step_F: Tensor  # mean absolute difference from the frame before, 0..255; 0 for the first
     thumbnail_FN: Tensor  # mean 0 and length 1, so that a product is a correlation
     clip_D: dict[int, Tensor]  # by frame, one per second; empty without CLIP
@@ -77,30 +76,32 @@ def evaluate_video(path: Path, segments: Sequence[Segment] = (), scorer: ClipSco
     """
     if scorer and not segments:
         raise ScriptError("CLIP compares pictures with prompts, but there are none; give the script of the video too")
-    features = read_features(path, scorer)
+    features = read_features(path, scorer, mark_segments(segments))
     spans = split_spans(segments, features.num_frames)
-    tables = [tabulate_segments(features, spans, scorer), tabulate_drift(features)]
+    tables = [tabulate_segments(features, spans, scorer), tabulate_drift(features), tabulate_times(features)]
     return Report(path.name, tuple(tables), (plot_drift(features),))
 
 
-def read_features(path: Path, scorer: ClipScorer | None = None) -> VideoFeatures:
-    """Read a video file once and compute its features."""
+def read_features(path: Path, scorer: ClipScorer | None = None, marks: Sequence[SwitchMark] = ()) -> VideoFeatures:
+    """Read a video file once and compute its features. `marks` say where its prompt changes."""
     with open_video(path) as (fps, batches):
         second = max(1, round(fps))
-        traits, steps, thumbnails, clips = [], [], [], {}
-        before_1HW3, start = None, 0
+        meter = DriftMeter(fps)
+        meter.expect(marks)
+        drift, steps, thumbnails, clips = [], [], [], {}
+        before_13HW, start = None, 0
         for bytes_FHW3 in batches:
-            traits.append(measure_traits(bytes_FHW3))
+            drift.append(meter.add(bytes_FHW3))
             thumbnails.append(make_thumbnails(bytes_FHW3))
-            joined = torch.cat([bytes_FHW3[:1] if before_1HW3 is None else before_1HW3, bytes_FHW3]).float()
-            steps.append(joined.diff(dim=0).abs().mean((1, 2, 3)))
+            small_F3HW = shrink(bytes_FHW3, STEP_SIZE)
+            steps.append(measure_steps(small_F3HW, before_13HW))
             chosen = [i for i in range(len(bytes_FHW3)) if (start + i) % second == second // 2]
             if scorer and chosen:
                 clips |= zip([start + i for i in chosen], scorer.embed_pictures(bytes_FHW3[chosen]), strict=True)
-            before_1HW3, start = bytes_FHW3[-1:], start + len(bytes_FHW3)
+            before_13HW, start = small_F3HW[-1:], start + len(bytes_FHW3)
     if not start:
         raise EvaluationError(f"{path} has no pixel frames; give a video that plays")
-    return VideoFeatures(fps, torch.cat(traits), torch.cat(steps), torch.cat(thumbnails), clips)
+    return VideoFeatures(fps, tuple(drift), torch.cat(steps), torch.cat(thumbnails), clips)
 
 
 @contextmanager
@@ -127,36 +128,12 @@ def read_batches(container: InputContainer) -> Iterator[Tensor]:
         size = size or (frame.width, frame.height)
         if (frame.width, frame.height) != size:
             raise EvaluationError(f"the pictures change from {size} to {(frame.width, frame.height)}; give one size")
-        pictures.append(frame.to_ndarray(format="rgb24"))
+        pictures.append(draw_frame(frame))
         if len(pictures) == FRAMES_PER_READ:
             yield torch.from_numpy(np.stack(pictures))
             pictures = []
     if pictures:
         yield torch.from_numpy(np.stack(pictures))
-
-
-def measure_traits(bytes_FHW3: Tensor) -> Tensor:
-    """Measure the TRAITS of each frame [F, T].
-
-    They are the mean and the standard deviation of luma, the range of red, green and blue in a pixel, and the step of
-    luma between neighbouring pixels.
-    """
-    rgb_FHW3 = bytes_FHW3.float()
-    luma_FHW = rgb_FHW3 @ torch.tensor(LUMA)
-    saturation_FHW = rgb_FHW3.amax(-1) - rgb_FHW3.amin(-1)
-    down_F, across_F = (luma_FHW.diff(dim=axis).abs().mean((1, 2)) for axis in (1, 2))
-    light_FN = luma_FHW.flatten(1)
-    return torch.stack([light_FN.mean(1), light_FN.std(1), saturation_FHW.mean((1, 2)), (down_F + across_F) / 2], dim=1)
-
-
-def make_thumbnails(bytes_FHW3: Tensor) -> Tensor:
-    small_FN = shrink(bytes_FHW3, THUMBNAIL).flatten(1)
-    return nnf.normalize(small_FN - small_FN.mean(1, keepdim=True), dim=1)
-
-
-def shrink(bytes_FHW3: Tensor, size: int) -> Tensor:
-    """Shrink pictures to [F, 3, size, size], 0..255; each pixel is the mean of those it replaces."""
-    return nnf.interpolate(bytes_FHW3.permute(0, 3, 1, 2).float(), (size, size), mode="area")
 
 
 def split_spans(segments: Sequence[Segment], frames: int) -> list[PromptSpan]:
@@ -174,6 +151,18 @@ def split_spans(segments: Sequence[Segment], frames: int) -> list[PromptSpan]:
             f"give the whole script that the video was made with, in blocks of {block} latents"
         )
     return [PromptSpan(*ends, segment.prompt) for segment, ends in zip(segments, pairwise(ends), strict=True)]
+
+
+def mark_segments(segments: Sequence[Segment]) -> list[SwitchMark]:
+    """List where the picture may change: where a prompt does, at each block of a blend, and at every cut."""
+    block = RolloutConfig().block
+    marks, first = [], 0
+    for before, segment in pairwise(segments):
+        first += before.blocks
+        if segment.boundary is Boundary.CUT or segment.prompt != before.prompt:
+            count = min(segment.blend.blocks if segment.blend else 1, segment.blocks)
+            marks += [SwitchMark(count_pixel_frames((first + i) * block), segment.boundary) for i in range(count)]
+    return marks
 
 
 def tabulate_segments(features: VideoFeatures, spans: Sequence[PromptSpan], scorer: ClipScorer | None) -> Table:
@@ -236,26 +225,84 @@ def score_prompt(features: VideoFeatures, span: PromptSpan, scorer: ClipScorer) 
 
 
 def tabulate_drift(features: VideoFeatures) -> Table:
-    firsts, lasts = (
-        part.mean(0).tolist()
-        for part in (features.traits_FT[: features.second], features.traits_FT[-features.second :])
+    """Tabulate how far each trait moves, and what the drift meter finds."""
+    first, last = features.drift[0], features.drift[-1]
+    judged = [block.deviations for block in features.drift if block.deviations]
+    rows = tuple(
+        (
+            name,
+            first.traits[name],
+            last.traits[name],
+            last.traits[name] - first.traits[name],
+            max((deviations[name] for deviations in judged), key=abs, default=None),
+        )
+        for name in TRAITS
     )
-    rows = tuple((name, one, last, last - one) for name, one, last in zip(TRAITS, firsts, lasts, strict=True))
-    columns = (("of 255", ""), ("first second", ".1f"), ("last second", ".1f"), ("drift", "+.1f"))
-    note = f"The thumbnails of the first and the last pixel frame correlate by {features.correlate(0, -1):.3f}."
-    return Table("Drift", columns, rows, note)
+    columns = (("of 255", ""), ("at first", ".1f"), ("at last", ".1f"), ("drift", "+.1f"), ("farthest", "+.2f"))
+    correlation = f"The thumbnails of the first and the last pixel frame correlate by {features.correlate(0, -1):.3f}."
+    warnings = list_warnings(features.drift) or ["Neither drift nor freeze nor jump is found."]
+    note = (
+        f"At first and at last: the mean of up to {FRAMES_PER_READ} pixel frames. Farthest: outside of the range of "
+        f"the first seconds, as a multiple of its limit; from 1 on it is a fault. {correlation}"
+    )
+    return Table("Drift", columns, rows, "\n".join([note, "", *(f"- {warning}" for warning in warnings)]))
+
+
+def tabulate_times(features: VideoFeatures) -> Table:
+    """Tabulate the numbers of the drift meter, a row for each second at the usual rate."""
+    rows: list[tuple[Cell, ...]] = [
+        (
+            block.first_frame / features.fps,
+            *block.traits.values(),
+            block.motion,
+            block.from_start,
+            block.from_before,
+            block.jump,
+            block.deviation,
+            block.fault or ("switch" if block.has_switch else ""),
+        )
+        for block in features.drift
+    ]
+    numbers = (*TRAITS, "motion", "from start", "from before", "jump", "deviation")
+    columns = (("from, s", ".2f"), *((name, ".1f") for name in numbers), ("what", ""))
+    note = (
+        "Traits, motion (the mean step from one pixel frame to the next) and the distances of mean pictures from the "
+        "first second and from the row before are of 255. Jump: the longest step as a multiple of the usual one. "
+        "Deviation: the farthest trait, in limits. Without a script, a change of the prompt counts as a fault."
+    )
+    return Table("Times", columns, tuple(rows), note)
 
 
 def plot_drift(features: VideoFeatures) -> Figure:
-    """Plot the traits of each second, and the correlation of each second with the first frame."""
-    parts = features.traits_FT.split(features.second)
-    seconds = tuple(map(float, range(len(parts))))
-    curves = tuple(
-        PlotCurve(name, seconds, tuple(part[:, i].mean().item() for part in parts)) for i, name in enumerate(TRAITS)
+    """Plot the traits, their deviations from the range of the first seconds, motion and distances."""
+    times = [block.first_frame / features.fps for block in features.drift]
+
+    def plot(name: str, values: Iterable[float | None]) -> PlotCurve:
+        points = [(time, value) for time, value in zip(times, values, strict=True) if value is not None]
+        return (
+            PlotCurve(name, *(tuple(column) for column in zip(*points, strict=True)))
+            if points
+            else PlotCurve(name, (), ())
+        )
+
+    traits = [plot(name, [block.traits[name] for block in features.drift]) for name in TRAITS]
+    deviations = [
+        plot(name, [block.deviations[name] if block.deviations else None for block in features.drift])
+        for name in TRAITS
+    ]
+    steps = [
+        plot("motion", [block.motion for block in features.drift]),
+        plot("from the first second", [block.from_start for block in features.drift]),
+        plot("from before", [block.from_before for block in features.drift]),
+    ]
+    return Figure(
+        "drift",
+        (
+            Plot("of 255", "seconds", tuple(traits)),
+            Plot("outside of the first seconds, in limits", "seconds", tuple(deviations)),
+            Plot("of 255", "seconds", tuple(steps)),
+        ),
     )
-    left = tuple(features.correlate(0, frame) for frame in range(0, features.num_frames, features.second))
-    first = Plot("correlation with the first frame", "seconds", (PlotCurve("", seconds, left),))
-    return Figure("drift", (Plot("of 255", "seconds", curves), first))
 
 
 def average(values: Iterable[float]) -> float | None:

@@ -12,6 +12,8 @@ from itertools import zip_longest
 from pathlib import Path
 
 import av
+import numpy as np
+import torch
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.video.stream import VideoStream
@@ -90,6 +92,19 @@ class Encoding:
             container.mux(stream.encode(None))
         header, media = split_boxes(sink.getvalue())
         return Fragment(header, media, len(frames_FHWC))
+
+
+def decode_fragment(fragment: Fragment) -> Tensor:
+    """Decode the pixel frames of a fragment, as bytes [F, H, W, 3] on the CPU."""
+    if not fragment.num_frames:
+        return torch.empty(0, 0, 0, 3, dtype=torch.uint8)
+    with av.open(io.BytesIO(fragment.header + fragment.media), "r", format="mp4") as container:
+        return torch.from_numpy(np.stack([draw_frame(frame) for frame in container.decode(video=0)]))
+
+
+def draw_frame(frame: av.VideoFrame) -> np.ndarray:
+    """Convert a decoded frame to bytes [H, W, 3]."""
+    return frame.to_ndarray(format="rgb24")
 
 
 def set_up_stream(stream: VideoStream, rows: int, columns: int) -> None:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ...evaluation.clip_score import ClipScorer
-from ...evaluation.evaluate import average, evaluate_video, open_video, shrink, split_spans
+from ...evaluation.evaluate import average, evaluate_video, open_video, split_spans
+from ...evaluation.pictures import shrink
 from ...evaluation.report import Cell, Report, Table
 from ...session.timeline import Segment
 from .. import grammar
