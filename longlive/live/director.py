@@ -33,9 +33,8 @@ class Director:
     """Makes a video under prompts that are said while it grows.
 
     `encode` makes a prompt of a text. What the video is to begin with is given as a `script`, or in the `take`. Over a
-    film, a `renderer` continues with what the film shows already. The owner of the weights may give three functions:
+    film, a `renderer` continues with what the film shows already. Two functions may be given:
 
-    - `prepare` is called before every block, to load the weights of the network;
     - `poll` is called in `run`, also while it waits; what it raises ends the run;
     - `on_change` is called in `run` with the state of the run as JSON values, after every change.
 
@@ -51,12 +50,11 @@ class Director:
         script: str = "",
         renderer: VideoRenderer | None = None,
         take: Take | None = None,
-        prepare: Callable[[], object] = lambda: None,
         poll: Callable[[], object] = lambda: None,
         on_change: Callable[[dict], object] = lambda state: None,
     ) -> None:
         self.sampler, self.renderer, self.take = sampler, renderer, take
-        self.prepare, self.poll, self.on_change = prepare, poll, on_change
+        self.poll, self.on_change = poll, on_change
         self._direction = Direction(session, encode, take.plan if take else Plan(script))
         self._rebuild_costs: list[int] = []  # passes to go on from each directed block
         self._has_resumed = False  # whether the renderer knows what the film shows
@@ -194,7 +192,7 @@ class Director:
             try:
                 self._follow(sent, pace)
             except LongLiveError as error:
-                self._refuse(error)
+                self._refuse(error, logging.INFO)
         self._direction.begin_due()
         if has_changed:
             try:
@@ -235,7 +233,6 @@ class Director:
             raise SessionError("nothing was said yet; say a prompt before the first block is made")
         self._render()
         cost = self._count_rebuild_passes()
-        self.prepare()
         direction.session = self.sampler.sample(direction.session, 1)
         self._rebuild_costs.append(cost)
         self._render()
@@ -245,11 +242,16 @@ class Director:
 
     def _render(self) -> None:
         """Append the blocks to the film that it lacks; one from an earlier process first waits for its own blocks."""
-        if not self.renderer or (self.film and not self._has_resumed and self._direction.end < len(self.film.pieces)):
+        if not self.renderer or self._is_behind():
             return
         self._resume(self.renderer)
         for latents in self.session.blocks[self.renderer.num_blocks :]:
             self.renderer.render_block(latents)
+
+    def _is_behind(self) -> bool:
+        """Return whether the video is not yet as long again as the film that it is to continue."""
+        shown = len(self.film.pieces) if self.film and not self._has_resumed else 0
+        return self._direction.is_urgent and self._direction.end < shown
 
     def _resume(self, renderer: VideoRenderer) -> None:
         """Let the renderer find what the film shows already; drop what it shows of another video."""
@@ -263,9 +265,9 @@ class Director:
         layers = self.sampler.model.geometry.num_layers
         return count_rebuild_passes(self.session.config, changes, self.session.num_frames, layers)
 
-    def _refuse(self, error: LongLiveError) -> None:
+    def _refuse(self, error: LongLiveError, level: int = logging.WARNING) -> None:
         self._sentence = str(error)
-        log.warning("%s", error)
+        log.log(level, "%s", error)
 
     def _finish(self, status: Status, sentence: str) -> None:
         self._status, self._sentence = status, sentence

@@ -30,6 +30,7 @@ class Inbox:
 
     @property
     def is_closed(self) -> bool:
+        """Whether the run is over."""
         return self._is_closed
 
     def put(self, message: Message, *, patience: float = 0) -> None:

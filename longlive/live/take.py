@@ -96,16 +96,12 @@ class Take:
         Raises SessionError if there is none, or it is damaged, in use or of another session, and StoreError or
         VideoError if the disk refuses.
         """
-        saved = read_take(folder)
+        saved, plan = read_take(folder), read_plan(folder)
         if saved["begins_with"] != describe_beginning(session):
             raise SessionError(
                 f"the take {folder.name} began with another session: its weights, size, seed, settings or earlier "
                 f"blocks differ; connect the session that it began with, or begin a new take"
             )
-        try:
-            plan = Plan.from_json(saved["plan"])
-        except (ValueError, ConfigError) as error:
-            raise SessionError(f"the take {folder.name} is damaged ({error}); begin a new take") from error
         with ExitStack() as owner:
             claim_folder(folder, owner)
             return cls(folder, saved["begins_with"], saved["script"], plan, open_film(folder), owner.pop_all())
@@ -157,6 +153,14 @@ def read_take(folder: Path) -> dict:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise SessionError(f"the take {folder.name} cannot be read ({reason}); begin a new take") from error
+
+
+def read_plan(folder: Path) -> Plan:
+    """Read what was decided in a take, and how it ended. Raises SessionError if it is damaged or not there."""
+    try:
+        return Plan.from_json(read_take(folder)["plan"])
+    except (ValueError, ConfigError) as error:
+        raise SessionError(f"the take {folder.name} is damaged ({error}); begin a new take") from error
 
 
 def read_state(folder: Path) -> dict:

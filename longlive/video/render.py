@@ -74,7 +74,7 @@ class VideoRenderer:
     def render_block(self, latents_BFCHW: Tensor) -> None:
         """Append the next block of latents [1, F, C, h, w]. After an error it may come again."""
         self._finish_encoding()
-        key = self._hash_next(latents_BFCHW)
+        key = hash_next(self._keys[-1], latents_BFCHW)
         entry = self.store.read(key, FRAGMENT_ENTRY) if self.store else None
         frames_FHWC = None if entry else self._decode(latents_BFCHW)
         self._keys.append(key)
@@ -132,18 +132,16 @@ class VideoRenderer:
         """
         assert isinstance(self.writer, Film), self.writer
         assert not self._blocks, len(self._blocks)
+        keys = self._keys[:]
         for latents_BFCHW, piece in zip(blocks, self.writer.pieces, strict=False):
-            key = self._hash_next(latents_BFCHW)
+            key = hash_next(keys[-1], latents_BFCHW)
             if piece.key != key:
                 break
-            self._keys.append(key)
-            self._blocks.append(latents_BFCHW)
-        self._follows = False
-        self.writer.rewind(len(self._blocks))
-        return len(self._blocks)
-
-    def _hash_next(self, latents_BFCHW: Tensor) -> str:
-        return hash_facts([self._keys[-1], hash_tensors({"": latents_BFCHW})])
+            keys.append(key)
+        found = len(keys) - 1
+        self.writer.rewind(found)
+        self._keys, self._blocks, self._follows = keys, [*blocks[:found]], False
+        return found
 
     def _decode(self, latents_BFCHW: Tensor) -> Tensor:
         """Decode the next block into frames of bytes [F, H, W, 3] on the CPU."""
@@ -203,6 +201,11 @@ def render_video(blocks: Iterable[Tensor], renderer: VideoRenderer) -> Tensor | 
     for latents_BFCHW in blocks:
         renderer.render_block(latents_BFCHW)
     return renderer.finish()
+
+
+def hash_next(key: str, latents_BFCHW: Tensor) -> str:
+    """Hash all that the next fragment depends on, which begins with the `key` of the one before it."""
+    return hash_facts([key, hash_tensors({"": latents_BFCHW})])
 
 
 def as_entry(fragment: Fragment) -> Entry:

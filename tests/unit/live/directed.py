@@ -1,5 +1,6 @@
 """Tiny directed videos that the tests of this folder share."""
 
+import json
 from pathlib import Path
 
 import tiny
@@ -23,6 +24,16 @@ from longlive.video.render import VideoRenderer
 
 TAKE = "0123456789abcdef" * 2
 BLOCK_SECONDS = 0.75
+
+
+def say(prompt: str, **fields) -> str:
+    """Write the message that says a prompt."""
+    return json.dumps({"do": "say", "prompt": prompt, **fields})
+
+
+def do(name: str, **fields) -> str:
+    """Write another message."""
+    return json.dumps({"do": name, **fields})
 
 
 def encode(text: str) -> Prompt:
@@ -64,11 +75,12 @@ class Stage:
         self.take = Take.open(path, self.session) if path.exists() else Take.create(path, self.session, script)
         self.sampler = Sampler(tiny.model(), store=store)
         self.states: list[dict] = []
+        self.renderer = VideoRenderer(make_decoder(), self.take.film)
         self.director = Director(
             self.session,
             self.sampler,
             encode,
-            renderer=VideoRenderer(make_decoder(), self.take.film),
+            renderer=self.renderer,
             take=self.take,
             on_change=self.states.append,
             **settings,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from directed import BLOCK_SECONDS, Stage, encode, render_script, start_session
+from directed import BLOCK_SECONDS, Stage, do, encode, render_script, say, start_session
 
 from longlive.errors import ConditioningError, MessageError, SessionError
 from longlive.live.director import Director
@@ -16,15 +16,6 @@ from longlive.rollout.kv_cache import RollingKVCache
 from longlive.rollout.rollout import Pass
 from longlive.rollout.sampler import Sampler
 from longlive.session.boundary import Blend, Boundary, Curve
-
-
-def say(prompt: str, **fields) -> str:
-    return json.dumps({"do": "say", "prompt": prompt, **fields})
-
-
-def do(name: str, **fields) -> str:
-    return json.dumps({"do": name, **fields})
-
 
 # What is said when the video has so many blocks: every boundary, two blends (one of them cut short), a rewind into a
 # blend and one to a switch, seeds with and without a prompt, a prompt for later, a pause.
@@ -144,7 +135,7 @@ def test_an_unwatched_video_stops_two_blocks_ahead_and_is_parked(tmp_path):
     with Stage(tmp_path) as stage:
 
         def pass_time() -> float:
-            now[0] += 1
+            now[0] += 2
             return now[0]
 
         assert stage.run({-1: [say("a")]}, Pace(clock=pass_time)) is Status.PARKED
