@@ -28,6 +28,43 @@ def test_arrows_change_a_duration_by_a_block(desk: Desk):
     assert desk.editor.locator(".longlive-totals").inner_text() == "3 s · 4 blocks"
 
 
+def test_a_row_blends_and_has_a_seed_where_it_is_asked_to(desk: Desk):
+    """Nothing of it is shown before; an empty seed is none."""
+    row = desk.editor.locator(".longlive-row").nth(1)
+    boundary, blend, seed = (row.locator(f".longlive-{name}") for name in ("boundary", "blend", "seed"))
+    assert not any(field.is_visible() for field in desk.editor.locator(".longlive-blend, .longlive-seed").all())
+
+    boundary.select_option("blend")
+    desk.wait_for_script(HEADER + RED + BLUE.replace("1b", "1b blend 3b") + SQUARE)
+    blend.fill("1.5s spherical")
+    blend.press("Tab")
+    desk.wait_for_script(HEADER + RED + BLUE.replace("1b", "1b blend 1.5s spherical") + SQUARE)
+    boundary.select_option("seed")
+    desk.wait_until(seed.is_visible, lambda: "there is no field for the seed")
+    drawn = seed.input_value()
+    assert drawn.isdecimal()
+    desk.wait_for_script(HEADER + RED + BLUE.replace("1b", f"1b blend 1.5s spherical seed {drawn}") + SQUARE)
+    assert boundary.input_value() == "blend"
+
+    seed.fill("-1")
+    assert seed.get_attribute("aria-invalid") == "true"
+    seed.fill("")
+    seed.press("Tab")
+    boundary.select_option("recache")
+    desk.wait_for_script(SCRIPT)
+    assert not blend.is_visible()
+    assert not seed.is_visible()
+
+    desk.duration(1).fill("1b keep seed 18446744073709551615")
+    desk.duration(1).press("Tab")
+    desk.wait_for_script(HEADER + RED + BLUE.replace("1b", "1b keep seed 18446744073709551615") + SQUARE)
+    assert (desk.duration(1).input_value(), boundary.input_value(), seed.input_value()) == (
+        "1b",
+        "keep",
+        str(2**64 - 1),
+    )
+
+
 def test_the_comment_on_top_stays_there_however_rows_move(desk: Desk):
     desk.prompt(2).press("Alt+ArrowUp")
     desk.wait_for_script(HEADER + RED + SQUARE + BLUE)

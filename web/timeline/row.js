@@ -5,20 +5,30 @@ import { convertToSeconds, lengthen, parse, serialize } from "./model.js";
 
 /**
  * @import { Boundary, Row, TimelineError } from "./model.js"
- * @typedef {{blocks: number, boundary: string, prompt: string}} Length a segment as the ruler shows it
+ * @typedef {{blocks: number, boundary: string, blend?: object, prompt: string}} Length a segment as the ruler shows it
  */
 
-/** @type {[Boundary, string, string][]} */
+const BLEND = "blend";
+const RESEED = "seed"; // not a boundary: choosing it fills in another seed
+const USUAL_BLEND = "3b";
+
+/** @type {[Boundary | "blend", string, string][]} */
 const BOUNDARIES = [
   ["recache", "recache", "Recompute the KV cache under the new prompt; the sink stays. The motion continues."],
   ["renew", "renew: recache, new sink", "Recompute the KV cache under the new prompt; the window's oldest frames become the sink."],
   ["keep", "keep: keep cache", "Leave the KV cache as it is and change only the text. The new prompt is obeyed slowly."],
   ["discard", "cut: discard cache", "Empty the KV cache: a hard cut."],
+  [BLEND, "blend: step by step", "Change the prompt step by step over a few blocks, with a recache at each."],
 ];
 
+/** @type {Row} */
+const BARE = { asked: "1b", boundary: "recache", prompt: "-", above: [] };
+
 export class SegmentRow {
+  #chosen = ""; // the boundary, or that it blends
+
   /** @param {Row} row what the script says */
-  constructor({ asked, boundary, prompt, above }) {
+  constructor({ asked, boundary, blend, seed, prompt, above }) {
     this.above = above;
     this.number = make("span", { className: "longlive-number" });
     this.asked = make("input", { className: "longlive-asked", value: asked, spellcheck: false, ariaLabel: "Duration" });
@@ -26,7 +36,14 @@ export class SegmentRow {
     this.snapped = make("span", { className: "longlive-snapped" });
     this.boundary = make("select", { className: "longlive-boundary", ariaLabel: "KV cache where the segment begins" });
     this.boundary.append(...BOUNDARIES.map(([value, textContent]) => make("option", { value, textContent })));
-    this.boundary.value = boundary;
+    this.boundary.append(make("hr", {}), make("option", { value: RESEED, textContent: "+ new seed" }));
+    this.blend = make("input", { className: "longlive-blend", spellcheck: false, ariaLabel: "Length of the blend" });
+    this.blend.title = "3b (blocks) or 2s, perhaps with spherical: the prompt changes in as many steps as it has blocks";
+    this.seed = make("input", { className: "longlive-seed", spellcheck: false, ariaLabel: "Seed" });
+    this.seed.title = "Seed of the noise from here on; empty: the one before";
+    this.#showSwitch({ boundary, blend, seed });
+    const change = make("div", { className: "longlive-switch" });
+    change.append(this.boundary, this.blend, this.seed);
     this.prompt = make("textarea", { className: "longlive-prompt", value: prompt, rows: 2, ariaLabel: "Prompt" });
     this.prompt.placeholder = "What the video shows";
 
@@ -36,14 +53,19 @@ export class SegmentRow {
     const remove = make("button", { className: "longlive-remove", type: "button", textContent: "×" });
     remove.ariaLabel = remove.title = "Remove the segment";
     this.element = make("li", { className: "longlive-row" });
-    this.element.append(grip, this.asked, this.snapped, this.boundary, remove, this.prompt);
+    this.element.append(grip, this.asked, this.snapped, change, remove, this.prompt);
   }
 
   /** Read what the fields say. @returns {Row} */
   read() {
-    const duration = this.asked.value.replace(/[#|]/g, ""); // a hash would begin a comment, a bar end the duration
-    const boundary = /** @type {Boundary} */ (this.boundary.value);
-    return { asked: duration, boundary, prompt: this.prompt.value, above: this.above };
+    const clean = (/** @type {HTMLInputElement} */ field) => field.value.replace(/[#|]/g, ""); // they would end the head
+    const chosen = this.boundary.value === RESEED ? this.#chosen : this.boundary.value;
+    const boundary = /** @type {Boundary} */ (chosen === BLEND ? "recache" : chosen);
+    return {
+      asked: clean(this.asked), boundary, prompt: this.prompt.value, above: this.above,
+      ...(chosen === BLEND && { blend: { asked: clean(this.blend) || USUAL_BLEND, curve: "linear" } }),
+      ...(this.seed.value.trim() && { seed: clean(this.seed).trim() }),
+    };
   }
 
   /** Show the row's place and snapped length, and mark what is wrong. @param {number} index @param {number} block */
@@ -53,28 +75,44 @@ export class SegmentRow {
     this.number.textContent = String(index + 1);
     this.snapped.textContent = blocks ? `${convertToSeconds(blocks, block)} s` : "";
     this.snapped.title = blocks ? `${blocks} blocks, ${blocks * block} frames` : "";
-    this.boundary.title = BOUNDARIES[this.boundary.selectedIndex][2]
+    const { boundary, blend, seed, prompt } = this.read();
+    const chosen = BOUNDARIES.find(([value]) => value === (blend ? BLEND : boundary));
+    this.boundary.title = (chosen?.[2] ?? "")
       + (index ? "" : " On the first segment this applies only if the session already has frames.");
-    this.asked.ariaInvalid = String(Boolean(problem));
+    const [blendIsWrong, seedIsWrong] = [isWrong({ blend }, block), isWrong({ seed }, block)];
+    this.blend.ariaInvalid = String(blendIsWrong);
+    this.seed.ariaInvalid = String(seedIsWrong);
+    this.asked.ariaInvalid = String(Boolean(problem) && !blendIsWrong && !seedIsWrong);
     this.prompt.ariaInvalid = String(isSilent);
-    const length = { blocks, boundary: this.boundary.value, prompt: this.prompt.value };
+    const length = { blocks, boundary, blend, prompt };
     return { length, problem: problem || (isSilent ? "the prompt is empty" : "") };
   }
 
   /** Show what a field that was left says: "8s cut" sets the boundary. @param {Element} field @param {number} block */
   settle(field, block) {
-    if (field === this.asked) {
-      const { asked, boundary } = this.#measure(block);
-      this.asked.value = asked;
-      this.boundary.value = boundary;
+    if (field === this.prompt) return this.showKeptPrompt();
+    if (this.boundary.value === RESEED) {
+      this.seed.value = String(Math.floor(Math.random() * 2 ** 32));
+      this.boundary.value = this.#chosen;
     }
-    if (field === this.prompt) this.showKeptPrompt();
+    const row = this.#measure(block);
+    if (field === this.asked) this.asked.value = row.asked;
+    this.#showSwitch(row);
+  }
+
+  /** Show a boundary, and of the length of a blend and a seed what there is. @param {Pick<Row, "boundary" | "blend" | "seed">} row */
+  #showSwitch({ boundary, blend, seed }) {
+    this.boundary.value = this.#chosen = blend ? BLEND : boundary;
+    this.blend.value = blend ? [blend.asked, ...(blend.curve === "linear" ? [] : [blend.curve])].join(" ") : "";
+    this.seed.value = seed ?? "";
+    this.blend.hidden = !blend;
+    this.seed.hidden = seed === undefined;
   }
 
   /** Show the prompt as the script has it, which joins lines that would be read as comments or segments. */
   showKeptPrompt() {
     try {
-      const [{ prompt }] = parse(serialize([{ ...this.read(), asked: "1b", above: [] }]));
+      const [{ prompt }] = parse(serialize([{ ...BARE, prompt: this.prompt.value }]));
       if (prompt !== this.prompt.value) this.prompt.value = prompt;
     } catch {
       // the prompt is empty; the row says so
@@ -94,5 +132,15 @@ export class SegmentRow {
     } catch (error) {
       return { ...row, blocks: 0, problem: /** @type {TimelineError} */ (error).problem };
     }
+  }
+}
+
+/** Whether these fields of a row cannot be read. @param {Partial<Row>} fields @param {number} block */
+function isWrong(fields, block) {
+  try {
+    parse(serialize([{ ...BARE, ...fields }]), block);
+    return false;
+  } catch {
+    return true;
   }
 }

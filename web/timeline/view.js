@@ -55,10 +55,10 @@ export class TimelineView extends EventTarget {
     });
     this.#on(this.list, "click", (event) => this.#takeClick(/** @type {Element} */ (event.target)));
     this.#on(this.element, "input", (event) => {
-      this.#undone = /** @type {InputEvent} */ (event).inputType.startsWith("history");
+      this.#undone = isInput(event, "history");
     });
     this.#on(this.element, "keydown", (event) => this.#takeUndoKey(/** @type {KeyboardEvent} */ (event)));
-    this.#on(this.list, "input", (event) => this.#takeTyping(/** @type {InputEvent} */ (event)));
+    this.#on(this.list, "input", (event) => this.#takeTyping(event));
     this.#on(this.list, "change", (event) => this.#leave(/** @type {Element} */ (event.target)));
     this.#on(this.list, "keydown", (event) => this.#takeKey(/** @type {KeyboardEvent} */ (event)));
     this.#on(this.list, "pointerdown", (event) => this.#drag(/** @type {PointerEvent} */ (event)));
@@ -143,12 +143,12 @@ export class TimelineView extends EventTarget {
     this.totals.title = `${pixelFrames} pixel frames`;
     this.ruler.classList.toggle("longlive-ticks", blocks <= MAX_TICKS);
     let start = 0;
-    this.ruler.replaceChildren(...segments.map(({ blocks, boundary, prompt }, index) => {
+    this.ruler.replaceChildren(...segments.map(({ blocks, boundary, blend, prompt }, index) => {
       const end = start + convertToSeconds(blocks, this.#block);
       const bar = make("button", { className: "longlive-bar", type: "button", textContent: String(index + 1) });
       bar.title = `${start}–${end} s · ${prompt}`;
       bar.ariaLabel = `Segment ${index + 1}, ${start} to ${end} seconds`;
-      bar.dataset.boundary = index ? boundary : "";
+      bar.dataset.boundary = index ? (blend ? "blend" : boundary) : "";
       bar.style.setProperty("--longlive-blocks", String(blocks));
       start = end;
       return bar;
@@ -250,11 +250,11 @@ export class TimelineView extends EventTarget {
     this.#emit("changed");
   }
 
-  /** @param {InputEvent} event */
+  /** @param {Event} event */
   #takeTyping(event) {
     const field = /** @type {Element} */ (event.target);
     const row = this.#findRow(field);
-    if (event.inputType.startsWith("insertFrom") && row?.prompt === field) row.showKeptPrompt();
+    if (isInput(event, "insertFrom") && row?.prompt === field) row.showKeptPrompt();
     this.#edit();
   }
 
@@ -333,4 +333,9 @@ export class TimelineView extends EventTarget {
   #on(target, type, listener) {
     target.addEventListener(type, listener, { signal: this.#listeners.signal });
   }
+}
+
+/** Whether an event is typing of a kind, such as "history" for undo and redo; a choice in a list is none. @param {Event} event @param {string} kind */
+function isInput(event, kind) {
+  return event instanceof InputEvent && event.inputType.startsWith(kind);
 }
