@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..session.boundary import Boundary
 from ..units import FPS
-from .pictures import STEP_SIZE, THUMBNAIL, TRAITS, measure_steps, measure_traits, shrink
+from .pictures import THUMBNAIL, TRAITS, measure_steps, measure_traits, thin_out
 
 LIMITS = {name: 20.0 if name == "sharpness" else 8.0 for name in TRAITS}  # of 255, but sharpness in percent
 REFERENCE_SECONDS = 3.0  # of a segment, whose range is allowed
@@ -28,7 +28,7 @@ SETTLING_SECONDS = 1.0  # after a switch, when everything may change
 SETTLING_SECONDS_OF_KEEP = 3.25  # the same, and the time until the latents before the switch have left the window
 FREEZE_SECONDS = 0.75  # that motion is averaged over
 FREEZE_SHARE = 0.25  # of the motion with which a segment begins; with less it stands still
-NO_MOTION = 0.1  # of 255; with less any video stands still
+MIN_USUAL_MOTION = 0.4  # of 255; with a quarter of it any video stands still
 JUMP_LIMIT = 4.0  # times the usual step
 MIN_USUAL_STEP = 1.0  # of 255; smaller steps are noise
 MIN_STEPS = 8  # before a step can be unusual
@@ -61,6 +61,7 @@ class BlockDrift:
     motion: float  # mean step from pixel frame to pixel frame, of 255
     from_start: float  # mean absolute difference of the mean picture from that of the first second, of 255
     from_before: float | None  # the same from that of the block before; None for the first
+    motion_share: float | None  # the least, as a share of that with which the segment begins
     jump: float | None  # the longest step as a multiple of the usual one; None while there is no usual one
     deviations: dict[str, float] | None  # of each trait from its range, in limits; None soon after a switch
     has_switch: bool  # whether the prompt changes within
@@ -78,7 +79,7 @@ class BlockDrift:
         return {
             "frame": self.first_frame,
             "frames": self.num_frames,
-            **shorten_values({**self.traits, **numbers, "jump": self.jump}),
+            **shorten_values({**self.traits, **numbers, "motion_share": self.motion_share, "jump": self.jump}),
             "deviations": self.deviations and shorten_values(self.deviations),
             "switch": self.has_switch,
             "fault": self.fault and self.fault.value,
@@ -97,7 +98,7 @@ class Moment(NamedTuple):
     """What is known of one pixel frame."""
 
     frame: int
-    step: float
+    motion_share: float | None
     jump: float | None
     deviations: list[float] | None  # of the TRAITS
     is_switch: bool
@@ -132,7 +133,7 @@ class DriftMeter:
 
     def add(self, bytes_FHW3: Tensor) -> BlockDrift:
         """Measure the next pixel frames, bytes, at least one."""
-        small_F3HW = shrink(bytes_FHW3, STEP_SIZE).round_()
+        small_F3HW = thin_out(bytes_FHW3)
         steps = measure_steps(small_F3HW, self._last_13HW).tolist()
         self._last_13HW = small_F3HW[-1:].byte()
         traits_FT = measure_traits(bytes_FHW3)
@@ -146,6 +147,7 @@ class DriftMeter:
             statistics.fmean(steps),
             from_start,
             from_before,
+            min((moment.motion_share for moment in moments if moment.motion_share is not None), default=None),
             max((moment.jump for moment in moments if moment.jump is not None), default=None),
             find_largest([moment.deviations for moment in moments if moment.deviations]),
             any(moment.is_switch for moment in moments),
@@ -160,16 +162,16 @@ class DriftMeter:
             self._begin_segment(self._marks.pop(0))
         self.num_frames += 1
         is_judged = frame >= self._judged_from
-        jump, is_frozen = self._motion.add(step if frame else None, is_judged=is_judged)
+        jump, motion_share = self._motion.add(step if frame else None, is_judged=is_judged)
         deviations = self._levels.add(traits) if is_judged else None
         fault = None
         if is_judged and jump is not None and jump > JUMP_LIMIT:
             fault = Fault.JUMP
-        elif is_frozen:
+        elif motion_share is not None and motion_share < FREEZE_SHARE:
             fault = Fault.FREEZE
         elif deviations and max(map(abs, deviations)) > 1:
             fault = Fault.DRIFT
-        return Moment(frame, step, jump, deviations, is_switch, fault)
+        return Moment(frame, motion_share, jump, deviations, is_switch, fault)
 
     def _begin_segment(self, mark: SwitchMark) -> None:
         settling = SETTLING_SECONDS_OF_KEEP if mark.boundary is Boundary.KEEP else SETTLING_SECONDS
@@ -255,26 +257,26 @@ class MotionJudge:
     def begin_segment(self) -> None:
         self._usual, self._num_judged, self._motion = self._find_usual_step(), 0, None
 
-    def add(self, step: float | None, *, is_judged: bool) -> tuple[float | None, bool]:
-        """Return the step as a multiple of the usual one, and whether the motion has gone."""
+    def add(self, step: float | None, *, is_judged: bool) -> tuple[float | None, float | None]:
+        """Return the step as a multiple of the usual one, and the motion as a share of that of the segment."""
         if step is None:
-            return None, False
+            return None, None
         usual = self._find_usual_step() if is_judged else self._usual
         self._newest.append(step)
         self._num_judged += is_judged
-        return None if usual is None else step / usual, self._is_frozen()
+        return None if usual is None else step / usual, self._compare_motion()
 
     def _find_usual_step(self) -> float | None:
         enough = len(self._newest) >= MIN_STEPS
         return max(MIN_USUAL_STEP, statistics.median(self._newest)) if enough else None
 
-    def _is_frozen(self) -> bool:
+    def _compare_motion(self) -> float | None:
         if len(self._newest) < self.span:
-            return False
+            return None
         motion = statistics.fmean(list(self._newest)[-self.span :])
         if self._motion is None and self._num_judged >= self.span:
             self._motion = motion
-        return motion < max(NO_MOTION, FREEZE_SHARE * (self._motion or 0.0))
+        return motion / max(MIN_USUAL_MOTION, self._motion or 0.0)
 
 
 class ThumbnailMeter:

@@ -9,6 +9,8 @@ from ..units import count_pixel_frames
 from ..video.fragments import Encoding, Fragment, decode_fragment
 from .drift import BlockDrift, DriftMeter, SwitchMark, list_warnings
 
+COLUMNS = ("frame", "frames", "deviation", "trait", "motion", "jump", "switch", "fault")  # of a row for pages
+
 
 class DriftLog:
     """The numbers of every fragment; can be rewound.
@@ -50,13 +52,26 @@ class DriftLog:
         del self.blocks[num_fragments:], self._meters[num_fragments + 1 :]
 
     def as_dict(self) -> dict:
-        """Convert to plain JSON values: a line for each fragment, and the newest warning."""
+        """Convert to plain JSON values: a short row for each fragment, and the newest warning."""
         warnings = self.warnings
         return {
             "fps": float(self.encoding.fps),
-            "blocks": [block.as_dict() for block in self.measured],
+            "columns": list(COLUMNS),
+            "rows": [make_row(block) for block in self.measured],
             "warn": warnings[-1] if warnings else "",
         }
+
+
+def make_row(block: BlockDrift) -> list:
+    """Make the short form of a block's numbers, in the order of COLUMNS."""
+    deviations = block.deviations or {}
+    farthest = max(deviations, key=lambda name: abs(deviations[name]), default=None)
+    deviation = None if farthest is None else round(deviations[farthest], 2)
+    jump = None if block.jump is None else round(block.jump, 1)
+    fault = block.fault and block.fault.value
+    return [
+        block.first_frame, block.num_frames, deviation, farthest, round(block.motion, 1), jump, block.has_switch, fault
+    ]  # fmt: skip
 
 
 def mark_switches(session: Session) -> list[SwitchMark]:

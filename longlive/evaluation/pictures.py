@@ -17,26 +17,35 @@ def measure_traits(bytes_FHW3: Tensor) -> Tensor:
     """Measure the TRAITS of each frame [F, T], of 255.
 
     They are the mean and the standard deviation of luma, the range of red, green and blue in a pixel, the step of luma
-    between neighbouring pixels, and how much red and blue exceed luma.
+    between neighbouring pixels, and how much red and blue exceed luma. Large pictures are measured on pairs of rows, a
+    few rows apart.
     """
-    rgb_FHW3 = bytes_FHW3.float()
-    luma_FHW = rgb_FHW3 @ torch.tensor(LUMA)
-    saturation_FHW = rgb_FHW3.amax(-1) - rgb_FHW3.amin(-1)
-    down_F, across_F = (luma_FHW.diff(dim=axis).abs().mean((1, 2)) for axis in (1, 2))
-    light_FN = luma_FHW.flatten(1)
+    rows = bytes_FHW3.shape[1]
+    apart = 2 * max(1, rows // STEP_SIZE)
+    pairs_FHPW3 = bytes_FHW3[:, : rows // apart * apart].unflatten(1, (-1, apart))[:, :, :2].float()
+    luma_FHPW = pairs_FHPW3 @ torch.tensor(LUMA)
+    saturation_FHPW = pairs_FHPW3.amax(-1) - pairs_FHPW3.amin(-1)
+    down_F, across_F = (luma_FHPW.diff(dim=axis).abs().mean((1, 2, 3)) for axis in (2, 3))
+    light_FN = luma_FHPW.flatten(1)
     brightness_F = light_FN.mean(1)
-    red_F, _, blue_F = rgb_FHW3.mean((1, 2)).unbind(1)
+    red_F, _, blue_F = pairs_FHPW3.mean((1, 2, 3)).unbind(1)
     return torch.stack(
         [
             brightness_F,
             light_FN.std(1),
-            saturation_FHW.mean((1, 2)),
+            saturation_FHPW.mean((1, 2, 3)),
             (down_F + across_F) / 2,
             red_F - brightness_F,
             blue_F - brightness_F,
         ],
         dim=1,
     )
+
+
+def thin_out(bytes_FHW3: Tensor) -> Tensor:
+    """Shrink pictures to STEP_SIZE rows and columns [F, 3, H, W], whole numbers, from some pixels of large ones."""
+    step = max(1, min(bytes_FHW3.shape[1:3]) // (2 * STEP_SIZE))
+    return shrink(bytes_FHW3[:, ::step, ::step], STEP_SIZE).round_()
 
 
 def measure_steps(small_F3HW: Tensor, before_13HW: Tensor | None) -> Tensor:

@@ -42,7 +42,10 @@ def test_a_log_finds_the_fault_and_says_so_once(fragments):
     assert log.num_frames == FRAMES - BLOCK
     assert Fault.JUMP in {block.fault for block in log.measured}
     facts = json.loads(json.dumps(log.as_dict()))
-    assert len(facts["blocks"]) == len(fragments)
+    rows = [dict(zip(facts["columns"], row, strict=True)) for row in facts["rows"]]
+    assert [row["frame"] for row in rows] == list(range(0, FRAMES - BLOCK, BLOCK))
+    assert [row["frame"] for row in rows if row["fault"] == Fault.JUMP] == [MIDDLE // BLOCK * BLOCK]
+    assert [row["frame"] for row in rows if row["switch"]] == [SWITCH // BLOCK * BLOCK]
     assert facts["warn"] == log.warnings[-1]
     assert sum("jumps" in warning for warning in log.warnings) == 1
 
