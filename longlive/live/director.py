@@ -19,6 +19,7 @@ from ..video.film import Film
 from ..video.render import VideoRenderer
 from .decision import list_decisions
 from .direction import Direction
+from .film_meter import FilmMeter
 from .inbox import Inbox, Sent
 from .messages import Finish, Pause, Playhead, Prepare, Reseed, Resume, RewindTo, Say, Stop
 from .pace import Pace, Status
@@ -59,6 +60,7 @@ class Director:
         self._rebuild_costs: list[int] = []  # passes to go on from each directed block
         self._has_resumed = False  # whether the renderer knows what the film shows
         self._status, self._sentence, self._is_held = Status.WAITING, "", False
+        self._meter: FilmMeter | None = None
         self._version, self._asked, self._delay = 0, 0.0, None
         self.state = self._describe()
 
@@ -128,6 +130,7 @@ class Director:
 
         A message that cannot be followed, and a disk that refuses, end nothing: the state says so in a sentence.
         """
+        self._meter = FilmMeter(self.film) if self.film else None
         try:
             status = self._run(inbox, pace)
         except BaseException as error:
@@ -150,7 +153,7 @@ class Director:
                 continue
             elif status.is_over:
                 return status
-            elif status is not self._status:
+            elif status is not self._status or self._drift != self.state["drift"]:
                 self._publish(status)
             else:
                 inbox.wait(WAIT_SECONDS)
@@ -271,6 +274,8 @@ class Director:
 
     def _finish(self, status: Status, sentence: str) -> None:
         self._status, self._sentence = status, sentence
+        if self._meter:
+            self._meter.close(None if status in (Status.INTERRUPTED, Status.FAILED) else self.session)
         with suppress(StoreError):
             self._save()
         self._publish(status)
@@ -278,11 +283,18 @@ class Director:
     def _save(self) -> None:
         """Keep script and plans in the take. Raises StoreError if the disk refuses."""
         if self.take:
-            self.take.save(self._direction.plan(self._status), self._describe_run())
+            drift = self._drift if self._status.is_over else {}  # too long to be written at every block
+            self.take.save(self._direction.plan(self._status), self._describe_run() | {"drift": drift})
+
+    @property
+    def _drift(self) -> dict:
+        return self._meter.drift if self._meter else {}
 
     def _publish(self, status: Status) -> None:
         self._status = status
         self._version += 1
+        if self._meter:
+            self._meter.follow(self.session)
         self.state = self._describe()
         self.on_change(self.state)
 
@@ -306,5 +318,5 @@ class Director:
             "cheap": [direction.begins + number for number in falls],  # where a rebuild is shorter than just before
             "script": direction.script,
             "delay": self._delay,
-            "drift": {},
+            "drift": self._drift,
         }

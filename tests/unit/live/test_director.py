@@ -10,12 +10,15 @@ import torch
 from directed import BLOCK_SECONDS, Stage, do, encode, render_script, say, start_session
 
 from longlive.errors import ConditioningError, MessageError, SessionError
+from longlive.evaluation.drift_log import DriftLog
 from longlive.live.director import Director
 from longlive.live.pace import Pace, Status
+from longlive.live.take import read_take
 from longlive.rollout.kv_cache import RollingKVCache
 from longlive.rollout.rollout import Pass
 from longlive.rollout.sampler import Sampler
 from longlive.session.boundary import Blend, Boundary, Curve
+from longlive.video.fragments import Fragment
 
 # What is said when the video has so many blocks: every boundary, two blends (one of them cut short), a rewind into a
 # blend and one to a switch, seeds with and without a prompt, a prompt for later, a pause.
@@ -82,6 +85,23 @@ def test_the_state_says_what_a_page_shows(told):
     assert state["delay"] > 0
     versions = [state["version"] for state in told.states]
     assert versions == sorted({*versions})
+
+
+def test_the_drift_of_every_block_is_measured(told):
+    drift, frames = told.states[-1]["drift"], told.take.film.num_frames
+    assert (len(drift["blocks"]), sum(block["frames"] for block in drift["blocks"])) == (16, frames)
+    assert read_take(told.take.folder)["state"]["drift"] == drift
+
+
+def test_a_drift_that_cannot_be_measured_ends_nothing(tmp_path, monkeypatch, caplog):
+    def fail(log: DriftLog, fragment: Fragment, key: str = "") -> None:
+        raise ValueError("no pixels")
+
+    monkeypatch.setattr(DriftLog, "append", fail)
+    with Stage(tmp_path) as stage:
+        assert stage.run({-1: [say("a")], 2: [do("stop")]}) is Status.STOPPED
+        assert stage.states[-1]["drift"] == {}
+    assert "the drift of the film is not measured any more (no pixels)" in caplog.text
 
 
 def test_places_that_are_cheap_to_go_back_to_are_marked(told):
