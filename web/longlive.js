@@ -1,7 +1,10 @@
 // @ts-check
-/** The one file that imports ComfyUI's front end: it hands `app` on to the pages of each node. */
+/** The one file that imports ComfyUI's front end: it hands `app` and `api` on to the pages of each node. */
+// @ts-ignore: served by the host
+import { api } from "../../scripts/api.js";
 // @ts-ignore: served by the host
 import { app } from "../../scripts/app.js";
+import { showFilm, watchFilms } from "./host/films.js";
 import { showReport } from "./host/report.js";
 import { showPromoted, showTimeline } from "./host/timeline.js";
 
@@ -9,11 +12,15 @@ const SESSION_COLOR = "#7fc97f";
 
 app.registerExtension({
   name: "longlive.timeline",
-  setup: colorSessions,
+  setup() {
+    colorSessions();
+    watchFilms(app, api);
+  },
   nodeCreated(/** @type {any} */ node) {
     if (node.constructor.comfyClass === "LongLiveTimeline") showTimeline(app, node);
     if (node.constructor.comfyClass === "LongLiveSessionInfo") showReport(app, node);
     if (node.isSubgraphNode?.()) showPromoted(app, node);
+    showFilm(app, api, node);
   },
 });
 
