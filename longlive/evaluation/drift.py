@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..session.boundary import Boundary
 from ..units import FPS
-from .pictures import THUMBNAIL, TRAITS, measure_steps, measure_traits, thin_out
+from .pictures import THUMBNAIL, TRAITS, measure_steps, measure_traits, shrink_roughly
 
 LIMITS = {name: 20.0 if name == "sharpness" else 8.0 for name in TRAITS}  # of 255, but sharpness in percent
 REFERENCE_SECONDS = 3.0  # of a segment, whose range is allowed
@@ -133,7 +133,7 @@ class DriftMeter:
 
     def add(self, bytes_FHW3: Tensor) -> BlockDrift:
         """Measure the next pixel frames, bytes, at least one."""
-        small_F3HW = thin_out(bytes_FHW3)
+        small_F3HW = shrink_roughly(bytes_FHW3)
         steps = measure_steps(small_F3HW, self._last_13HW).tolist()
         self._last_13HW = small_F3HW[-1:].byte()
         traits_FT = measure_traits(bytes_FHW3)

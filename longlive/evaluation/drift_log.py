@@ -1,13 +1,16 @@
 """The drift of a video that grows fragment by fragment, measured on the pixels of the fragments themselves."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
+
+from torch import Tensor
 
 from ..session.boundary import Boundary
 from ..session.session import Session
 from ..units import count_pixel_frames
 from ..video.fragments import Encoding, Fragment, decode_fragment
 from .drift import BlockDrift, DriftMeter, SwitchMark, list_warnings
+from .report import Cell, Table
 
 COLUMNS = ("frame", "frames", "deviation", "trait", "motion", "jump", "switch", "fault")  # of a row for pages
 
@@ -18,8 +21,11 @@ class DriftLog:
     It takes the place of a file under a `VideoRenderer`, to measure a video without writing it.
     """
 
-    def __init__(self, encoding: Encoding | None = None) -> None:
-        self.encoding = encoding or Encoding()
+    def __init__(
+        self, encoding: Encoding | None = None, *, watch: Callable[[Tensor, int], object] = lambda pixels, first: None
+    ) -> None:
+        """`watch` is called with the pixel frames [F, H, W, 3] of each fragment and the number of the first."""
+        self.encoding, self.watch = encoding or Encoding(), watch
         self.blocks: list[BlockDrift | None] = []  # of each fragment; None for one without pixel frames
         self._meters = [DriftMeter(float(self.encoding.fps))]  # before the first fragment, and after each
 
@@ -44,7 +50,12 @@ class DriftLog:
     def append(self, fragment: Fragment, key: str = "") -> None:
         """Measure the next fragment; the key is not needed."""
         meter = self._meters[-1].copy()
-        self.blocks.append(meter.add(decode_fragment(fragment)) if fragment.num_frames else None)
+        block = None
+        if fragment.num_frames:
+            bytes_FHW3 = decode_fragment(fragment)
+            self.watch(bytes_FHW3, meter.num_frames)
+            block = meter.add(bytes_FHW3)
+        self.blocks.append(block)
         self._meters.append(meter)
 
     def rewind(self, num_fragments: int) -> None:
@@ -60,6 +71,32 @@ class DriftLog:
             "rows": [make_row(block) for block in self.measured],
             "warn": warnings[-1] if warnings else "",
         }
+
+
+def tabulate_blocks(blocks: Iterable[BlockDrift], fps: float) -> Table:
+    """Tabulate all numbers of some blocks, a row for each."""
+    rows: list[tuple[Cell, ...]] = [
+        (
+            block.first_frame / fps,
+            *block.traits.values(),
+            block.motion,
+            block.from_start,
+            block.from_before,
+            block.jump,
+            block.deviation,
+            block.fault or ("switch" if block.has_switch else ""),
+        )
+        for block in blocks
+    ]
+    names = ("bright", "contrast", "satur", "sharp", "red", "blue", "motion", "start", "before", "jump", "drift")
+    columns = (("s", ".2f"), *((name, ".1f") for name in names), ("", ""))
+    note = (
+        "Brightness, contrast, saturation, sharpness, how much red and blue exceed luma, motion (the mean step from "
+        "one pixel frame to the next), and the distances of the mean picture from that of the first second and of the "
+        "row before are of 255. Jump: the longest step as a multiple of the usual one. Drift: how far the farthest of "
+        "the first six is outside of the range of the first seconds, as a multiple of its limit."
+    )
+    return Table("Blocks", columns, tuple(rows), note)
 
 
 def make_row(block: BlockDrift) -> list:

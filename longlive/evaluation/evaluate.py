@@ -26,6 +26,7 @@ from ..units import count_pixel_frames
 from ..video.fragments import draw_frame, open_container
 from .clip_score import ClipScorer
 from .drift import BlockDrift, DriftMeter, SwitchMark, list_warnings
+from .drift_log import tabulate_blocks
 from .pictures import STEP_SIZE, TRAITS, make_thumbnails, measure_steps, shrink
 from .report import Cell, Figure, Plot, PlotCurve, Report, Table
 
@@ -78,7 +79,11 @@ def evaluate_video(path: Path, segments: Sequence[Segment] = (), scorer: ClipSco
         raise ScriptError("CLIP compares pictures with prompts, but there are none; give the script of the video too")
     features = read_features(path, scorer, mark_segments(segments))
     spans = split_spans(segments, features.num_frames)
-    tables = [tabulate_segments(features, spans, scorer), tabulate_drift(features), tabulate_times(features)]
+    tables = [
+        tabulate_segments(features, spans, scorer),
+        tabulate_drift(features),
+        tabulate_blocks(features.drift, features.fps),
+    ]
     return Report(path.name, tuple(tables), (plot_drift(features),))
 
 
@@ -243,34 +248,9 @@ def tabulate_drift(features: VideoFeatures) -> Table:
     warnings = list_warnings(features.drift) or ["Neither drift nor freeze nor jump is found."]
     note = (
         f"At first and at last: the mean of up to {FRAMES_PER_READ} pixel frames. Farthest: outside of the range of "
-        f"the first seconds, as a multiple of its limit; from 1 on it is a fault. {correlation}"
+        f"the first seconds, as a multiple of its limit; beyond 1 it is a fault. Where the prompt changes, only a script says. {correlation}"
     )
     return Table("Drift", columns, rows, "\n".join([note, "", *(f"- {warning}" for warning in warnings)]))
-
-
-def tabulate_times(features: VideoFeatures) -> Table:
-    """Tabulate the numbers of the drift meter, a row for each second at the usual rate."""
-    rows: list[tuple[Cell, ...]] = [
-        (
-            block.first_frame / features.fps,
-            *block.traits.values(),
-            block.motion,
-            block.from_start,
-            block.from_before,
-            block.jump,
-            block.deviation,
-            block.fault or ("switch" if block.has_switch else ""),
-        )
-        for block in features.drift
-    ]
-    numbers = (*TRAITS, "motion", "from start", "from before", "jump", "deviation")
-    columns = (("from, s", ".2f"), *((name, ".1f") for name in numbers), ("what", ""))
-    note = (
-        "Traits, motion (the mean step from one pixel frame to the next) and the distances of mean pictures from the "
-        "first second and from the row before are of 255. Jump: the longest step as a multiple of the usual one. "
-        "Deviation: the farthest trait, in limits. Without a script, a change of the prompt counts as a fault."
-    )
-    return Table("Times", columns, tuple(rows), note)
 
 
 def plot_drift(features: VideoFeatures) -> Figure:

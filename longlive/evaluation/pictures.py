@@ -42,7 +42,7 @@ def measure_traits(bytes_FHW3: Tensor) -> Tensor:
     )
 
 
-def thin_out(bytes_FHW3: Tensor) -> Tensor:
+def shrink_roughly(bytes_FHW3: Tensor) -> Tensor:
     """Shrink pictures to STEP_SIZE rows and columns [F, 3, H, W], whole numbers, from some pixels of large ones."""
     step = max(1, min(bytes_FHW3.shape[1:3]) // (2 * STEP_SIZE))
     return shrink(bytes_FHW3[:, ::step, ::step], STEP_SIZE).round_()

@@ -120,7 +120,7 @@ def test_words_are_looked_for_only_in_prompts_of_the_world(world):
         assert [table.title for table in evaluate_world_video(folder / "world.mp4", known).tables] == [
             "Segments",
             "Drift",
-            "Times",
+            "Blocks",
         ]
 
 
