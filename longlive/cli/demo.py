@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 
 from .render import add_parser as add_render
-from .render import parse_mp4_path, render_script
+from .render import render_script
+from .video_options import parse_mp4_path
 
 DEMO_SCRIPT = """\
 # only the first prompt says where the thing begins; each later prompt continues from its place

@@ -14,8 +14,8 @@ from ..miniature.files import load_miniature
 from ..model.causal import CausalWan
 from ..session.timeline import parse_timeline
 from ..weights.load import load_model
-from .render import read_script
 from .terminal import say
+from .video_options import read_script
 
 SEEDS = 32  # as in the published tables
 

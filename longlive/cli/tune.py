@@ -13,8 +13,8 @@ from ..tuning.config import read_config
 from ..tuning.load import identify_files, load_parts
 from ..tuning.run import run_tuning
 from ..tuning.trainer import Trainer
-from .render import find_cache_folder
 from .terminal import choose_status
+from .video_options import find_cache_folder
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import weights
 from harness import Target, expect
 
 from longlive.cli.main import main
-from longlive.cli.render import read_script
+from longlive.cli.video_options import read_script
 from longlive.errors import SessionError
 from longlive.evaluation.clip_score import ClipScorer
 from longlive.evaluation.evaluate import evaluate_video

@@ -15,7 +15,7 @@ from patience import LIMIT_SECONDS
 from safetensors.torch import load_file
 
 from longlive.cli.main import main
-from longlive.cli.render import SESSION_SUFFIX
+from longlive.cli.video_options import SESSION_SUFFIX
 from longlive.files import ABANDONED_SECONDS
 from longlive.session.block_store import Store, hash_entry
 from longlive.session.session_file import load_session

@@ -93,13 +93,13 @@ def test_the_miniature_renders_a_script_and_names_what_it_does_not_know(tmp_path
     "harm", [lambda path: path.unlink(), lambda path: path.write_bytes(b"?" * 100)], ids=["gone", "damaged"]
 )
 def test_missing_or_damaged_weights_of_the_miniature_are_named(tmp_path, caplog, monkeypatch, harm):
-    from longlive.cli import render
+    from longlive.cli import video_options
     from longlive.miniature import files
 
     for name in ("DIT", "VAE"):
         copy = tmp_path / getattr(files, name).name
         shutil.copy(getattr(files, name), copy)
-        monkeypatch.setattr(render, name, copy)
+        monkeypatch.setattr(video_options, name, copy)
     harm(tmp_path / files.VAE.name)
     assert main(["demo", "-o", str(tmp_path / "demo.mp4")]) == 1
     assert files.VAE.name in caplog.text

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from longlive.cli import render as command
+from longlive.cli import video_options
 from longlive.model.compiled import Backend, LayerCompiler, compile_model
 from longlive.session.session import Session
 from longlive.session.session_file import load_session
@@ -22,7 +22,7 @@ def make_video(render, tmp_path, monkeypatch, caplog):
 
     def make_video(backend: Backend | None) -> Session:
         if backend:
-            monkeypatch.setattr(command, "compile_model", partial(compile_model, backend=backend))
+            monkeypatch.setattr(video_options, "compile_model", partial(compile_model, backend=backend))
         assert render(SCRIPT, "video.mp4", *SMALL_WINDOW, *["--compile"] * bool(backend)) == 0
         return load_session(tmp_path / "video.session.safetensors")
 
