@@ -86,15 +86,7 @@ class Timeline(io.ComfyNode):
 
         Whether frames fill whole blocks is checked later: a block's length is not known yet.
         """
-        if script is None:  # it is linked
-            return True
-        if not isinstance(script, str):  # as only an API prompt can have it
-            return "the script is not text; write one segment per line"
-        try:
-            parse_timeline(script, block=1)
-        except LongLiveError as error:
-            return str(error)
-        return True
+        return True if script is None else check_script(script)  # None: it is linked
 
     @classmethod
     def execute(cls, session: LiveSession, clip, script: str, vae=None) -> io.NodeOutput:
@@ -135,6 +127,17 @@ def finish_watching(watcher: Watcher | None) -> dict[str, list[str]]:
         return {}
     watcher.finish()
     return watcher.output
+
+
+def check_script(script: object) -> bool | str:
+    """Return True for a script that parses, else what is wrong with it."""
+    if not isinstance(script, str):  # as only an API prompt can have it
+        return "the script is not text; write one segment per line"
+    try:
+        parse_timeline(script, block=1)
+    except LongLiveError as error:
+        return str(error)
+    return True
 
 
 DEFAULT_SCRIPT = """\

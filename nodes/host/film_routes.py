@@ -34,17 +34,22 @@ def add_film_routes(routes: web.RouteTableDef) -> None:
 
 
 def find_film_for(handler: FilmHandler) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-    """Let a handler have the film that a request names; refuse requests of other sites, which older hosts let pass."""
+    """Let a handler have the film that a request names."""
 
     async def send(request: web.Request) -> web.StreamResponse:
-        if request.headers.get("Sec-Fetch-Site") == "cross-site" and not args.enable_cors_header:
-            raise web.HTTPForbidden(text="another site may not watch this film")
+        refuse_other_sites(request)
         film = find_film(request.match_info["id"])
         if film is None:
             raise web.HTTPNotFound(text="there is no such film, or the server was restarted; run the node again")
         return await handler(request, film)
 
     return send
+
+
+def refuse_other_sites(request: web.Request) -> None:
+    """Raise HTTPForbidden for a request that the page of another site made, which older hosts let pass."""
+    if request.headers.get("Sec-Fetch-Site") == "cross-site" and not args.enable_cors_header:
+        raise web.HTTPForbidden(text="the page of another site may not do this")
 
 
 async def send_state(request: web.Request, film: Film) -> web.Response:

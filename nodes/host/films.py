@@ -7,6 +7,7 @@ socket carries a small event and never pictures, because a page that stops readi
 import secrets
 from functools import partial
 
+from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
 from ...longlive.video.film import Film
@@ -46,6 +47,12 @@ def report_change(film_id: str, film: Film, node_id: str) -> None:
             newest = state.pieces[-1]
             event |= {"count": newest.count, "first_frame": newest.first_frame, "num_frames": newest.num_frames}
         server.send_sync(EVENT, event)
+
+
+def find_node_id() -> str:
+    """Find the id of the node that runs; empty outside of one."""
+    context = get_executing_context()
+    return context.node_id if context else ""
 
 
 def find_server() -> PromptServer | None:

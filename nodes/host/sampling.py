@@ -39,6 +39,8 @@ def open_sampler(
 ) -> Iterator[Sampler]:
     """Open a sampler for `total_blocks` more blocks, with progress, previews and interrupt.
 
+    After more blocks than that, the progress begins again.
+
     It loads nothing before it has to compute a block, unless the MODEL is to be compiled. Without an error, its KV
     cache stays warm for the next node.
     """
@@ -188,7 +190,7 @@ class Progress:
 
     def _update(self, steps: int, prepared: HostCopy | None) -> None:
         preview = self.previewer.draw(prepared.read()) if self.previewer and prepared else None
-        self.bar.update_absolute(steps, preview=preview)
+        self.bar.update_absolute((steps - 1) % self.bar.total + 1 if steps else 0, preview=preview)
 
     def add_stored_block(self) -> None:
         """Report a block that was found in the store."""

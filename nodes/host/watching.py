@@ -8,14 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import comfy.sd
-from comfy_execution.utils import get_executing_context
 
 from ...longlive.errors import VideoError
 from ...longlive.session.session import Session
 from ...longlive.video.film import Film
 from ...longlive.video.render import VideoRenderer
 from .fallback_decoder import FallbackDecoder
-from .films import make_film_id, release_film, show_film
+from .films import find_node_id, make_film_id, release_film, show_film
 from .model import Model
 from .paths import find_temporary_folder
 from .sampling import open_fragment_store
@@ -77,8 +76,7 @@ def open_watched_film(film_id: str) -> Film:
         oldest = next(iter(_watched))
         release_film(oldest)
         _watched.pop(oldest).discard()
-    context = get_executing_context()
     folder = find_temporary_folder() / "longlive" / film_id
     film = _watched[film_id] = Film.create(folder)
-    show_film(film_id, film, node_id=context.node_id if context else "")
+    show_film(film_id, film, node_id=find_node_id())
     return film
