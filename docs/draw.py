@@ -145,6 +145,7 @@ TITLES = {
     "4_two_endings": ("Two endings", "one beginning, two branches"),
     "5_save_load_continue": ("Save, load, continue", "go on another day, from any moment"),
     "6_tune_the_miniature": ("Tune the miniature", "it learns from its own long videos"),
+    "7_direct_live": ("Direct a video", "watch it grow, type what comes next"),
 }
 
 
@@ -214,6 +215,17 @@ def draw_thumbnails(folder: Path, curve: Path | None) -> None:
 
     else:
         del cards["6_tune_the_miniature"]
+
+    card = cards["7_direct_live"]
+    card.add_frame(40, 118, 180, three[150])
+    add_row(card, 240, 118, 116, [three[60], three[230], three[240]])
+    for x, width, colour in ((240, 130, "#e5484d"), (372, 104, "#4666e5"), (478, 46, "#9fc6df")):
+        card.add_box(x, 256, width, 8, colour, radius=3)
+    card.add_box(523, 248, 2, 24, INK)
+    card.add_box(40, 316, 560, 44, CARD, radius=6)
+    card.add_text(58, 338, "a yellow triangle moves up by day", INK, size=16)
+    card.add_box(530, 324, 60, 28, "#7fc97f", radius=5)
+    card.add_text(542, 338, "Send", "#10151c", size=14, bold=True)
 
     for name, card in cards.items():
         card.finish().save(folder / f"{name}.jpg", quality=90)

@@ -113,9 +113,10 @@ def save_latents(graph: Graph, session: str, name: str) -> dict:
 
 
 def list_decodes(graph: Graph) -> dict[str, str]:
-    """List the Decode nodes of a graph, each with the node whose session it decodes."""
+    """List the nodes of a graph that write a video, each with the node whose session it shows."""
     decodes = {id: item for id, item in graph.items() if item["class_type"] == "LongLiveDecode"}
-    return {id: str(item["inputs"]["session"][0]) for id, item in decodes.items()}
+    live = {id: id for id, item in graph.items() if item["class_type"] == "LongLiveLive"}
+    return {id: str(item["inputs"]["session"][0]) for id, item in decodes.items()} | live
 
 
 def to_api(workflow: Mapping, object_info: Mapping[str, dict]) -> dict:
@@ -181,7 +182,7 @@ class Direct:
                 return before.switched_to(self._make_prompt(inputs), read_boundary(inputs), seed=seed, blend=blend)
             case "LongLiveChunkSampler":
                 return self._make_sampler(node_id).sample(before, count_blocks(inputs, before))
-            case "LongLiveTimeline":
+            case "LongLiveTimeline" | "LongLiveLive":
                 return self._follow(inputs["script"], before, self._make_sampler(node_id))
             case "LongLiveRewind":
                 return before.rewound_to(count_blocks(inputs, before) * before.config.block)

@@ -15,7 +15,7 @@ from inside import call_inside
 from safetensors.torch import load_file, save_file
 
 STEPS = 3
-WORKFLOW = WORKFLOWS[-1]
+WORKFLOW = WORKFLOWS[5]
 SHORTER = {"steps": STEPS, "batch": 1, "length": 39}
 TUNER, PAIRS, MINIATURE = "4", "3", "2"
 
