@@ -217,8 +217,8 @@ def draw_thumbnails(folder: Path, curve: Path | None) -> None:
         del cards["6_tune_the_miniature"]
 
     card = cards["7_direct_live"]
-    card.add_frame(40, 118, 180, three[150])
-    add_row(card, 240, 118, 116, [three[60], three[230], three[240]])
+    card.add_frame(40, 118, 180, three[235])
+    add_row(card, 240, 118, 116, [three[60], three[110], three[150]])
     for x, width, colour in ((240, 130, "#e5484d"), (372, 104, "#4666e5"), (478, 46, "#9fc6df")):
         card.add_box(x, 256, width, 8, colour, radius=3)
     card.add_box(523, 248, 2, 24, INK)

@@ -33,7 +33,7 @@ async def send_run(request: web.Request) -> web.Response:
     except SessionError as error:
         return refuse(404, str(error))
     if state is None:
-        return refuse_unknown(take)
+        return refuse_unknown_take(take)
     return web.json_response(state, headers={"Cache-Control": CACHE_NEVER})
 
 
@@ -49,7 +49,7 @@ async def receive_message(request: web.Request) -> web.Response:
     inbox = runs.find(take)
     if inbox is None:
         is_known = await asyncio.to_thread(find_take, find_takes_folder(), take)
-        return refuse(409, "this run is over; begin another one") if is_known else refuse_unknown(take)
+        return refuse(409, "this run is over; begin another one") if is_known else refuse_unknown_take(take)
     try:
         message = read_message(body)
     except MessageError as error:
@@ -79,6 +79,6 @@ def refuse(status: int, sentence: str) -> web.Response:
     return web.json_response({"error": sentence}, status=status)
 
 
-def refuse_unknown(take: str) -> web.Response:
+def refuse_unknown_take(take: str) -> web.Response:
     problem = "there is no such take" if ADDRESS.fullmatch(take) else "a take is 32 hexadecimal digits"
     return refuse(404, f"{problem}; press Direct in LongLive Live to begin one")

@@ -14,7 +14,7 @@ from ...longlive.live.take import describe_film, find_take, open_film, read_take
 from .films import find_film, find_server, show_film
 from .sampling import find_store_folder
 
-EVENT = "longlive.live"  # on the host's socket: the state of a run has changed
+RUN_EVENT = "longlive.live"  # on the host's socket: the state of a run has changed
 
 
 class Runs:
@@ -43,7 +43,7 @@ class Runs:
         if take in self._inboxes:
             self._states[take] = state
             if server := find_server():
-                server.send_sync(EVENT, {name: state[name] for name in ("take", "version", "status")})
+                server.send_sync(RUN_EVENT, {name: state[name] for name in ("take", "version", "status")})
 
     def find(self, take: str) -> Inbox | None:
         """Find the inbox of a run; None if nobody directs the take now."""

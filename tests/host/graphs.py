@@ -30,6 +30,7 @@ WORKFLOWS = sorted((REPOSITORY / "workflows").glob("*.json"))
 NOTES = {"MarkdownNote", "Note"}  # drawn by the interface, unknown to the host
 ACTIVE = 0  # the mode of a node that is neither muted nor bypassed
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+SAME_SEED = -1  # of LongLive Switch Prompt
 SEEDS = {"seed", "noise_seed"}  # the interface adds a widget to these inputs, unless their options say otherwise
 NO_LORA = "none"
 CLASSIC = ("--cache-classic", "--preview-method", "none")  # flags of a host
@@ -178,7 +179,8 @@ class Direct:
         before = self.make_session(inputs["session"][0])
         match type:
             case "LongLiveSwitchPrompt":
-                seed, blend = inputs.get("new_seed"), read_blend(inputs)
+                seed, blend = inputs.get("new_seed", SAME_SEED), read_blend(inputs)
+                seed = None if seed == SAME_SEED else seed
                 return before.switched_to(self._make_prompt(inputs), read_boundary(inputs), seed=seed, blend=blend)
             case "LongLiveChunkSampler":
                 return self._make_sampler(node_id).sample(before, count_blocks(inputs, before))
