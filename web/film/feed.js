@@ -3,7 +3,7 @@
  * A film as the host has it, kept up to date by the host's events. Knows no page. Emits `state` when it has changed.
  *
  * @typedef {{number: number, count: number, firstFrame: number, numFrames: number}} Piece one block of the film
- * @typedef {{version: number, fps: number, pieces: Piece[]}} FilmState
+ * @typedef {{version: number, fps: number, size?: number[], pieces: Piece[]}} FilmState size: width and height in pixels
  * @typedef {{id: string, version: number, number: number, count: number, first_frame?: number, num_frames?: number}} Change
  * @typedef {(path: string, options?: object) => Promise<Response>} Fetch
  */
@@ -57,9 +57,9 @@ export class FilmFeed extends EventTarget {
 }
 
 /** Read what the host says of a film. @param {any} answer @returns {FilmState} */
-export function readFilm({ version = 0, fps = 16, pieces = [] }) {
+export function readFilm({ version = 0, fps = 16, size = [0, 0], pieces = [] }) {
   const read = (/** @type {number[]} */ [number, count, firstFrame, numFrames]) => ({ number, count, firstFrame, numFrames });
-  return { version, fps, pieces: pieces.map(read) };
+  return { version, fps, size, pieces: pieces.map(read) };
 }
 
 /** Name what MediaSource is to decode, by the header of a film. @param {Uint8Array} header */

@@ -11,7 +11,7 @@ import { addStyle, bringHome, chain, rememberHome } from "./nodes.js";
 
 const EVENT = "longlive.film"; // of the host's socket
 const WATCHED = ["LongLiveTimeline", "LongLiveChunkSampler"];
-const MIN_HEIGHT = 120; // px of a film
+const HEIGHTS = [120, 360]; // px that a film takes at least, and at most by itself
 /** @type {WeakMap<object, NodeFilm>} by node */
 const films = new WeakMap();
 
@@ -79,14 +79,19 @@ class NodeFilm {
     this.#isPlaced = true;
     addStyle("../film/film.css");
     keepEvents(app, this.#stage);
+    const [columns, rows] = this.#feed.state.size ?? [1, 1];
+    const height = Math.round(Math.min(Math.max((node.size[0] * rows) / columns, HEIGHTS[0]), HEIGHTS[1]));
+    this.#stage.style.minHeight = `${height}px`;
     const widget = node.addDOMWidget("film", "LONGLIVE_FILM", this.#stage, {
       serialize: false,
       hideOnZoom: false,
-      getMinHeight: () => MIN_HEIGHT,
+      getMinHeight: () => height,
       getValue: () => "",
     });
     widget.serialize = false;
     chain(widget, "onRemove", () => this.#player?.dispose());
+    node.setSize([node.size[0], Math.max(node.size[1], node.computeSize()[1])]);
+    node.setDirtyCanvas(true, true);
   }
 
   #isPlaced = false;
