@@ -5,6 +5,7 @@ import { api } from "../../scripts/api.js";
 // @ts-ignore: served by the host
 import { app } from "../../scripts/app.js";
 import { showFilm, watchFilms } from "./host/films.js";
+import { listenToRuns, showLive } from "./host/live.js";
 import { showReport } from "./host/report.js";
 import { showPromoted, showTimeline } from "./host/timeline.js";
 
@@ -15,9 +16,11 @@ app.registerExtension({
   setup() {
     colorSessions();
     watchFilms(app, api);
+    listenToRuns(api);
   },
   nodeCreated(/** @type {any} */ node) {
     if (node.constructor.comfyClass === "LongLiveTimeline") showTimeline(app, node);
+    if (node.constructor.comfyClass === "LongLiveLive") showLive(app, api, node);
     if (node.constructor.comfyClass === "LongLiveSessionInfo") showReport(app, node);
     if (node.isSubgraphNode?.()) showPromoted(app, node);
     showFilm(app, api, node);

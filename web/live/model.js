@@ -3,6 +3,7 @@
  * A directed run as its page knows it: what the host says of it, where things stand on the ruler, what is sent.
  * Knows no DOM. Seconds are of the film. A block is named by its number, from 0.
  *
+ * @import { Drift } from "../film/chart.js"
  * @import { Segment } from "../timeline/model.js"
  * @typedef {"recache" | "renew" | "keep" | "cut" | "blend"} Boundary
  * @typedef {"waiting" | "making" | "paused" | "ahead" | "parked" | "stopped" | "complete" | "interrupted" | "failed"} Status
@@ -24,7 +25,7 @@
  * @property {Waiting[]} waiting
  * @property {string} script what was directed so far
  * @property {number | null} delay seconds from the last send to its first decoded frame
- * @property {string} warning of the drift meter, or ""
+ * @property {Partial<Drift>} drift what the drift meter says of each block
  *
  * @typedef {{start: number, end: number, blend: number, title: string, text: string, boundary: string}} Bar in seconds
  * @typedef {{span: number, length: number, bars: Bar[], ticks: number[], cheap: {block: number, seconds: number}[],
@@ -66,14 +67,14 @@ export function writeTake(bytes) {
 /** Read what the host says of a run. @param {any} answer @returns {State} */
 export function readState(answer) {
   const { take, status = "interrupted", sentence = "", version = 0, fps = 16, begins = 0 } = answer; // none if it was killed early
-  const { block_seconds: blockSeconds = 0.75, script = "", delay = null, drift = null } = answer;
+  const { block_seconds: blockSeconds = 0.75, script = "", delay = null, drift = {} } = answer;
   const pieces = (answer.pieces ?? []).map((/** @type {number[]} */ [number, count, firstFrame, numFrames]) =>
     ({ number, count, firstFrame, numFrames }));
   const switches = (answer.switches ?? []).map((/** @type {any} */ { block, boundary, text, seed, blend }) =>
     ({ block, boundary, text, seed: seed ?? null, blend: blend ?? 0 }));
   const waiting = (answer.waiting ?? []).map((/** @type {any} */ { block, text }) => ({ block, text }));
-  const known = { take, status, sentence, version, fps, begins, blockSeconds, script, delay };
-  return { ...known, pieces, switches, cheap: answer.cheap ?? [], waiting, warning: drift?.warn ?? "" };
+  const known = { take, status, sentence, version, fps, begins, blockSeconds, script, delay, drift };
+  return { ...known, pieces, switches, cheap: answer.cheap ?? [], waiting };
 }
 
 /** Whether the run takes messages. @param {State | null} state */

@@ -4,17 +4,22 @@
  * Knows no host. Emits `change` when it has set `take` or `script`, `changed` after a finished edit of them, `start` when
  * the graph is to be queued with them.
  */
+import { drawDrift } from "../film/chart.js";
 import { make } from "../timeline/elements.js";
-import { continuesScript, DelayMeter, describeStatus, isRunning, listActions, locateBlock, measureLength, writeTake, writeTime } from "./model.js";
 import { RunButtons } from "./buttons.js";
+import {
+  continuesScript, DelayMeter, describeStatus, isRunning, layRuler, listActions, locateBlock, writeTake, writeTime,
+} from "./model.js";
 import { RulerView } from "./ruler.js";
 import { LiveRun } from "./run.js";
 import { SayForm } from "./say.js";
+import { StageView } from "./stage.js";
 
 /**
+ * @import { Change } from "../film/feed.js"
+ * @import { State } from "./model.js"
  * @import { Fetch } from "./run.js"
- * @typedef {EventTarget & {element: HTMLElement, seconds: number, show: (state: any) => void,
- *   seek: (seconds: number) => void, play: () => void, dispose: () => void}} Player
+ * @import { OpenFilm } from "./stage.js"
  */
 
 const FRAME_HEIGHT = 236; // px of all but the film
@@ -29,22 +34,16 @@ export class LivePanel extends EventTarget {
   #problem = "";
   #shownDelay = 0; // seconds from the last send to its first frame on the screen
   #meter = new DelayMeter();
-  /** @type {Player | undefined} */
-  #player;
+  #isMine = false; // begun by this page
 
-  /** @param {Fetch} fetch of the host @param {(take: string) => Player} makePlayer */
-  constructor(fetch, makePlayer) {
+  /** @param {Fetch} fetch of the host @param {OpenFilm} openFilm */
+  constructor(fetch, openFilm) {
     super();
-    this.makePlayer = makePlayer;
-    this.run = new LiveRun(fetch, drawHex(8), () => this.#player?.seconds ?? 0);
+    this.stage = new StageView(openFilm);
+    this.run = new LiveRun(fetch, drawHex(8), () => this.stage.seconds);
     this.ruler = new RulerView();
     this.say = new SayForm();
     this.buttons = new RunButtons();
-    this.badge = make("output", { className: "longlive-live-badge", hidden: true });
-    this.queue = make("ol", { className: "longlive-live-queue", ariaLabel: "Prompts that wait" });
-    this.stage = make("div", { className: "longlive-live-stage" });
-    this.stage.append(make("p", { className: "longlive-live-hint", textContent: "The film appears here." }));
-    this.stage.append(this.badge, this.queue);
     this.status = make("p", { className: "longlive-live-status", role: "status" });
     this.delay = make("output", { className: "longlive-live-delay" });
     this.delay.title = "From sending a prompt to its first frame: decoded, and on the screen";
@@ -57,7 +56,8 @@ export class LivePanel extends EventTarget {
     this.foot = make("footer", { className: "longlive-live-foot" });
     this.foot.append(this.details, this.delay);
     this.element = make("section", { className: "longlive-live", ariaLabel: "Live" });
-    this.element.append(this.stage, this.ruler.element, this.say.element, this.buttons.element);
+    this.drift = make("div", { className: "longlive-live-drift", hidden: true });
+    this.element.append(this.stage.element, this.ruler.element, this.drift, this.say.element, this.buttons.element);
     this.element.append(this.status, this.warning, this.foot);
     this.#listen();
     this.#refresh();
@@ -104,15 +104,21 @@ export class LivePanel extends EventTarget {
     this.#refresh();
   }
 
-  /** Go on playing, because a page pauses what is moved in it. */
-  resume() {
-    this.#player?.play();
+  /** Take notice of a change of a film. @param {Change} change */
+  noticeFilm(change) {
+    this.stage.notice(change);
+  }
+
+  /** Ask for all that may have changed meanwhile. */
+  refresh() {
+    this.run.refresh();
+    this.stage.refresh();
   }
 
   dispose() {
     this.run.dispose();
     this.say.dispose();
-    this.#player?.dispose();
+    this.stage.clear();
     this.element.remove();
   }
 
@@ -125,6 +131,9 @@ export class LivePanel extends EventTarget {
       const prompt = this.say.prompt.trim();
       if (prompt) this.run.hint({ do: "prepare", prompt });
     });
+    this.stage.addEventListener("time", () => this.#takeTime());
+    this.stage.addEventListener("shown", (event) => this.#measure(/** @type {CustomEvent} */ (event).detail));
+    this.ruler.addEventListener("hold", () => this.stage.hold());
     this.ruler.addEventListener("choose", () => this.#takeChoice());
     this.ruler.addEventListener("later", (event) => this.say.plan(/** @type {CustomEvent} */ (event).detail));
     this.buttons.addEventListener("press", (event) => this.#press(/** @type {CustomEvent} */ (event).detail));
@@ -139,9 +148,8 @@ export class LivePanel extends EventTarget {
     this.#shownDelay = 0;
     this.#wasRunning = false;
     this.#begun = null;
-    this.#player?.dispose();
-    this.#player?.element.remove();
-    this.#player = undefined;
+    this.#isMine = options.isNew;
+    this.stage.clear();
     this.run.open(take, options);
   }
 
@@ -190,7 +198,7 @@ export class LivePanel extends EventTarget {
 
   #takeChoice() {
     const { chosen } = this.ruler;
-    if (chosen !== null && this.run.state) this.#player?.seek(locateBlock(this.run.state, chosen));
+    if (chosen !== null && this.run.state) this.stage.seek(locateBlock(this.run.state, chosen));
     this.#refresh();
   }
 
@@ -200,11 +208,12 @@ export class LivePanel extends EventTarget {
       this.#isQueued = false;
       if (isRunning(state) && !this.#wasRunning) [this.#problem, this.#begun] = ["", this.script];
       this.#meter.see(state);
-      this.#showFilm(state);
+      this.stage.showFilm(state, isRunning(state) && !this.#isMine);
       if (!isRunning(state)) this.#keepScript(state.script);
       this.#wasRunning = isRunning(state);
     }
     this.ruler.show(state);
+    this.#showDrift(state);
     this.#refresh();
   }
 
@@ -216,21 +225,9 @@ export class LivePanel extends EventTarget {
     for (const type of ["change", "changed"]) this.#emit(type);
   }
 
-  /** @param {any} state */
-  #showFilm(state) {
-    if (!this.#player) {
-      this.#player = this.makePlayer(this.#take);
-      this.#player.addEventListener("time", () => this.#takeTime());
-      this.#player.addEventListener("shown", (event) => this.#measure(/** @type {CustomEvent} */ (event).detail));
-      this.stage.prepend(this.#player.element);
-    }
-    this.#player.show(state);
-    this.stage.classList.toggle("longlive-live-empty", !state.pieces.length);
-  }
-
   #takeTime() {
-    this.ruler.play(this.#player?.seconds ?? 0);
-    this.#showBadge();
+    this.ruler.play(this.stage.seconds);
+    this.stage.showStatus(this.run.state, this.#isQueued);
   }
 
   /** @param {number} block that became visible */
@@ -253,8 +250,8 @@ export class LivePanel extends EventTarget {
     this.buttons.show(actions, place);
     this.say.allow(actions.canBegin);
     this.#showStatus();
-    this.#showBadge();
-    this.#showQueue();
+    this.stage.showStatus(state, this.#isQueued);
+    this.stage.showQueue(state);
     const [decoded, seen] = [state?.delay, this.#shownDelay].map((seconds) => seconds && `${seconds.toFixed(1)} s`);
     this.delay.textContent = [decoded && `made in ${decoded}`, seen && `seen in ${seen}`].filter(Boolean).join(", ");
   }
@@ -263,29 +260,14 @@ export class LivePanel extends EventTarget {
     const { tone, sentence } = describeStatus(this.run.state, this.#isQueued);
     this.status.textContent = this.#problem || sentence;
     this.status.dataset.tone = this.#problem ? "bad" : tone;
-    this.warning.textContent = this.run.state?.warning ?? "";
+    this.warning.textContent = this.run.state?.drift.warn ?? "";
     this.warning.hidden = !this.warning.textContent;
   }
 
-  #showBadge() {
-    const { state } = this.run;
-    const { tone, word } = describeStatus(state, this.#isQueued);
-    const times = [this.#player?.seconds ?? 0, measureLength(state)].map((seconds) => writeTime(seconds));
-    this.badge.textContent = state ? `${word} ${times.join(" / ")}` : word;
-    this.badge.dataset.tone = tone;
-    this.badge.hidden = !word;
-  }
-
-  #showQueue() {
-    const { state } = this.run;
-    const waiting = state?.waiting ?? [];
-    this.queue.hidden = !waiting.length;
-    this.queue.replaceChildren(...waiting.map(({ text, block }) => {
-      const item = make("li", { title: text });
-      const isNext = !state || block <= state.pieces.length;
-      item.append(make("span", { textContent: isNext ? "next" : writeTime(locateBlock(state, block), 1) }), text);
-      return item;
-    }));
+  /** Draw how far each block is from the first seconds, below its place on the ruler. @param {State | null} state */
+  #showDrift(state) {
+    this.drift.hidden = !state?.drift.rows?.length;
+    if (!this.drift.hidden) drawDrift(this.drift, state?.drift, { seconds: layRuler(state).span });
   }
 
   /** @param {Event} event */

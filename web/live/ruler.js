@@ -1,8 +1,8 @@
 // @ts-check
 /**
  * The ruler of a growing film: each prompt at its place, marks at places quick to rewind to, the play-head.
- * A click or the arrow keys choose a block. Emits `choose` when the choice changed, and `later` with the seconds in
- * `detail` on a click behind the end of the film.
+ * A click or the arrow keys choose a block. Emits `choose` when the choice changed, `later` with the seconds in `detail`
+ * on a click behind the end of the film, and `hold` on the space bar.
  */
 import { make } from "../timeline/elements.js";
 import { findBlock, findCheap, layRuler, locateBlock, writeTime } from "./model.js";
@@ -30,7 +30,8 @@ export class RulerView extends EventTarget {
     this.track.ariaLabel = "Place in the film";
     this.track.ariaValueMin = "0";
     this.track.title = "Click to choose a place, behind the end to choose a time for the next prompt. "
-      + "The arrow keys move by a block, Page Up and Page Down to the next mark, Escape chooses nothing.";
+      + "The arrow keys move by a block, Page Up and Page Down to the next mark, Escape chooses nothing; "
+      + "the space bar holds the film.";
     this.track.append(this.bars, this.plans, this.ticks, this.marks, this.pin, this.head);
     this.element = make("div", { className: "longlive-live-ruler" });
     this.element.append(this.track, this.scale);
@@ -136,6 +137,10 @@ export class RulerView extends EventTarget {
       PageDown: () => cheap.find((block) => block > from) ?? null,
       Escape: () => null,
     };
+    if (event.key === " ") {
+      event.preventDefault();
+      this.dispatchEvent(new Event("hold"));
+    }
     if (!(event.key in moves) || event.ctrlKey || event.metaKey || event.altKey) return;
     event.preventDefault();
     this.#choose(last < 0 ? null : moves[event.key]());
