@@ -54,8 +54,10 @@ class ComfyUI:
         flags: Sequence[str] = (),
         port: int | None = None,
         test_nodes: bool = True,
+        media_source: bool = False,
     ) -> None:
         self.host, self.flags, self.port = host, tuple(flags), port or find_free_port()
+        self.media_source = media_source  # whether pages may use it, which a host with API nodes lets them
         self.address = f"http://127.0.0.1:{self.port}"
         self.client_id = uuid.uuid4().hex
         self.events: list[Event] = []
@@ -101,7 +103,8 @@ class ComfyUI:
         """Start the process and wait until it answers. A host that was stopped or killed can be started again."""
         command = [sys.executable, str(self.host.main), "--cpu", "--base-directory", str(self.base)]
         command += ["--listen", "127.0.0.1", "--port", str(self.port), "--disable-auto-launch"]
-        command += ["--disable-api-nodes", "--database-url", f"sqlite:///{self.base}/user/comfyui.db"]
+        command += [] if self.media_source else ["--disable-api-nodes"]
+        command += ["--database-url", f"sqlite:///{self.base}/user/comfyui.db"]
         command += ["--preview-method", "latent2rgb"]
         environment = os.environ | {"PYTHONPATH": self.host.python_path, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
         with self._log_file.open("ab") as output:

@@ -8,7 +8,7 @@ import { addStyle, chain, findOrigin, rememberForUndo } from "./nodes.js";
 
 const MIN_SIZE = [460, 640]; // of a new node
 const MIN_WIDTH = 360; // of a node, so that the buttons fit
-const NOTE_HEIGHT = 60; // px
+const NOTE = "$$node-text-preview"; // the host's widget for text below a node; the panel says it, and keeps its room
 const ADOPTION = 2000; // ms in which a node that is made anew finds the panel of the one before
 
 /** @type {Set<LivePanel>} */
@@ -50,6 +50,7 @@ export function showLive(/** @type {any} */ app, /** @type {any} */ api, /** @ty
     panel.addEventListener("change", () => ([take.value, script.value] = [panel.take, panel.script]), options);
     panel.addEventListener("changed", () => rememberForUndo(app), options);
     panel.addEventListener("start", () => queue(app, panel), options);
+    panel.run.addEventListener("state", () => (panel.note = readNote(node)), options);
     panels.add(panel);
   };
   const read = () => {
@@ -74,7 +75,7 @@ export function showLive(/** @type {any} */ app, /** @type {any} */ api, /** @ty
       panel.stage.resume();
     });
   };
-  chain(node, "addCustomWidget", limitNote);
+  chain(node, "addCustomWidget", (/** @type {any} */ added) => added.name === NOTE && hide(added));
   chain(node, "onConfigure", () => (adopt(), read()));
   chain(node, "onConnectionsChange", read);
   chain(script, "callback", () => (panel.script = script.value ?? ""));
@@ -126,9 +127,10 @@ function takeUndoKey(/** @type {any} */ app, /** @type {KeyboardEvent} */ event)
   app.extensionManager.command.execute(key === "y" || event.shiftKey ? "Comfy.Redo" : "Comfy.Undo");
 }
 
-/** Leave the room to the film where the host adds a widget with text below it. */
-function limitNote(/** @type {any} */ { name, options }) {
-  if (name === "$$node-text-preview") options.getMaxHeight = () => NOTE_HEIGHT;
+/** Read what a node has last been said to do, such as which words its text encoder understood. */
+function readNote(/** @type {any} */ node) {
+  const text = node.widgets?.find((/** @type {any} */ { name }) => name === NOTE)?.value ?? "";
+  return String(text).trim().split("\n").at(-1) ?? "";
 }
 
 function hide(/** @type {any} */ widget) {

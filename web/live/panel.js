@@ -32,6 +32,7 @@ export class LivePanel extends EventTarget {
   /** @type {string | null} the script that the run began with, or that was there when this page found the run */
   #begun = null;
   #problem = "";
+  #note = "";
   #shownDelay = 0; // seconds from the last send to its first frame on the screen
   #meter = new DelayMeter();
   #isMine = false; // begun by this page
@@ -81,6 +82,13 @@ export class LivePanel extends EventTarget {
   set script(script) {
     this.text.value = script;
     this.#refresh();
+  }
+
+  /** What the host says of the newest prompt. */
+  set note(/** @type {string} */ note) {
+    if (note === this.#note) return;
+    this.#note = note;
+    this.#showStatus();
   }
 
   /** Height in px below which parts would be hidden. */
@@ -144,7 +152,7 @@ export class LivePanel extends EventTarget {
   /** @param {string} take @param {{isNew: boolean}} options */
   #open(take, options) {
     this.#take = take;
-    this.#problem = "";
+    this.#problem = this.#note = "";
     this.#shownDelay = 0;
     this.#wasRunning = false;
     this.#begun = null;
@@ -257,10 +265,12 @@ export class LivePanel extends EventTarget {
   }
 
   #showStatus() {
-    const { tone, sentence } = describeStatus(this.run.state, this.#isQueued);
-    this.status.textContent = this.#problem || sentence;
+    const { state } = this.run;
+    const { tone, sentence } = describeStatus(state, this.#isQueued);
+    const isSilent = !state?.sentence && tone === "live";
+    this.status.textContent = this.#problem || (isSilent && this.#note) || sentence;
     this.status.dataset.tone = this.#problem ? "bad" : tone;
-    this.warning.textContent = this.run.state?.drift.warn ?? "";
+    this.warning.textContent = state?.drift.warn ?? "";
     this.warning.hidden = !this.warning.textContent;
   }
 
