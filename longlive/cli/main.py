@@ -6,10 +6,10 @@ import sys
 
 from .. import __version__
 from ..errors import LongLiveError
-from . import demo, evaluate, info, pairs, quantize, render, tune, verify
+from . import demo, evaluate, info, live, pairs, quantize, render, tune, verify
 from .terminal import FAILED, Interrupts, PlainFormatter, choose_status, find_causes
 
-COMMANDS = (render, demo, evaluate, tune, pairs, quantize, info, verify)
+COMMANDS = (render, live, demo, evaluate, tune, pairs, quantize, info, verify)
 
 log = logging.getLogger("longlive")
 

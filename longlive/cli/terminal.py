@@ -88,5 +88,6 @@ class PlainFormatter(logging.Formatter):
 
 
 def say(text: object) -> None:
-    """Write lines to standard output, with control characters escaped."""
+    """Write lines to standard output at once, with control characters escaped."""
     sys.stdout.write(f"{escape_lines(str(text))}\n")
+    sys.stdout.flush()

@@ -10,7 +10,7 @@ from dataclasses import replace
 from ..errors import MessageError
 from ..rollout.sampler import check_timeline
 from ..session.boundary import Blend, Boundary
-from ..session.prompt import Prompt
+from ..session.prompt import Prompt, encode_prompt_mix
 from ..session.script import write_script
 from ..session.session import Session
 from ..session.switch import Switch
@@ -151,7 +151,7 @@ class Direction:
 
     def read_prompt(self, text: str) -> Prompt:
         """Encode a text, or find what it was encoded to. Raises ConditioningError."""
-        prompt = self._prompts.pop(text, None) or self._encode(text)
+        prompt = self._prompts.pop(text, None) or encode_prompt_mix(text, self._encode)
         self._prompts[text] = prompt
         if len(self._prompts) > PROMPTS_KEPT:
             self._prompts.popitem(last=False)

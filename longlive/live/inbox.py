@@ -33,8 +33,8 @@ class Inbox:
         """Whether the run is over."""
         return self._is_closed
 
-    def put(self, message: Message, *, patience: float = 0) -> None:
-        """Leave a message. Raises MessageError if the run is over, or if `patience` seconds did not make room."""
+    def put(self, message: Message, *, patience: float | None = 0) -> None:
+        """Leave a message; wait for room so many seconds, or as long as the run lasts. Raises MessageError without."""
         with self._changed:
             self._changed.wait_for(lambda: self._is_closed or self._has_room(message), patience)
             if self._is_closed:

@@ -33,8 +33,8 @@ class Status(StrEnum):
 class Pace:
     """Decides after each block what a run does next.
 
-    `longest` is the largest length of the video in seconds. Without `is_watched`, blocks are made as fast as they can
-    be, and the run is never parked.
+    `longest` is the largest length of the video in seconds; `patience` are the seconds after which a run is parked.
+    Without `is_watched`, blocks are made as fast as they can be, and the run is never parked.
     """
 
     def __init__(
@@ -42,10 +42,11 @@ class Pace:
         *,
         longest: float | None = None,
         is_watched: bool = True,
+        patience: float = PATIENCE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.longest, self.is_watched, self.is_paused = longest, is_watched, False
-        self._clock = clock
+        self._clock, self._patience = clock, patience
         self._heard = self._active = clock()  # the last viewer's message; the last block or other message
         self._viewers: dict[str, tuple[float, float]] = {}  # when each was heard, and where it is
         self._furthest = 0.0  # seconds of the video
@@ -82,7 +83,7 @@ class Pace:
         else:
             status = Status.AHEAD
         needs_nobody = not self.is_watched or (is_urgent and status is Status.MAKING)
-        if not needs_nobody and self._clock() - min(self._heard, self._active) > PATIENCE_SECONDS:
+        if not needs_nobody and self._clock() - min(self._heard, self._active) > self._patience:
             return Status.PARKED
         return status
 

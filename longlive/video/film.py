@@ -107,9 +107,9 @@ class Film:
         self.on_change: Callable[[], object] = lambda: None
 
     @classmethod
-    def create(cls, folder: Path, *, fps: int | Fraction = FPS, crf: float = CRF) -> "Film":
+    def create(cls, folder: str | Path, *, fps: int | Fraction = FPS, crf: float = CRF) -> "Film":
         """Begin a film in a folder, which is created. Raises VideoError if it holds one or the disk refuses."""
-        encoding = Encoding(Fraction(fps), crf)
+        folder, encoding = Path(folder), Encoding(Fraction(fps), crf)
         line = write_line({"version": INDEX_VERSION, "fps": str(encoding.fps), "crf": crf})
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -122,11 +122,12 @@ class Film:
         return cls(folder, encoding, FilmState(), len(line))
 
     @classmethod
-    def open(cls, folder: Path) -> "Film":
+    def open(cls, folder: str | Path) -> "Film":
         """Open the film in a folder; trim what a killed process left half written. Raises VideoError if there is none.
 
         Fragments that the disk has lost are dropped, with all after them.
         """
+        folder = Path(folder)
         try:
             text = read_text(folder / INDEX)
             lines = text[: text.rfind("\n") + 1].splitlines(keepends=True)
@@ -210,13 +211,14 @@ class Film:
                 file.seek(start)
                 return file.read(stop - start)
 
-    def save(self, path: Path, metadata: Mapping[str, str]) -> None:
+    def save(self, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
         """Write the film into an ordinary file. Raises VideoError if it has no frame or the disk refuses."""
         if not self.num_frames:
             raise VideoError(f"{self.folder} holds no frame yet; save it when a block is finished")
+        path = Path(path)
         try:
             with atomic_write(path) as part:
-                remux(self.path, part, metadata)
+                remux(self.path, part, metadata or {})
         except OSError as error:
             raise as_video_error(path, error, self.num_frames) from error
 

@@ -20,12 +20,12 @@ ROOT = Path(__file__).parents[2]
 NAMES = [name for names in longlive.MODULES.values() for name in names]
 
 
-def run_example(page: str, folder: Path, monkeypatch) -> None:
-    """Run the one Python example of a page in a folder."""
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
-    (folder / "example.py").write_text(example, encoding="utf-8")
+def run_example(page: str, folder: Path, monkeypatch) -> dict:
+    """Run the Python examples of a page in a folder; each continues those before it."""
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+    (folder / "example.py").write_text("".join(examples), encoding="utf-8")
     monkeypatch.chdir(folder)
-    runpy.run_path("example.py")
+    return runpy.run_path("example.py")
 
 
 def test_the_example_of_the_readme_makes_a_session(tmp_path, monkeypatch):
@@ -35,12 +35,19 @@ def test_the_example_of_the_readme_makes_a_session(tmp_path, monkeypatch):
     assert session.num_frames == 12
 
 
-def test_the_example_of_the_documentation_makes_a_video(tmp_path, monkeypatch):
-    run_example("docs/python.md", tmp_path, monkeypatch)
+def test_the_examples_of_the_documentation_make_videos(tmp_path, monkeypatch):
+    names = run_example("docs/python.md", tmp_path, monkeypatch)
     session = longlive.load_session(tmp_path / "rings.session.safetensors")
     assert [switch.prompt.text.split()[1] for switch in session.switches] == ["red", "blue"]
     with av.open("rings.mp4") as video:
         assert sum(1 for _ in video.decode(video=0)) == session.pixel_frames == 4 * 18 - 3
+    director = names["director"]
+    assert (
+        director.script
+        == "3b blend 2b | a green ring moves left at night\n3b cut seed 7 | a blue square moves up by day\n"
+    )
+    with av.open("directed.mp4") as video:
+        assert sum(1 for _ in video.decode(video=0)) == director.session.pixel_frames == 4 * 36 - 3
 
 
 ERRORS = [cls for cls in vars(longlive.errors).values() if isinstance(cls, type) and issubclass(cls, Exception)]
