@@ -14,6 +14,7 @@ from ...longlive.live.director import Director
 from ...longlive.live.pace import Pace
 from ...longlive.live.take import Take, find_take, read_take, remove_old_takes
 from ...longlive.session.session import Session
+from ...longlive.units import convert_blocks_to_seconds
 from ...longlive.video.film import Film
 from ...longlive.video.render import VideoRenderer
 from .conditioning import encode_prompt
@@ -46,7 +47,7 @@ class Studio:
     vae: comfy.sd.VAE
 
     def direct(self, session: Session, script: str, address: str, longest: float) -> Directed:
-        """Make the video of a script, then what somebody directs at `address`, up to `longest` seconds.
+        """Make the video of a script, then what somebody directs at `address`: `longest` seconds at most.
 
         A take is directed once: if the one at this address is over, what was recorded is made; if it was cut off, it
         goes on. Without an address, or with another script than the take began with, only the script is made.
@@ -57,12 +58,13 @@ class Studio:
         if not address or (find_take(folder.parent, address) and read_take(folder)["script"] != script):
             film_id = make_film_id()
             return self._make(session, script, open_watched_film(film_id), film_id)
-        with runs.announce(address) as inbox, open_take(folder, session, script) as take:
+        with open_take(folder, session, script) as take:
             if take.plan.status.is_over:
                 return self._make(session, take.plan.script, take.film, address)
-            with self._open_director(session, take.film, take=take) as director:
+            begins = convert_blocks_to_seconds(len(session.blocks), session.config.block)
+            with runs.announce(address) as inbox, self._open_director(session, take.film, take=take) as director:
                 runs.publish(director.state)
-                director.run(inbox, Pace(longest=longest))
+                director.run(inbox, Pace(longest=begins + longest))
             return Directed(director.session, director.script, take.film, address)
 
     def _make(self, session: Session, script: str, film: Film, film_id: str) -> Directed:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ...longlive.errors import SessionError
 from ...longlive.live.inbox import Inbox
-from ...longlive.live.pace import Status
 from ...longlive.live.take import describe_film, find_take, open_film, read_take
+from ...longlive.video.film import Film
 from .films import find_film, find_server, show_film
 from .sampling import find_store_folder
 
@@ -50,21 +50,22 @@ class Runs:
         return self._inboxes.get(take)
 
     def describe(self, take: str) -> dict | None:
-        """Describe a run as it is now, or as it ended; None without such a take. Raises SessionError if it is damaged.
+        """Describe a run as it is now, or as it ended; None where none has begun. Raises SessionError if it is damaged.
 
         Pages may watch the film of a run that ended in an earlier process from then on.
         """
-        if take in self._inboxes:
-            nothing_yet = {"take": take, "version": 0, "status": Status.WAITING, **describe_film(None)}
-            return self._states.get(take, nothing_yet)
+        if state := self._states.get(take):
+            return state
         folder = find_take(find_takes_folder(), take)
-        if folder is None:
-            return None
+        saved = read_take(folder)["state"] if folder else {}
+        return saved | describe_film(self._find_film(take, folder)) if folder and saved else None
+
+    def _find_film(self, take: str, folder: Path) -> Film:
         film = find_film(take)
         if film is None:
             film = open_film(folder)
             show_film(take, film)
-        return read_take(folder)["state"] | describe_film(film)
+        return film
 
 
 runs = Runs()
