@@ -109,6 +109,21 @@ def test_watching_a_later_node_shows_all_before_it_and_cancel_keeps_the_film(new
     )
 
 
+def test_where_the_disk_refuses_the_film_the_node_makes_its_video_all_the_same(newest):
+    folder, aside = newest.base / "temp" / "longlive", newest.base / "temp" / "aside"
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.rename(aside)
+    folder.write_text("no folder can be made here")
+    try:
+        history = newest.run(watch(make_video_graph(LAST, seed=44)))
+    finally:
+        folder.unlink()
+        aside.rename(folder)
+    assert "longlive_film" not in history.outputs["timeline"]
+    assert "cannot be written after 0 frames: Not a directory" in newest.log
+    assert len(read_video(newest, history)) > 1000
+
+
 @pytest.fixture(scope="module")
 def watched(newest):
     """The address of a film of three blocks, and its file."""

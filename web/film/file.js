@@ -42,19 +42,25 @@ export class FilmFile {
     const pieces = this.#state?.pieces ?? [];
     const isNew = pieces.at(-1)?.count !== this.#pieces.at(-1)?.count;
     const isGone = this.#pieces.some(({ number, count }) => pieces[number]?.count !== count);
-    const isNear = !this.#video.duration || this.#video.currentTime > this.#video.duration - NEAR;
+    const isNear = this.#video.ended || this.#video.currentTime > measureLength(this.#pieces, this.#state?.fps) - NEAR;
     if (isGone || (isNew && isNear)) this.#load();
   }
 
   #load() {
     const { fps, pieces } = this.#state ?? { fps: 16, pieces: [] };
-    const last = pieces.at(-1);
-    if (this.#events.signal.aborted || !last || !(last.firstFrame + last.numFrames)) return;
+    const length = measureLength(pieces, fps);
+    if (this.#events.signal.aborted || !length) return;
     const { currentTime, paused, ended } = this.#video;
     this.keep();
     this.#pieces = pieces;
-    this.#video.src = this.#locate(`film.mp4?v=${last.count}`);
-    this.#video.currentTime = Math.min(currentTime, (last.firstFrame + last.numFrames) / fps);
+    this.#video.src = this.#locate(`film.mp4?v=${pieces.at(-1)?.count}`);
+    this.#video.currentTime = Math.min(currentTime, length);
     if (!paused || ended) this.#video.play().catch(() => {}); // it may not play yet, or not without a click
   }
+}
+
+/** Measure pieces in seconds. @param {Piece[]} pieces */
+function measureLength(pieces, fps = 16) {
+  const last = pieces.at(-1);
+  return last ? (last.firstFrame + last.numFrames) / fps : 0;
 }

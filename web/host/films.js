@@ -74,14 +74,25 @@ class NodeFilm {
 
   /** Make room for the film on its node, when it has its first block. */
   #place() {
+    const { node } = this;
+    if (!this.#feed?.state?.pieces.length) return;
+    if (!this.#stage.dataset.place) {
+      const [columns, rows] = this.#feed.state.size ?? [1, 1];
+      this.#addStage(Math.round(Math.min(Math.max((node.size[0] * rows) / columns, HEIGHTS[0]), HEIGHTS[1])));
+    }
+    const smallest = node.computeSize()[1]; // the host may have added texts
+    if (node.size[1] >= smallest) return;
+    node.setSize([node.size[0], smallest]);
+    node.setDirtyCanvas(true, true);
+  }
+
+  #addStage(/** @type {number} */ height) {
     const { app, node } = this;
-    if (this.#isPlaced || !this.#feed?.state?.pieces.length) return;
-    this.#isPlaced = true;
+    const place = { id: `film of ${node.id}` }; // beside the editor's on the same node
+    this.#stage.dataset.place = place.id;
+    this.#stage.style.minHeight = `${height}px`;
     addStyle("../film/film.css");
     keepEvents(app, this.#stage);
-    const [columns, rows] = this.#feed.state.size ?? [1, 1];
-    const height = Math.round(Math.min(Math.max((node.size[0] * rows) / columns, HEIGHTS[0]), HEIGHTS[1]));
-    this.#stage.style.minHeight = `${height}px`;
     const widget = node.addDOMWidget("film", "LONGLIVE_FILM", this.#stage, {
       serialize: false,
       hideOnZoom: false,
@@ -89,12 +100,13 @@ class NodeFilm {
       getValue: () => "",
     });
     widget.serialize = false;
-    chain(widget, "onRemove", () => this.#player?.dispose());
-    node.setSize([node.size[0], Math.max(node.size[1], node.computeSize()[1])]);
-    node.setDirtyCanvas(true, true);
+    chain(widget, "onRemove", () => {
+      rememberHome(place, this.#stage);
+      this.#player?.dispose();
+      films.delete(node);
+    });
+    setTimeout(() => bringHome(place, this.#stage));
   }
-
-  #isPlaced = false;
 }
 
 function find(/** @type {any} */ app, /** @type {any} */ api, /** @type {any} */ node) {
