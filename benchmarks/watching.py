@@ -29,7 +29,7 @@ from videos import count_frames, make_video_graph  # noqa: E402
 
 from longlive.model.vae import WanVAE  # noqa: E402
 from longlive.model.vae_streams import StreamingDecoder  # noqa: E402
-from longlive.units import FPS  # noqa: E402
+from longlive.units import FPS, PIXEL_FRAMES_PER_FRAME  # noqa: E402
 from longlive.video.film import Film  # noqa: E402
 from longlive.video.render import VideoRenderer  # noqa: E402
 
@@ -116,15 +116,16 @@ def check_film() -> None:
 
 
 def measure_memory() -> None:
-    """Print the RAM of a process that decodes and encodes a film."""
+    """Print the RAM of a process that decodes and encodes a film of latents that it has from the beginning."""
     torch.manual_seed(0)
     sys.stdout.write("minutes   RSS MB   film MB\n")
     with tempfile.TemporaryDirectory() as folder:
         film = Film.create(Path(folder) / "film")
         renderer = VideoRenderer(StreamingDecoder(WanVAE(WIDTH), at_once=BLOCK), film)
         due = 0
-        while film.num_frames < 60 * MINUTES * FPS:
-            renderer.render_block(torch.randn(1, BLOCK, 16, ROWS, COLUMNS))
+        count = 60 * MINUTES * FPS // (BLOCK * PIXEL_FRAMES_PER_FRAME) + 1
+        for latents_BFCHW in torch.randn(1, BLOCK * count, 16, ROWS, COLUMNS).split(BLOCK, dim=1):
+            renderer.render_block(latents_BFCHW)
             if film.num_frames >= 60 * due * FPS:
                 minutes = film.num_frames / FPS / 60
                 sys.stdout.write(f"{minutes:7.2f} {measure_resident_mb():8.1f} {film.state.length / 1e6:9.2f}\n")
