@@ -14,14 +14,15 @@ from ..session.prompt import Prompt, encode_prompt_mix
 from ..session.script import write_script
 from ..session.session import Session
 from ..session.switch import Switch
-from ..session.timeline import parse_timeline
+from ..session.timeline import MAX_CHARACTERS, parse_timeline
 from ..units import convert_blocks_to_seconds
 from .decision import Decision, list_decisions, plan_segments
-from .messages import Reseed, Say
+from .messages import MAX_PROMPT, Reseed, Say
 from .pace import Status
 from .take import Plan
 
 PROMPTS_KEPT = 64  # embeddings by text
+SPARE_CHARACTERS = 3 * MAX_PROMPT  # of a script: for the words before each prompt, and for one more
 
 
 class Direction:
@@ -93,8 +94,11 @@ class Direction:
     def say(self, said: Say) -> None:
         """Let a prompt begin with the next block, or when it is to. A second prompt for one block replaces the first.
 
-        Raises ConditioningError for one that cannot be encoded; nothing is changed then.
+        Raises ConditioningError for one that cannot be encoded, and MessageError if the script has no room for it.
+        Nothing is changed then.
         """
+        if len(self.script) + sum(len(each.text) for each in self.list_waiting()) > MAX_CHARACTERS - SPARE_CHARACTERS:
+            raise MessageError(f"the script of this video is full ({MAX_CHARACTERS:,} characters); begin another video")
         block = self.end if said.at is None else max(self.end, round(said.at / self.block_seconds))
         decision = Decision(block, said.prompt, said.boundary, said.seed, said.blend)
         self.read_prompt(decision.text)

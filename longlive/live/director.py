@@ -153,7 +153,7 @@ class Director:
                 continue
             elif status.is_over:
                 return status
-            elif status is not self._status or self._drift != self.state["drift"]:
+            elif status is not self._status or self._has_news():
                 self._publish(status)
             else:
                 inbox.wait(WAIT_SECONDS)
@@ -274,6 +274,9 @@ class Director:
 
     def _finish(self, status: Status, sentence: str) -> None:
         self._status, self._sentence = status, sentence
+        if self.renderer:
+            with suppress(VideoError):  # which the film shows by its length
+                self.renderer.wait()
         if self._meter:
             self._meter.close(None if status in (Status.INTERRUPTED, Status.FAILED) else self.session)
         with suppress(StoreError):
@@ -289,6 +292,11 @@ class Director:
     @property
     def _drift(self) -> dict:
         return self._meter.drift if self._meter else {}
+
+    def _has_news(self) -> bool:
+        """Return whether another thread has encoded or measured a block since the last state."""
+        shown = len(self.film.pieces) if self.film else 0
+        return shown != len(self.state["pieces"]) or self._drift != self.state["drift"]
 
     def _publish(self, status: Status) -> None:
         self._status = status

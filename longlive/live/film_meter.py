@@ -13,7 +13,7 @@ from ..video.fragments import Fragment
 
 log = logging.getLogger(__name__)
 
-LAST_PIECES = 4  # that the end of a run waits for
+LAST_PIECES = 16  # that the end of a run waits for: some seconds at 832 x 480
 
 
 class FilmMeter:

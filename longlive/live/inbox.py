@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass
 
 from ..errors import MessageError
-from .messages import Message, Playhead
+from .messages import Message, Playhead, Prepare
 
 MAX_WAITING = 64  # messages
 MAX_VIEWERS = 32
@@ -20,7 +20,10 @@ class Sent:
 
 
 class Inbox:
-    """Takes messages from any thread for one reader. Of the places of a viewer only the last one waits."""
+    """Takes messages from any thread for one reader.
+
+    Of the places of a viewer, and of the prompts to prepare, only the last one waits.
+    """
 
     def __init__(self) -> None:
         self._waiting: list[Sent] = []
@@ -46,6 +49,8 @@ class Inbox:
             if isinstance(message, Playhead):
                 self._viewers[message.viewer] = sent
             else:
+                if isinstance(message, Prepare):
+                    self._waiting = [each for each in self._waiting if not isinstance(each.message, Prepare)]
                 self._waiting.append(sent)
             self._changed.notify_all()
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ConfigError, SessionError, StoreError, VideoError
-from ..files import claim, is_claimed, read_text, write_text
+from ..files import MAX_TEXT_BYTES, claim, is_claimed, read_text, write_text
 from ..session.session import Session
 from ..units import FPS
 from ..untrusted import parse_json, read_field
@@ -143,7 +143,7 @@ def find_take(folder: Path, address: str) -> Path | None:
 def read_take(folder: Path) -> dict:
     """Read the file of a take. Raises SessionError if there is none, or if it is damaged."""
     try:
-        saved = parse_json(read_text(folder / TAKE))
+        saved = parse_json(read_text(folder / TAKE), MAX_TEXT_BYTES)
         if read_field(saved, "version", int) != TAKE_VERSION:
             raise ValueError("another version of LongLive wrote it")
         facts = {name: read_field(saved, name, dict) for name in ("begins_with", "plan", "state")}

@@ -73,7 +73,7 @@ class VideoRenderer:
 
     def render_block(self, latents_BFCHW: Tensor) -> None:
         """Append the next block of latents [1, F, C, h, w]. After an error it may come again."""
-        self._finish_encoding()
+        self.wait()
         key = hash_next(self._keys[-1], latents_BFCHW)
         entry = self.store.read(key, FRAGMENT_ENTRY) if self.store else None
         frames_FHWC = None if entry else self._decode(latents_BFCHW)
@@ -90,7 +90,7 @@ class VideoRenderer:
 
     def finish(self) -> Tensor | None:
         """Append what the decoder still holds; return the last pixel frame [1, H, W, 3] as bytes, if there is one."""
-        self._finish_encoding()
+        self.wait()
         key = hash_facts([self._keys[-1], "end"])
         entry = self.store.read(key, END_ENTRY) if self.store else None
         if entry:
@@ -119,7 +119,7 @@ class VideoRenderer:
         """
         assert isinstance(self.writer, Film), self.writer
         assert 0 <= num_blocks <= len(self._blocks), num_blocks
-        self._finish_encoding()
+        self.wait()
         self.writer.rewind(num_blocks)
         if num_blocks < len(self._blocks):
             del self._blocks[num_blocks:], self._keys[num_blocks + 1 :]
@@ -171,8 +171,8 @@ class VideoRenderer:
             return Fragment(b"", b"", 0)
         return self.writer.encoding.encode(frames_FHWC, self.writer.num_frames)
 
-    def _finish_encoding(self) -> None:
-        """Wait for the thread. Raises what it raised, without the block."""
+    def wait(self) -> None:
+        """Wait until the last block is in the video. Raises what prevents that; the block may come again then."""
         encoding, self._encoding = self._encoding, None
         if encoding:
             with self._discard_block_on_error():

@@ -12,10 +12,12 @@ from directed import BLOCK_SECONDS, Stage, do, encode, render_script, say, start
 from longlive.errors import ConditioningError, MessageError, SessionError
 from longlive.evaluation.drift_log import DriftLog
 from longlive.live.director import Director
+from longlive.live.inbox import Inbox
+from longlive.live.messages import read_message
 from longlive.live.pace import Pace, Status
 from longlive.live.take import read_take
 from longlive.rollout.kv_cache import RollingKVCache
-from longlive.rollout.rollout import Pass
+from longlive.rollout.rollout import Pass, PassKind
 from longlive.rollout.sampler import Sampler
 from longlive.session.boundary import Blend, Boundary, Curve
 from longlive.video.fragments import Fragment
@@ -175,6 +177,43 @@ def test_what_cannot_be_followed_changes_nothing_but_a_sentence(tmp_path, messag
         stage.run({-1: [say("a")], 2: [message], 3: [do("stop")]})
         assert stage.director.script == "3b | a\n"
         assert [state["sentence"] for state in stage.states if state["sentence"].startswith(sentence)]
+
+
+def test_a_script_that_is_full_takes_no_more_prompts():
+    with Sampler(tiny.model()) as sampler:
+        director = Director(start_session(), sampler, encode)
+        for block in range(48):
+            director.say(f"{block} " + "a" * 3990, at=block * BLOCK_SECONDS)
+        with pytest.raises(MessageError, match="the script of this video is full"):
+            director.say("one more")
+        assert director.make(1).num_frames == 3
+
+
+def test_a_prompt_is_seen_after_one_running_block_a_recache_four_passes_and_a_decoding(tmp_path):
+    """Whatever pass is running when it comes. The clean pass that the recache would overwrite is not made."""
+    delays = []
+    for moment in range(4):
+        inbox, passes = Inbox(), []
+        with Stage(tmp_path / str(moment)) as stage:
+
+            def watch(done: Pass, inbox=inbox, passes=passes, stage=stage, moment=moment) -> None:
+                passes.append(done)
+                if len(stage.director.session.blocks) == 6 and done.step == moment and done.kind is PassKind.DENOISE:
+                    inbox.put(read_message(say("b")))
+                    passes.clear()
+
+            def stop(inbox=inbox, passes=passes, stage=stage) -> None:
+                if stage.director.state["delay"] is not None and len(stage.director.session.blocks) == 8:
+                    delays.append([done.kind for done in passes])
+                    stage.director.poll = lambda: None
+                    inbox.put(read_message(do("stop")))
+
+            stage.sampler.watch, stage.director.poll = watch, stop
+            stage.director.say("a")
+            stage.director.run(inbox, Pace(is_watched=False))
+            assert stage.director.script == "7b | a\n1b | b\n"
+    expected = [[PassKind.DENOISE] * (3 - moment) + [PassKind.RECACHE] + [PassKind.DENOISE] * 4 for moment in range(4)]
+    assert delays == expected
 
 
 def test_a_seed_before_the_first_prompt_is_refused(tmp_path):

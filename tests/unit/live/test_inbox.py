@@ -6,7 +6,7 @@ import pytest
 
 from longlive.errors import MessageError
 from longlive.live.inbox import MAX_VIEWERS, MAX_WAITING, Inbox
-from longlive.live.messages import Pause, Playhead, RewindTo
+from longlive.live.messages import Pause, Playhead, Prepare, RewindTo
 
 
 def list_messages(inbox: Inbox) -> list:
@@ -34,6 +34,14 @@ def test_of_the_places_of_a_viewer_the_last_one_counts():
     for second in range(1000):
         inbox.put(Playhead(second, "0" * 8))
     assert list_messages(inbox) == [Playhead(999, "0" * 8)]
+
+
+def test_of_the_prompts_to_prepare_the_last_one_counts():
+    inbox = Inbox()
+    for number in range(1000):
+        inbox.put(Prepare(f"a ring {number}"))
+        inbox.put(Pause()) if number == 3 else None
+    assert list_messages(inbox) == [Pause(), Prepare("a ring 999")]
 
 
 def test_a_full_inbox_refuses_more_but_hears_its_viewers():
