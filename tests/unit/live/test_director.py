@@ -91,7 +91,8 @@ def test_the_state_says_what_a_page_shows(told):
 
 def test_the_drift_of_every_block_is_measured(told):
     drift, frames = told.states[-1]["drift"], told.take.film.num_frames
-    assert (len(drift["blocks"]), sum(block["frames"] for block in drift["blocks"])) == (16, frames)
+    shown = [row[drift["columns"].index("frames")] for row in drift["rows"]]
+    assert (len(shown), sum(shown)) == (16, frames)
     assert read_take(told.take.folder)["state"]["drift"] == drift
 
 
