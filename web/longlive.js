@@ -16,7 +16,7 @@ app.registerExtension({
   setup() {
     colorSessions();
     watchFilms(app, api);
-    listenToRuns(api);
+    listenToRuns(app, api);
   },
   nodeCreated(/** @type {any} */ node) {
     if (node.constructor.comfyClass === "LongLiveTimeline") showTimeline(app, node);

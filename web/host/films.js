@@ -116,7 +116,7 @@ function find(/** @type {any} */ app, /** @type {any} */ api, /** @type {any} */
 }
 
 /** Find a node by the name that the host gives it: its number, behind those of the subgraphs around it. */
-function findNode(/** @type {any} */ app, /** @type {string} */ name) {
+export function findNode(/** @type {any} */ app, /** @type {string} */ name) {
   let graph = app.graph.rootGraph ?? app.graph;
   const numbers = String(name).split(":").map(Number);
   for (const number of numbers.slice(0, -1)) graph = graph?.getNodeById(number)?.subgraph;

@@ -4,6 +4,7 @@ import { FilmFeed } from "../film/feed.js";
 import { FilmPlayer } from "../film/player.js";
 import { LivePanel } from "../live/panel.js";
 import { keepEvents } from "./canvas.js";
+import { findNode } from "./films.js";
 import { addStyle, chain, findOrigin, rememberForUndo } from "./nodes.js";
 
 const MIN_SIZE = [460, 640]; // of a new node
@@ -13,14 +14,19 @@ const ADOPTION = 2000; // ms in which a node that is made anew finds the panel o
 
 /** @type {Set<LivePanel>} */
 const panels = new Set();
+/** @type {WeakMap<object, (film: string) => void>} by node */
+const watchers = new WeakMap();
 /** @type {Map<string, {panel: LivePanel, home: HTMLElement | null}>} panels of removed nodes, by their take */
 const orphans = new Map();
 
-/** Hand what the host says of runs to their panels. @param {any} api of the host */
-export function listenToRuns(api) {
+/** Hand what the host says of runs to their panels. @param {any} app @param {any} api of the host */
+export function listenToRuns(app, api) {
   const tell = (/** @type {(panel: LivePanel) => void} */ say) => panels.forEach(say);
   api.addEventListener("longlive.live", (/** @type {any} */ { detail }) => tell((panel) => panel.run.notice(detail)));
-  api.addEventListener("longlive.film", (/** @type {any} */ { detail }) => tell((panel) => panel.noticeFilm(detail)));
+  api.addEventListener("longlive.film", (/** @type {any} */ { detail }) => {
+    tell((panel) => panel.noticeFilm(detail));
+    watchers.get(findNode(app, detail.node))?.(detail.id);
+  });
   api.addEventListener("reconnected", () => tell((panel) => panel.refresh()));
   api.addEventListener("status", (/** @type {any} */ { detail }) => {
     if (detail?.exec_info?.queue_remaining === 0) tell((panel) => panel.settle("The host ended before the film began."));
@@ -76,6 +82,8 @@ export function showLive(/** @type {any} */ app, /** @type {any} */ api, /** @ty
     });
   };
   chain(node, "addCustomWidget", (/** @type {any} */ added) => added.name === NOTE && hide(added));
+  watchers.set(node, (film) => panel.watch(film));
+  chain(node, "onExecuted", (/** @type {any} */ shown) => shown?.longlive_film && panel.watch(shown.longlive_film[0]));
   chain(node, "onConfigure", () => (adopt(), read()));
   chain(node, "onConnectionsChange", read);
   chain(script, "callback", () => (panel.script = script.value ?? ""));

@@ -112,6 +112,17 @@ export class LivePanel extends EventTarget {
     this.#refresh();
   }
 
+  /** Show a film that the node makes of its script, without being directed. @param {string} id */
+  watch(id) {
+    if (id === this.#take || this.#isQueued || isRunning(this.run.state)) return;
+    this.stage.showFilm(id);
+    this.ruler.show(null);
+    this.#showDrift(null);
+    this.#problem = "";
+    this.#note = "This is the film of the script.";
+    this.#refresh();
+  }
+
   /** Take notice of a change of a film. @param {Change} change */
   noticeFilm(change) {
     this.stage.notice(change);
@@ -216,7 +227,8 @@ export class LivePanel extends EventTarget {
       this.#isQueued = false;
       if (isRunning(state) && !this.#wasRunning) [this.#problem, this.#begun] = ["", this.script];
       this.#meter.see(state);
-      this.stage.showFilm(state, isRunning(state) && !this.#isMine);
+      this.stage.showFilm(state.take, isRunning(state) && !this.#isMine);
+      if (!isRunning(state)) this.stage.finish();
       if (!isRunning(state)) this.#keepScript(state.script);
       this.#wasRunning = isRunning(state);
     }
@@ -267,7 +279,7 @@ export class LivePanel extends EventTarget {
   #showStatus() {
     const { state } = this.run;
     const { tone, sentence } = describeStatus(state, this.#isQueued);
-    const isSilent = !state?.sentence && tone === "live";
+    const isSilent = !state?.sentence && (tone === "live" || this.stage.film !== this.#take);
     this.status.textContent = this.#problem || (isSilent && this.#note) || sentence;
     this.status.dataset.tone = this.#problem ? "bad" : tone;
     this.warning.textContent = state?.drift.warn ?? "";

@@ -4,14 +4,14 @@
  * Emits `time` when the play-head moves, and `shown` with the number of a block in `detail` when that is on the screen.
  */
 import { make } from "../timeline/elements.js";
-import { describeStatus, isRunning, locateBlock, measureLength, writeTime } from "./model.js";
+import { describeStatus, locateBlock, measureLength, writeTime } from "./model.js";
 
 /**
  * @import { Change, FilmFeed } from "../film/feed.js"
  * @import { FilmPlayer } from "../film/player.js"
  * @import { State } from "./model.js"
  * @typedef {{player: FilmPlayer, feed: FilmFeed}} Film
- * @typedef {(take: string, options: {atEdge: boolean}) => Film} OpenFilm
+ * @typedef {(id: string, options: {atEdge: boolean}) => Film} OpenFilm
  */
 
 export class StageView extends EventTarget {
@@ -39,11 +39,21 @@ export class StageView extends EventTarget {
     return this.#film?.player.seconds ?? 0;
   }
 
-  /** Show the film of a run; `atEdge` begins with its newest block. @param {State} state @param {boolean} atEdge */
-  showFilm(state, atEdge) {
-    this.#film ??= this.#open(state.take, atEdge);
-    this.element.classList.toggle("longlive-live-empty", !state.pieces.length);
-    if (!isRunning(state)) this.#film.player.finish();
+  /** The id of the film, or "". */
+  get film() {
+    return this.#film?.feed.id ?? "";
+  }
+
+  /** Show a film; `atEdge` begins with its newest block. @param {string} id @param {boolean} atEdge */
+  showFilm(id, atEdge = false) {
+    if (id === this.#film?.feed.id) return;
+    this.clear();
+    this.#film = this.#open(id, atEdge);
+  }
+
+  /** Let the film be over. */
+  finish() {
+    this.#film?.player.finish();
   }
 
   /** Show how the run stands. @param {State | null} state @param {boolean} isQueued */
@@ -101,14 +111,17 @@ export class StageView extends EventTarget {
     this.#setHeld(false);
   }
 
-  /** @param {string} take @param {boolean} atEdge */
-  #open(take, atEdge) {
-    const { player, feed } = this.#openFilm(take, { atEdge });
+  /** @param {string} id @param {boolean} atEdge */
+  #open(id, atEdge) {
+    const { player, feed } = this.#openFilm(id, { atEdge });
     player.addEventListener("time", () => this.dispatchEvent(new Event("time")));
     player.addEventListener("shown", (event) => {
       this.dispatchEvent(new CustomEvent("shown", { detail: /** @type {CustomEvent} */ (event).detail }));
     });
-    feed.addEventListener("state", () => feed.state && player.show(feed.state));
+    feed.addEventListener("state", () => {
+      this.element.classList.toggle("longlive-live-empty", !feed.state?.pieces.length);
+      if (feed.state) player.show(feed.state);
+    });
     feed.refresh();
     player.video.controls = false; // the panel has its own
     this.element.prepend(player.element);
