@@ -7,6 +7,7 @@ from pathlib import Path
 from ..errors import ConfigError
 from ..evaluation.clip_score import ClipScorer
 from ..evaluation.report import Report
+from ..miniature.evaluation.blends import report_blends
 from ..miniature.evaluation.comparison import report_comparison
 from ..miniature.evaluation.miniature_report import report_miniature
 from ..miniature.evaluation.words import evaluate_world_video
@@ -38,16 +39,19 @@ def add_parser(commands) -> None:
     evaluate.add_argument(
         "--weights", type=Path, help="other weights of the miniature, such as a file of `longlive quantize`"
     )
+    evaluate.add_argument(
+        "--blends", action="store_true", help="of the miniature, compare only blends with a recache: 5 seconds per seed"
+    )
     evaluate.add_argument("-o", "--output", type=Path, help="folder for report.md, report.json and plots")
 
 
 def run_evaluate(options: argparse.Namespace) -> int:
     if options.miniature and (options.script or options.clip):
         raise ConfigError("--script and --clip belong to a video; leave them out with --miniature")
-    if options.video and (options.seeds is not None or options.lora or options.weights):
-        raise ConfigError("--seeds, --lora and --weights belong to --miniature; a video is measured as it is")
-    if options.lora and options.weights:
-        raise ConfigError("--lora compares with the miniature's own weights; leave out --weights")
+    if options.video and (options.seeds is not None or options.lora or options.weights or options.blends):
+        raise ConfigError("--seeds, --lora, --weights and --blends belong to --miniature; a video is measured as it is")
+    if options.lora and (options.weights or options.blends):
+        raise ConfigError("--lora compares with the miniature's own weights; leave out --weights and --blends")
     report = measure_miniature(options) if options.miniature else measure_video(options)
     say(str(report).rstrip("\n"))
     if options.output:
@@ -63,7 +67,7 @@ def measure_miniature(options: argparse.Namespace) -> Report:
     if options.weights:
         tree, _ = load_model(options.weights, dtype=miniature.model.dtype)
         miniature = replace(miniature, model=CausalWan.of_tree(tree))
-    return report_miniature(miniature, seeds)
+    return (report_blends if options.blends else report_miniature)(miniature, seeds)
 
 
 def measure_video(options: argparse.Namespace) -> Report:

@@ -78,7 +78,8 @@ class Change:
         switch, done = self.switch, self.number + 1
         if switch.blend is None or switch.before is None or done == switch.num_changes:
             return switch.prompt
-        return mix_prompts((switch.before, switch.prompt), (switch.num_changes - done, done), switch.blend.curve)
+        weights, text = (switch.num_changes - done, done), f"{switch.prompt}, {done} of {switch.num_changes}"
+        return mix_prompts((switch.before, switch.prompt), weights, switch.blend.curve, text)
 
     def list_facts(self) -> list[object]:
         """List what the key of the block that begins here has to name; a blend by the prompt that it has reached."""

@@ -1,6 +1,8 @@
 """The laws of the design, each by its name (docs/architecture.md). Law 1: test_verify.py; 5 and 7: tests/host too."""
 
 import gc
+import random
+from collections.abc import Callable, Sequence
 
 import pytest
 import tiny
@@ -10,11 +12,13 @@ from longlive.config import Positions, RolloutConfig
 from longlive.errors import SamplingError
 from longlive.rollout.cache_passes import CleanPass, Recache, choose_missing_passes, list_cache_passes
 from longlive.rollout.kv_cache import RollingLayerKVCache
-from longlive.rollout.rollout import Rollout
+from longlive.rollout.rollout import PassKind, Rollout
 from longlive.rollout.sampler import Sampler
 from longlive.session.block_store import Store
-from longlive.session.boundary import Boundary
+from longlive.session.boundary import Blend, Boundary, Curve
+from longlive.session.prompt import mix_prompts
 from longlive.session.session import Session
+from longlive.session.session_file import load_session, save_session
 
 CONFIGS = [
     RolloutConfig(),
@@ -58,6 +62,79 @@ def test_law_3_a_video_answered_from_the_store_is_the_same_and_computes_nothing(
     make_story(config, store=Store(tmp_path))
     monkeypatch.setattr(Rollout, "denoise", None)
     assert torch.equal(make_story(config, store=Store(tmp_path)).latents(), whole[config])
+
+
+Decision = Callable[[Session], Session]
+
+
+def draw_decisions(seed: int, config: RolloutConfig, blocks: int = 14) -> list[Decision]:
+    """Draw what a director decides before each block: rewinds, new seeds, blends and mixed prompts among it."""
+    draw, decisions = random.Random(seed), []
+    for _ in range(blocks):
+        boundary, number = draw.choice(list(Boundary)), draw.randrange(4)
+        noise = draw.choice((None, None, draw.randrange(2**64)))
+        blend = draw.choice((None, Blend(draw.randint(2, 4), draw.choice(list(Curve)))))
+        mixed = mix_prompts((tiny.prompt(number), tiny.prompt(4)), (draw.randint(1, 3), 1))
+        prompt = draw.choice((tiny.prompt(number), mixed))
+        back = draw.choice((0, 0, draw.randint(1, 3)))
+
+        def decide(video: Session, *, prompt=prompt, boundary=boundary, noise=noise, blend=blend, back=back) -> Session:
+            video = video.rewound_to(max(0, video.num_frames - back * config.block))
+            boundary = Boundary.RECACHE if blend else boundary
+            return video.switched_to(prompt, boundary, seed=noise, blend=blend)
+
+        decisions.append(draw.choice((decide, lambda video: video, lambda video: video)))
+    return decisions
+
+
+def follow(decisions: Sequence[Decision], config: RolloutConfig, make_sampler: Callable[[], Sampler]) -> Session:
+    """Make a block after each decision."""
+    video = tiny.session(config)
+    for decide in decisions:
+        video = make_sampler().sample(decide(video), 1)
+    return video
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_law_3_a_directed_video_is_the_same_bit_for_bit_however_it_is_made(seed, tmp_path):
+    """With blends, seeds, weights and rewinds: by one sampler, by a new one for each block, from the store, resumed."""
+    config = CONFIGS[seed % len(CONFIGS)]
+    decisions = draw_decisions(seed, config)
+    one = Sampler(MODEL)
+    video = follow(decisions, config, lambda: one)
+    assert torch.equal(follow(decisions, config, lambda: Sampler(MODEL)).latents(), video.latents())
+    store = Store(tmp_path)
+    stored = follow(decisions, config, lambda: Sampler(MODEL, store=store))
+    resumed = follow(decisions[:9], config, lambda: Sampler(MODEL, store=Store(tmp_path)))
+    save_session(resumed, tmp_path / "session")
+    resumed = load_session(tmp_path / "session")
+    for decide in decisions[9:]:
+        resumed = Sampler(MODEL).sample(decide(resumed), 1)
+    for other in (stored, resumed):
+        assert torch.equal(other.latents(), video.latents())
+    assert stored.keys == video.keys
+
+
+def test_law_4_an_edit_within_a_blend_leaves_what_was_before_it_and_its_sibling(tmp_path):
+    denoised = []
+    store = Store(tmp_path)
+
+    def make_ending(number: int, seed: int | None = None) -> Session:
+        sampler = Sampler(MODEL, store=store, watch=lambda done: denoised.append((done.kind, done.place.start)))
+        video = sampler.sample(tiny.session(), 4)
+        video = sampler.sample(video.switched_to(tiny.prompt(1), blend=Blend(4)), 2)
+        return sampler.sample(video.switched_to(tiny.prompt(number), seed=seed, blend=Blend(2)), 2)
+
+    first = make_ending(2)
+    before = first.latents().clone()
+    for other in (make_ending(3), make_ending(2, seed=8)):
+        assert torch.equal(other.frames(0, 18), before[:, :18])
+        assert not torch.equal(other.frames(18, 6), before[:, 18:])
+    assert torch.equal(first.latents(), before)
+    assert sum(kind is PassKind.DENOISE for kind, _ in denoised) == 4 * (8 + 2 + 2)
+    denoised.clear()
+    assert torch.equal(make_ending(2).latents(), before)
+    assert denoised == []
 
 
 def test_law_3_a_rebuild_without_one_pass_gives_another_video(monkeypatch, whole):

@@ -100,6 +100,16 @@ def _measure_distance(observation: Observation, begin: int, end: int) -> float:
     return math.hypot(*wrap(observation.centre_F2[end] - observation.centre_F2[begin]).tolist())
 
 
+def measure_way(pixels_FCHW: Tensor, ends: Sequence[int]) -> Tensor:
+    """Measure how far the mean colour of the picture has come from the first of `ends` to the last: 0 to 1.
+
+    Each is read over the STRIDE pixel frames before it.
+    """
+    means = torch.stack([pixels_FCHW[end - STRIDE : end].mean((0, 2, 3)) for end in ends])
+    way = means[-1] - means[0]
+    return (means - means[0]) @ way / (way @ way)
+
+
 def correlate_skies(sky_HW: Tensor, other_HW: Tensor) -> float:
     """Correlate the skies of two pixel frames where both are visible, -1..1; 0 if there is no correlation."""
     both = ~(sky_HW.isnan() | other_HW.isnan())

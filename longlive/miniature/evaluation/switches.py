@@ -32,18 +32,22 @@ class SwitchResult:
     """What one switch of one video shows."""
 
     right_AF: np.ndarray  # by the prompt in force; begins one second before the first new pixel frame
-    jump: float  # pixels
-    leap: float  # pixels
+    jump: float  # pixels; the largest of all changes of the prompt
+    leap: float  # pixels; likewise
     sky: float  # correlation of the skies before the switch and after the fade
 
     @classmethod
-    def of_pixels(cls, pixels_FCHW: Tensor, opening: int, old: Scene, new: Scene) -> "SwitchResult":
+    def of_pixels(
+        cls, pixels_FCHW: Tensor, opening: int, old: Scene, new: Scene, changes: Sequence[int] = (0,)
+    ) -> "SwitchResult":
+        """Measure a switch behind `opening` latents; the prompt changes at these pixel frames after it."""
         observation = observe(pixels_FCHW[count_pixel_frames(opening) - FPS :])
+        frames = [FPS + change for change in changes]
         return cls(
             right_AF=stack_attributes(find_right_frames(observation, [(0, old), (FPS, new)])),
-            jump=measure_jump(observation, FPS),
-            leap=measure_leap(observation, FPS, FADE + 1),
-            sky=correlate_skies(observation.sky_FHW[FPS - 1], observation.sky_FHW[FPS + FADE]),
+            jump=max(measure_jump(observation, frame) for frame in frames),
+            leap=max(measure_leap(observation, frame, FADE + 1) for frame in frames),
+            sky=correlate_skies(observation.sky_FHW[FPS - 1], observation.sky_FHW[frames[-1] + FADE]),
         )
 
 

@@ -11,7 +11,7 @@ from ...model.vae import LATENT_CHANNELS, Past
 from ...model.vae_streams import StreamingDecoder
 from ...rollout.rollout import PassKind
 from ...rollout.sampler import Sampler
-from ...session.boundary import Boundary
+from ...session.boundary import Blend, Boundary
 from ...session.prompt import Prompt
 from ...session.session import Session
 from ...units import FPS, PIXEL_FRAMES_PER_FRAME
@@ -75,10 +75,12 @@ class VideoSampler(Sampler):
         new_FCHW = decoder.push(session.frames(video.session.num_frames, frames))[0]
         return SampledVideo(session, decoder.past, torch.cat([video.pixels_FCHW, new_FCHW]))
 
-    def switch_video(self, video: SampledVideo, scene: Scene, boundary: Boundary, frames: int) -> SampledVideo:
+    def switch_video(
+        self, video: SampledVideo, scene: Scene, boundary: Boundary, frames: int, blend: Blend | None = None
+    ) -> SampledVideo:
         """Sample and decode a segment of `frames` under another prompt."""
-        switched = replace(video, session=video.session.switched_to(self.make_prompt(scene), boundary))
-        return self.continue_video(switched, frames)
+        session = video.session.switched_to(self.make_prompt(scene), boundary, blend=blend)
+        return self.continue_video(replace(video, session=session), frames)
 
     def decode_second(self, session: Session, end: int) -> Tensor:
         """Decode the second of pixels up to latent `end` [F, 3, H, W], without decoding the whole video."""

@@ -134,6 +134,17 @@ def test_a_step_of_a_blend_has_the_key_of_a_switch_to_its_prompt():
     assert steps.keys == blend(more=3).keys
 
 
+def test_a_blend_makes_the_latents_of_switches_to_its_prompts_and_a_seed_holds_beyond_the_next_switch():
+    begun = Sampler(MODEL).sample(tiny.session(), 3)
+    short = Sampler(MODEL).sample(begun.switched_to(NEW, blend=Blend(3), seed=8), 3)
+    long = begun
+    for prompt in THIRDS:
+        long = Sampler(MODEL).sample(long.switched_to(prompt, seed=8), 1)
+    assert torch.equal(short.latents(), long.latents())
+    held, given = (Sampler(MODEL).sample(short.switched_to(LAST, seed=seed), 1).latents() for seed in (None, 8))
+    assert torch.equal(held, given)
+
+
 @pytest.mark.parametrize("seed", [-1, 2**64])
 def test_a_seed_out_of_range_is_refused(seed):
     with pytest.raises(ConfigError, match=f"seed is {seed}; it must be from 0 to 18446744073709551615"):
