@@ -9,6 +9,7 @@ from ..longlive.session.boundary import MAX_BLEND, Blend, Boundary, Curve
 from ..longlive.session.session import Session
 from .host.conditioning import to_prompt
 from .host.identity import hash_model
+from .host.measuring import block_output, measure_session
 from .host.model import as_causal_model, check_size
 from .host.speed import describe_speed, set_speed
 from .inputs import make_length_inputs, make_options_input, make_seed_input, make_size_inputs, to_blocks
@@ -189,7 +190,7 @@ class Rewind(io.ComfyNode):
 
 
 class SessionInfo(io.ComfyNode):
-    """Show what a session holds, in words and numbers."""
+    """Show what a session holds, in words and numbers; with a VAE also how its pictures drift."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -197,21 +198,38 @@ class SessionInfo(io.ComfyNode):
             node_id="LongLiveSessionInfo",
             display_name="LongLive Session Info",
             category="LongLive",
-            description="Shows how long a video is and where its prompts change.",
-            search_aliases=["longlive", "report", "frames", "duration"],
+            description="Shows how long a video is and where its prompts change; with a VAE also whether it drifts.",
+            search_aliases=["longlive", "report", "frames", "duration", "drift", "contact sheet"],
             is_output_node=True,
-            inputs=[SessionSocket.Input("session", tooltip="The video.")],
+            inputs=[
+                SessionSocket.Input("session", tooltip="The video."),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip="The VAE of LongLive Decode. With it the node measures every block, draws how far the "
+                    "video drifts, and shows a frame for each second. What Decode has decoded is not decoded again.",
+                ),
+            ],
             outputs=[
                 io.String.Output(display_name="report", tooltip="Length, size, settings, switches and attention."),
                 io.Int.Output(display_name="frames", tooltip="Latent frames."),
                 io.Float.Output(display_name="seconds", tooltip="Seconds of video."),
+                io.Image.Output(display_name="contact_sheet", tooltip="A frame for each second. Only with a VAE."),
             ],
         )
 
     @classmethod
-    def execute(cls, session: LiveSession) -> io.NodeOutput:
-        report = f"{session.session.describe()}\n{describe_speed(session.model)}"
-        return io.NodeOutput(report, session.session.num_frames, session.session.seconds, ui=ui.PreviewText(report))
+    def execute(cls, session: LiveSession, vae=None) -> io.NodeOutput:
+        video = session.session
+        report = f"{video.describe()}\n{describe_speed(session.model)}"
+        sheet = block_output("LongLive Session Info has a contact sheet only of a video with frames, and with a VAE")
+        shown: dict = {}
+        if vae and video.blocks:
+            measured = measure_session(session.model, vae, video)
+            report, sheet = f"{report}\n{measured.text}", measured.sheet_1HW3
+            shown = {**ui.PreviewImage(sheet, cls=cls).as_dict(), "longlive_drift": [measured.drift]}
+        shown |= ui.PreviewText(report).as_dict()
+        return io.NodeOutput(report, video.num_frames, video.seconds, sheet, ui=shown)
 
 
 NODES = [NewSession, SwitchPrompt, Rewind, SessionInfo]

@@ -248,7 +248,8 @@ def tabulate_drift(features: VideoFeatures) -> Table:
     warnings = list_warnings(features.drift) or ["Neither drift nor freeze nor jump is found."]
     note = (
         f"At first and at last: the mean of up to {FRAMES_PER_READ} pixel frames. Farthest: outside of the range of "
-        f"the first seconds, as a multiple of its limit; beyond 1 it is a fault. Where the prompt changes, only a script says. {correlation}"
+        f"the first seconds, as a multiple of its limit; beyond 1 it is a fault. Where the prompt changes, "
+        f"only a script says. {correlation}"
     )
     return Table("Drift", columns, rows, "\n".join([note, "", *(f"- {warning}" for warning in warnings)]))
 

@@ -1,0 +1,131 @@
+"""A contact sheet: a frame for each second of a video, below the prompts that they show.
+
+Knows numbers and pixels, not ComfyUI.
+"""
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+MAX_STILLS = 240  # of a longer video every second, third, … second is shown
+COLUMNS = 8
+STILL_WIDTH, MIN_STILL_WIDTH = 160, 128  # pixels; smaller pictures are enlarged to the second
+BETWEEN, MARGIN = 6, 12  # pixels
+LINE, SIZE, SMALL = 20, 14, 11  # pixels of a line of text and of its letters; of a still's time
+PROMPT_LINES = 2
+BACKGROUND, INK, FAINT, FAULT, SWITCH = "#18181b", "#f4f4f5", "#a1a1aa", "#f87171", "#7fc97f"
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """What begins at a pixel frame: how its segment begins, and its prompt."""
+
+    frame: int
+    how: str
+    prompt: str
+
+
+@dataclass(frozen=True, slots=True)
+class Still:
+    frame: int
+    picture: Image.Image
+
+
+class ContactSheet:
+    """Collects stills while a video passes by. Memory does not grow with its length."""
+
+    def __init__(self, num_frames: int, second: int) -> None:
+        """`num_frames` are the pixel frames of the whole video, `second` those of a second."""
+        seconds = -(-num_frames // second)
+        self.second = second
+        self.apart = second * max(1, -(-seconds // MAX_STILLS))  # pixel frames from still to still
+        self.stills: list[Still] = []
+
+    def add(self, bytes_FHW3: Tensor, first_frame: int) -> None:
+        """Take the stills among the next pixel frames."""
+        for i in range(-first_frame % self.apart, len(bytes_FHW3), self.apart):
+            rows, columns = bytes_FHW3.shape[1:3]
+            width = min(STILL_WIDTH, max(MIN_STILL_WIDTH, columns))
+            picture = Image.fromarray(bytes_FHW3[i].numpy())
+            shrunk = picture.resize((width, round(width * rows / columns)), Image.Resampling.LANCZOS)
+            self.stills.append(Still(first_frame + i, shrunk))
+
+    def draw(self, captions: Sequence[Caption], faults: Collection[int] = ()) -> Image.Image:
+        """Draw all stills, below the caption of their segment; those with pixel frames in `faults` get a red frame."""
+        width, height = self.stills[0].picture.size
+        sheet_width = 2 * MARGIN + COLUMNS * (width + BETWEEN) - BETWEEN
+        row = height + SMALL + 2 * BETWEEN
+        rows = [(caption, break_lines(caption.prompt, sheet_width - 2 * MARGIN), self._list_stills(caption, captions))
+                for caption in captions]  # fmt: skip
+        heights = [LINE * (1 + len(lines)) + row * -(-len(stills) // COLUMNS) + BETWEEN for _, lines, stills in rows]
+        sheet = Image.new("RGB", (sheet_width, 2 * MARGIN + sum(heights)), BACKGROUND)
+        pen, top = ImageDraw.Draw(sheet), MARGIN
+        for (caption, lines, stills), segment_height in zip(rows, heights, strict=True):
+            self._draw_caption(pen, top, caption, lines)
+            first_top = top + LINE * (1 + len(lines))
+            for number, still in enumerate(stills):
+                left = MARGIN + number % COLUMNS * (width + BETWEEN)
+                is_faulty = any(still.frame <= frame < still.frame + self.apart for frame in faults)
+                self._draw_still(sheet, (left, first_top + number // COLUMNS * row), still, is_faulty)
+            top += segment_height
+        return sheet
+
+    def _list_stills(self, caption: Caption, captions: Sequence[Caption]) -> list[Still]:
+        """List the stills from the beginning of a segment to that of the next."""
+        end = min((other.frame for other in captions if other.frame > caption.frame), default=math.inf)
+        return [still for still in self.stills if caption.frame <= still.frame < end]
+
+    def _draw_caption(self, pen: ImageDraw.ImageDraw, top: int, caption: Caption, lines: Sequence[str]) -> None:
+        if caption.frame:
+            pen.rectangle((MARGIN // 3, top + 2, MARGIN // 3 + 3, top + LINE * (1 + len(lines)) - 4), fill=SWITCH)
+        write(pen, (MARGIN, top), f"{spell_time(caption.frame / self.second)}   {caption.how}", SWITCH, SIZE)
+        for number, line in enumerate(lines, start=1):
+            write(pen, (MARGIN, top + LINE * number), line, INK, SIZE)
+
+    def _draw_still(self, sheet: Image.Image, at: tuple[int, int], still: Still, is_faulty: bool) -> None:
+        (left, top), (width, height) = at, still.picture.size
+        pen = ImageDraw.Draw(sheet)
+        sheet.paste(still.picture, at)
+        if is_faulty:
+            pen.rectangle((left - 2, top - 2, left + width + 1, top + height + 1), outline=FAULT, width=2)
+        write(pen, (left, top + height + 3), spell_time(still.frame / self.second), FAINT, SMALL)
+
+
+def write(pen: ImageDraw.ImageDraw, at: tuple[int, int], text: str, colour: str, size: int) -> None:
+    pen.text(at, text, fill=colour, font=ImageFont.load_default(size))
+
+
+def break_lines(text: str, width: int) -> list[str]:
+    """Break a text into at most PROMPT_LINES lines of `width` pixels; what is too long ends in dots."""
+    font = ImageFont.load_default(SIZE)
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width:
+            lines[-1] = longer
+        elif len(lines) == PROMPT_LINES:
+            lines[-1] = shorten_line(longer, width)
+            break
+        else:
+            lines.append(shorten_line(word, width))
+    return lines
+
+
+def shorten_line(text: str, width: int) -> str:
+    """Cut a text so that it is at most `width` pixels wide; what is cut ends in dots."""
+    font = ImageFont.load_default(SIZE)
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"{text}…") > width:
+        text = text[:-1]
+    return f"{text}…"
+
+
+def spell_time(seconds: float) -> str:
+    """Write a time as minutes and seconds: 1:07, or 0:03.8."""
+    minutes, rest = divmod(round(seconds * 10), 600)
+    tenths = f".{rest % 10}" if rest % 10 else ""
+    return f"{minutes}:{rest // 10:02}{tenths}"
