@@ -9,7 +9,7 @@ from ..longlive.session.boundary import MAX_BLEND, Blend, Boundary, Curve
 from ..longlive.session.session import Session
 from .host.conditioning import to_prompt
 from .host.identity import hash_model
-from .host.measuring import block_output, measure_session
+from .host.measuring import measure_session, refuse_output
 from .host.model import as_causal_model, check_size
 from .host.speed import describe_speed, set_speed
 from .inputs import make_length_inputs, make_options_input, make_seed_input, make_size_inputs, to_blocks
@@ -222,7 +222,7 @@ class SessionInfo(io.ComfyNode):
     def execute(cls, session: LiveSession, vae=None) -> io.NodeOutput:
         video = session.session
         report = f"{video.describe()}\n{describe_speed(session.model)}"
-        sheet = block_output("LongLive Session Info has a contact sheet only of a video with frames, and with a VAE")
+        sheet = refuse_output("LongLive Session Info has a contact sheet only of a video with frames, and with a VAE")
         shown: dict = {}
         if vae and video.blocks:
             measured = measure_session(session.model, vae, video)

@@ -124,8 +124,9 @@ class DriftMeter:
         self._last_13HW: Tensor | None = None  # picture
 
     def copy(self) -> "DriftMeter":
-        """Copy the state, to return to it after a rewind."""
-        return copy.deepcopy(self)
+        """Copy the state, to return to it after a rewind. Tensors are shared, because they are never written."""
+        pictures = [self._last_13HW, *vars(self._thumbnails).values()]
+        return copy.deepcopy(self, {id(each): each for each in pictures if isinstance(each, Tensor)})
 
     def expect(self, marks: Iterable[SwitchMark]) -> None:
         """Say where the prompt changes in pixel frames to come; this replaces what was said before."""

@@ -15,6 +15,9 @@ from .report import Cell, Table
 COLUMNS = ("frame", "frames", "deviation", "trait", "motion", "jump", "switch", "fault")  # of a row for pages
 
 
+KEPT_STATES, KEPT_APART = 32, 32  # of the meter: all of the newest fragments, and before them some fragments apart
+
+
 class DriftLog:
     """The numbers of every fragment; can be rewound.
 
@@ -27,12 +30,12 @@ class DriftLog:
         """`watch` is called with the pixel frames [F, H, W, 3] of each fragment and the number of the first."""
         self.encoding, self.watch = encoding or Encoding(), watch
         self.blocks: list[BlockDrift | None] = []  # of each fragment; None for one without pixel frames
-        self._meters = [DriftMeter(float(self.encoding.fps))]  # before the first fragment, and after each
+        self._meters = {0: DriftMeter(float(self.encoding.fps))}  # by how many fragments they have measured
 
     @property
     def num_frames(self) -> int:
         """Pixel frames so far."""
-        return self._meters[-1].num_frames
+        return self._meters[len(self.blocks)].num_frames
 
     @property
     def warnings(self) -> list[str]:
@@ -45,22 +48,31 @@ class DriftLog:
 
     def expect(self, marks: Iterable[SwitchMark]) -> None:
         """Say where the prompt changes in fragments to come; this replaces what was said before."""
-        self._meters[-1].expect(marks)
+        self._meters[len(self.blocks)].expect(marks)
 
     def append(self, fragment: Fragment, key: str = "") -> None:
         """Measure the next fragment; the key is not needed."""
-        meter = self._meters[-1].copy()
+        meter = self._meters[len(self.blocks)].copy()
         block = None
         if fragment.num_frames:
             bytes_FHW3 = decode_fragment(fragment)
             self.watch(bytes_FHW3, meter.num_frames)
             block = meter.add(bytes_FHW3)
         self.blocks.append(block)
-        self._meters.append(meter)
+        self._meters[len(self.blocks)] = meter
+        old = len(self.blocks) - KEPT_STATES
+        if old % KEPT_APART:
+            self._meters.pop(old, None)
 
-    def rewind(self, num_fragments: int) -> None:
-        """Drop all fragments but the first ones."""
-        del self.blocks[num_fragments:], self._meters[num_fragments + 1 :]
+    def rewind(self, num_fragments: int) -> int:
+        """Drop all fragments but the first ones; return how many are left.
+
+        A few more may be dropped far from the end, where not every state is kept; those have to be appended again.
+        """
+        kept = max(number for number in self._meters if number <= num_fragments)
+        del self.blocks[kept:]
+        self._meters = {number: meter for number, meter in self._meters.items() if number <= kept}
+        return kept
 
     def as_dict(self) -> dict:
         """Convert to plain JSON values: a short row for each fragment, and the newest warning."""

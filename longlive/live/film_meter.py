@@ -58,7 +58,7 @@ class FilmMeter:
         counts = [piece.count for piece in state.pieces]
         while self._counts != counts[: len(self._counts)]:
             self._counts.pop()
-        self._log.rewind(len(self._counts))
+        del self._counts[self._log.rewind(len(self._counts)) :]
         if len(self._counts) == len(counts):
             return False
         piece = state.pieces[len(self._counts)]

@@ -11,12 +11,12 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 MAX_STILLS = 240  # of a longer video every second, third, … second is shown
-COLUMNS = 8
+STILLS_PER_ROW = 8
 STILL_WIDTH, MIN_STILL_WIDTH = 160, 128  # pixels; smaller pictures are enlarged to the second
-BETWEEN, MARGIN = 6, 12  # pixels
-LINE, SIZE, SMALL = 20, 14, 11  # pixels of a line of text and of its letters; of a still's time
+STILL_GAP, MARGIN = 6, 12  # pixels
+LINE_HEIGHT, TEXT_SIZE, TIME_SIZE = 20, 14, 11  # pixels of a line of text and of its letters; of a still's time
 PROMPT_LINES = 2
-BACKGROUND, INK, FAINT, FAULT, SWITCH = "#18181b", "#f4f4f5", "#a1a1aa", "#f87171", "#7fc97f"
+PAPER, PROMPT_COLOUR, TIME_COLOUR, FAULT_COLOUR, SWITCH_COLOUR = "#18181b", "#f4f4f5", "#a1a1aa", "#f87171", "#7fc97f"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,20 +56,23 @@ class ContactSheet:
     def draw(self, captions: Sequence[Caption], faults: Collection[int] = ()) -> Image.Image:
         """Draw all stills, below the caption of their segment; those with pixel frames in `faults` get a red frame."""
         width, height = self.stills[0].picture.size
-        sheet_width = 2 * MARGIN + COLUMNS * (width + BETWEEN) - BETWEEN
-        row = height + SMALL + 2 * BETWEEN
-        rows = [(caption, break_lines(caption.prompt, sheet_width - 2 * MARGIN), self._list_stills(caption, captions))
+        sheet_width = 2 * MARGIN + STILLS_PER_ROW * (width + STILL_GAP) - STILL_GAP
+        row = height + TIME_SIZE + 2 * STILL_GAP
+        rows = [(caption, split_lines(caption.prompt, sheet_width - 2 * MARGIN), self._list_stills(caption, captions))
                 for caption in captions]  # fmt: skip
-        heights = [LINE * (1 + len(lines)) + row * -(-len(stills) // COLUMNS) + BETWEEN for _, lines, stills in rows]
-        sheet = Image.new("RGB", (sheet_width, 2 * MARGIN + sum(heights)), BACKGROUND)
+        heights = [
+            LINE_HEIGHT * (1 + len(lines)) + row * -(-len(stills) // STILLS_PER_ROW) + STILL_GAP
+            for _, lines, stills in rows
+        ]
+        sheet = Image.new("RGB", (sheet_width, 2 * MARGIN + sum(heights)), PAPER)
         pen, top = ImageDraw.Draw(sheet), MARGIN
         for (caption, lines, stills), segment_height in zip(rows, heights, strict=True):
             self._draw_caption(pen, top, caption, lines)
-            first_top = top + LINE * (1 + len(lines))
+            first_top = top + LINE_HEIGHT * (1 + len(lines))
             for number, still in enumerate(stills):
-                left = MARGIN + number % COLUMNS * (width + BETWEEN)
+                left = MARGIN + number % STILLS_PER_ROW * (width + STILL_GAP)
                 is_faulty = any(still.frame <= frame < still.frame + self.apart for frame in faults)
-                self._draw_still(sheet, (left, first_top + number // COLUMNS * row), still, is_faulty)
+                self._draw_still(sheet, (left, first_top + number // STILLS_PER_ROW * row), still, is_faulty)
             top += segment_height
         return sheet
 
@@ -80,27 +83,29 @@ class ContactSheet:
 
     def _draw_caption(self, pen: ImageDraw.ImageDraw, top: int, caption: Caption, lines: Sequence[str]) -> None:
         if caption.frame:
-            pen.rectangle((MARGIN // 3, top + 2, MARGIN // 3 + 3, top + LINE * (1 + len(lines)) - 4), fill=SWITCH)
-        write(pen, (MARGIN, top), f"{spell_time(caption.frame / self.second)}   {caption.how}", SWITCH, SIZE)
+            left, bottom = MARGIN // 3, top + LINE_HEIGHT * (1 + len(lines)) - 4
+            pen.rectangle((left, top + 2, left + 3, bottom), fill=SWITCH_COLOUR)
+        head = f"{spell_time(caption.frame / self.second)}   {caption.how}"
+        write_words(pen, (MARGIN, top), head, SWITCH_COLOUR, TEXT_SIZE)
         for number, line in enumerate(lines, start=1):
-            write(pen, (MARGIN, top + LINE * number), line, INK, SIZE)
+            write_words(pen, (MARGIN, top + LINE_HEIGHT * number), line, PROMPT_COLOUR, TEXT_SIZE)
 
     def _draw_still(self, sheet: Image.Image, at: tuple[int, int], still: Still, is_faulty: bool) -> None:
         (left, top), (width, height) = at, still.picture.size
         pen = ImageDraw.Draw(sheet)
         sheet.paste(still.picture, at)
         if is_faulty:
-            pen.rectangle((left - 2, top - 2, left + width + 1, top + height + 1), outline=FAULT, width=2)
-        write(pen, (left, top + height + 3), spell_time(still.frame / self.second), FAINT, SMALL)
+            pen.rectangle((left - 2, top - 2, left + width + 1, top + height + 1), outline=FAULT_COLOUR, width=2)
+        write_words(pen, (left, top + height + 3), spell_time(still.frame / self.second), TIME_COLOUR, TIME_SIZE)
 
 
-def write(pen: ImageDraw.ImageDraw, at: tuple[int, int], text: str, colour: str, size: int) -> None:
+def write_words(pen: ImageDraw.ImageDraw, at: tuple[int, int], text: str, colour: str, size: int) -> None:
     pen.text(at, text, fill=colour, font=ImageFont.load_default(size))
 
 
-def break_lines(text: str, width: int) -> list[str]:
+def split_lines(text: str, width: int) -> list[str]:
     """Break a text into at most PROMPT_LINES lines of `width` pixels; what is too long ends in dots."""
-    font = ImageFont.load_default(SIZE)
+    font = ImageFont.load_default(TEXT_SIZE)
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
@@ -116,7 +121,7 @@ def break_lines(text: str, width: int) -> list[str]:
 
 def shorten_line(text: str, width: int) -> str:
     """Cut a text so that it is at most `width` pixels wide; what is cut ends in dots."""
-    font = ImageFont.load_default(SIZE)
+    font = ImageFont.load_default(TEXT_SIZE)
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(f"{text}…") > width:

@@ -62,6 +62,6 @@ def to_image(picture) -> Tensor:
     return torch.from_numpy(np.asarray(picture).copy()).unsqueeze(0) / 255
 
 
-def block_output(reason: str) -> ExecutionBlocker:
+def refuse_output(reason: str) -> ExecutionBlocker:
     """Make an output that stops the nodes behind it, with a reason."""
     return ExecutionBlocker(reason)

@@ -55,7 +55,11 @@ export function drawDrift(container, drift, options = {}) {
     const block = findBlockAt(blocks, ((event.clientX - left) / width) * span * (drift?.fps ?? 1));
     title.textContent = block ? describeBlock(block, drift?.fps ?? 1) : "";
   });
-  container.replaceChildren(chart);
+  const labels = blocks.length ? [label("drift", 0), label("motion", STRIP + GAP)] : [];
+  const frame = document.createElement("div");
+  frame.style.position = "relative";
+  frame.append(chart, ...labels);
+  container.replaceChildren(frame);
 }
 
 /** Read the rows of a drift as blocks. @param {Partial<Drift> | null | undefined} drift @returns {Block[]} */
@@ -116,6 +120,14 @@ function layBar({ frame, frames }, fps, share, isFault) {
 /** @param {Bar} bar @param {number} top of its strip, in 100 parts of the height */
 function outline(bar, top) {
   return `M${bar.x.toFixed(3)} ${(top + STRIP * bar.y).toFixed(2)}h${bar.width.toFixed(3)}v${(STRIP * bar.height).toFixed(2)}h${(-bar.width).toFixed(3)}z`;
+}
+
+/** Name a strip in its upper corner. @param {string} name @param {number} top of the strip, in 100 parts of the height */
+function label(name, top) {
+  const element = document.createElement("span");
+  element.textContent = name;
+  Object.assign(element.style, { position: "absolute", left: "2px", top: `${top}%`, font: "9px/1 system-ui, sans-serif", color: QUIET, pointerEvents: "none" });
+  return element;
 }
 
 /** @param {string} color */

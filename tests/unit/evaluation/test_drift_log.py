@@ -9,7 +9,7 @@ from tiny import prompt
 from tiny import session as start_session
 
 from longlive.evaluation.drift import Fault, SwitchMark
-from longlive.evaluation.drift_log import DriftLog, mark_switches
+from longlive.evaluation.drift_log import KEPT_APART, KEPT_STATES, DriftLog, mark_switches
 from longlive.evaluation.evaluate import open_video
 from longlive.session.boundary import Blend, Boundary
 from longlive.units import count_pixel_frames
@@ -56,13 +56,30 @@ def test_a_rewound_log_goes_on_as_if_nothing_had_followed(fragments):
         log.append(fragment)
     log.append(Fragment(b"", b"", 0))
     assert log.warnings
-    log.rewind(8)
+    assert log.rewind(8) == 8
     assert not log.warnings
     for fragment in (*fragments[:8], *fragments[3:5]):
         direct.append(fragment)
     for fragment in fragments[3:5]:
         log.append(fragment)
     assert log.as_dict() == direct.as_dict()
+
+
+def test_a_long_log_keeps_few_states_and_still_rewinds_far(fragments):
+    log, direct = DriftLog(), DriftLog()
+    for number in range(3 * KEPT_APART):
+        log.append(fragments[number % 2])
+    states = len(log._meters)
+    assert states <= KEPT_STATES + 3
+    kept = log.rewind(KEPT_APART + 5)
+    assert kept == KEPT_APART
+    for number in range(kept):
+        direct.append(fragments[number % 2])
+    for each in (log, direct):
+        each.append(fragments[5])
+    assert log.as_dict() == direct.as_dict()
+    assert log.rewind(0) == 0
+    assert log.num_frames == 0
 
 
 def test_a_session_is_marked_where_its_picture_may_change():
