@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ...longlive.errors import SessionError
 from ...longlive.live.inbox import Inbox
+from ...longlive.live.pace import Status
 from ...longlive.live.take import describe_film, find_take, open_film, read_take
 from ...longlive.video.film import Film
 from .films import find_film, find_server, show_film
@@ -58,7 +59,11 @@ class Runs:
             return state
         folder = find_take(find_takes_folder(), take)
         saved = read_take(folder)["state"] if folder else {}
-        return saved | describe_film(self._find_film(take, folder)) if folder and saved else None
+        if not (folder and saved):
+            return None
+        status = Status(saved["status"])
+        ended = status if status.is_over else Status.INTERRUPTED  # the process was killed
+        return saved | {"status": ended.value} | describe_film(self._find_film(take, folder))
 
     def _find_film(self, take: str, folder: Path) -> Film:
         film = find_film(take)

@@ -147,5 +147,6 @@ def test_a_take_of_a_killed_host_goes_on(newest):
     director.end()
 
     assert left["blocks"] >= 4
+    assert left["status"] == "interrupted"
     assert film
     assert read_film(newest, director.take).startswith(film)
