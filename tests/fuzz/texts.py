@@ -14,7 +14,7 @@ import mutators
 from harness import Target, Unclear, expect, expect_finite
 
 from longlive.errors import TimelineError
-from longlive.session.timeline import parse_timeline
+from longlive.session.timeline import Segment, parse_timeline
 from longlive.tuning.config import read_config
 from longlive.tuning.metrics_log import MetricsLog
 from longlive.tuning.prompt_pairs import PromptPair, parse_pairs, read_answers, read_pairs, write_pairs, write_requests
@@ -28,6 +28,7 @@ SCRIPT_TOKENS = (
     "0s", "-3b", "+2b", ".5s", "7.", "1e3s", "99999999s", "86400s", "5f", "6 frames", "1second", "SECONDS", "2Blocks",
     "keep", "cut", "renew", "recache", "kep", "kut", "renw", "recach", "KEEP", "｜", "│", "¦", "K", "ſ", "İ", "ı", "٣",
     "a fox", "é", "e\u0301", "😀", "\U0001d7d8", "constructor", "__proto__", "0.1", "1.0000000000000001", "3.3",
+    "blend", "blend 3b", "blend 2 s spherical", "linear", "blnd", "seed", "seed 7", " seed 18446744073709551616", "007",
     "b", "1b|x", "1b | x", " 1b | x", "1 b keep | x\n  y",
 )  # fmt: skip
 TOML_TOKENS = (
@@ -84,8 +85,13 @@ def attack_script(draw: random.Random, folder: Path) -> None:
         if ours != theirs:
             raise Unclear(f"{script!r} with blocks of {block}: {ours}, in the editor {theirs}") from None
         raise
-    ours = [[s.prompt, s.blocks, str(s.boundary), s.line, s.asked] for s in segments]
+    ours = [[s.prompt, s.blocks, str(s.boundary), s.line, s.asked, *describe_switch(s)] for s in segments]
     expect(ours == theirs, f"{script!r} with blocks of {block}: {ours}, in the editor {theirs}")
+
+
+def describe_switch(segment: Segment) -> list:
+    seed, blend = segment.seed, segment.blend
+    return ["" if seed is None else str(seed), blend.blocks if blend else 0, str(blend.curve) if blend else ""]
 
 
 def attack_config(draw: random.Random, folder: Path) -> None:

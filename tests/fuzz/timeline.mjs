@@ -10,7 +10,8 @@ for await (const line of createInterface({ input: process.stdin })) {
 function answer(script, block) {
   try {
     return parse(script, block).map((segment) =>
-      [segment.prompt.replaceAll("\n", " "), segment.blocks, segment.boundary, segment.line, segment.asked]);
+      [segment.prompt.replaceAll("\n", " "), segment.blocks, segment.boundary, segment.line, segment.asked,
+        segment.seed ?? "", segment.blend?.blocks ?? 0, segment.blend?.curve ?? ""]);
   } catch (error) {
     if (!(error instanceof TimelineError)) return { crash: String(error) };
     return { line: error.line, column: error.column, problem: error.problem };
