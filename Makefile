@@ -40,7 +40,7 @@ soak: $(TEST)
 miniature: $(CORE)
 	$(BIN)/python -m longlive.miniature.training --folder .cache/miniature
 
-# Ten minutes of that training, then a check against the numbers of the model card.
+# Ten minutes of that training, then a check against the numbers of the model card. Directed runs killed at 20 instants.
 smoke: $(TEST)
 	$(BIN)/python -m pytest -m slow
 

@@ -194,11 +194,11 @@ def read_lines(handle: int) -> Iterator[bytes | None]:
 
 
 class PlayingViewer:
-    """Watches a film as it would play: so the video is made no faster than it plays, and a prompt is soon seen."""
+    """Watches a film as it would play, from its end on: so the video is made no faster, and a prompt is soon seen."""
 
     def __init__(self, inbox: Inbox, count_frames: Callable[[], int]) -> None:
         self.inbox, self.count_frames = inbox, count_frames
-        self._seconds, self._looked = 0.0, time.monotonic()  # of the film; of the clock
+        self._seconds, self._looked = count_frames() / FPS, time.monotonic()  # of the film; of the clock
 
     def watch(self) -> None:
         now, length = time.monotonic(), self.count_frames() / FPS

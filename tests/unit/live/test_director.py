@@ -114,6 +114,18 @@ def test_places_that_are_cheap_to_go_back_to_are_marked(told):
     assert not {1, 2, 7} & {*told.states[-1]["cheap"]}
 
 
+def test_a_new_seed_stands_under_a_prompt_that_is_said_after_it():
+    with Sampler(tiny.model()) as sampler:
+        director = Director(start_session(), sampler, encode)
+        director.say("a")
+        director.make(2)
+        director.rewind(1)
+        director.reseed(7)
+        director.say("b", Boundary.CUT)
+        director.make(1)
+    assert director.script == "1b | a\n1b cut seed 7 | b\n"
+
+
 def test_a_prompt_for_later_waits_and_is_shown(tmp_path):
     with Stage(tmp_path) as stage:
         stage.run({-1: [say("a"), say("late", at=3 * BLOCK_SECONDS, seed=4)], 1: [do("stop")]})
@@ -191,9 +203,9 @@ def test_a_script_that_is_full_takes_no_more_prompts():
 
 
 def test_a_prompt_is_seen_after_one_running_block_a_recache_four_passes_and_a_decoding(tmp_path):
-    """Whatever pass is running when it comes. The clean pass that the recache would overwrite is not made."""
+    """The running block ends first. The clean pass that the recache would overwrite is not made."""
     delays = []
-    for moment in range(4):
+    for moment in (0, 3):
         inbox, passes = Inbox(), []
         with Stage(tmp_path / str(moment)) as stage:
 
@@ -213,8 +225,8 @@ def test_a_prompt_is_seen_after_one_running_block_a_recache_four_passes_and_a_de
             stage.director.say("a")
             stage.director.run(inbox, Pace(is_watched=False))
             assert stage.director.script == "7b | a\n1b | b\n"
-    expected = [[PassKind.DENOISE] * (3 - moment) + [PassKind.RECACHE] + [PassKind.DENOISE] * 4 for moment in range(4)]
-    assert delays == expected
+    at_its_end = [PassKind.RECACHE] + [PassKind.DENOISE] * 4
+    assert delays == [[PassKind.DENOISE] * 3 + at_its_end, at_its_end]
 
 
 def test_a_seed_before_the_first_prompt_is_refused(tmp_path):
