@@ -2,7 +2,7 @@
 
     python tests/browser/tour.py FOLDER
 
-Every tour reloads the page and steers from a second one in mid-film. It takes about five minutes.
+In mid-film every tour reloads the page and opens a second one. It takes about five minutes.
 """
 
 import itertools
@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from desk import Desk
-from directing import direct_a_film, open_live
+from directing import Panel, direct_a_film, open_live
 from frontends import NEWEST_ROOT
 from playwright.sync_api import Browser, sync_playwright
 
@@ -24,6 +24,7 @@ from hosts import NEWEST
 log = logging.getLogger(__name__)
 
 QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking".split()
+RELOADED = "3 a cut"  # the stage after which the page is loaded again
 FRONT_ENDS = {"pinned": (), "newest": ("--front-end-root", str(NEWEST_ROOT))}
 
 
@@ -39,11 +40,26 @@ def visit(host: ComfyUI, browser: Browser, folder: Path, *, is_vue: bool) -> Non
     def look(stage: str) -> None:
         desk.page.screenshot(path=folder / f"{stage}.png")
         log.info("%s: %s", folder.name, stage)
+        if stage == RELOADED:
+            look_again(desk, folder)
 
     state = direct_a_film(open_live(desk), look)
     log.info("%s", state["script"])
     assert desk.complaints == [], desk.complaints
     context.close()
+
+
+def look_again(desk: Desk, folder: Path) -> None:
+    """Reload the page and open a second one, in the middle of a film."""
+    desk.open()
+    panel = Panel(desk)
+    panel.wait_until_seen(0.1)
+    desk.page.screenshot(path=folder / "3a reloaded.png")
+    second = Panel(desk, desk.page.context.new_page())
+    second.page.goto(desk.host.address)
+    second.wait_until_seen(0.1)
+    second.page.screenshot(path=folder / "3b a second page.png")
+    second.page.close()
 
 
 def main(folder: Path) -> None:

@@ -22,7 +22,7 @@ import { StageView } from "./stage.js";
  * @import { OpenFilm } from "./stage.js"
  */
 
-const FRAME_HEIGHT = 236; // px of all but the film
+const FRAME_HEIGHT = 276; // px of all but the film
 const MIN_FILM = 150; // px
 
 export class LivePanel extends EventTarget {
@@ -197,7 +197,7 @@ export class LivePanel extends EventTarget {
 
   /** @param {any} message of the form */
   #send(message) {
-    if (!isRunning(this.run.state)) this.#direct();
+    if (!isRunning(this.run.state) && !this.#isQueued) this.#direct();
     this.#meter.send(message.prompt, performance.now() / 1000, this.run.state);
     this.#order(message);
   }
@@ -228,8 +228,10 @@ export class LivePanel extends EventTarget {
       if (isRunning(state) && !this.#wasRunning) [this.#problem, this.#begun] = ["", this.script];
       this.#meter.see(state);
       this.stage.showFilm(state.take, isRunning(state) && !this.#isMine);
-      if (!isRunning(state)) this.stage.finish();
-      if (!isRunning(state)) this.#keepScript(state.script);
+      if (!isRunning(state)) {
+        this.stage.finish();
+        this.#keepScript(state.script);
+      }
       this.#wasRunning = isRunning(state);
     }
     this.ruler.show(state);
@@ -264,11 +266,9 @@ export class LivePanel extends EventTarget {
 
   #refresh() {
     const { state } = this.run;
-    const actions = this.#actions;
     const { chosen } = this.ruler;
     const place = chosen === null || !state ? "" : `block ${chosen}, at ${writeTime(locateBlock(state, chosen), 2)}`;
-    this.buttons.show(actions, place);
-    this.say.allow(actions.canBegin);
+    this.buttons.show(this.#actions, place);
     this.#showStatus();
     this.stage.showStatus(state, this.#isQueued);
     this.stage.showQueue(state);

@@ -44,14 +44,14 @@ export class SayForm extends EventTarget {
     line.append(this.field, this.submit);
     this.element = make("form", { className: "longlive-live-say", ariaLabel: "Next prompt", noValidate: true });
     this.element.append(line, choices);
-    this.element.addEventListener("submit", (event) => (event.preventDefault(), this.#say()));
+    this.element.addEventListener("submit", (event) => (event.preventDefault(), this.send()));
     this.element.addEventListener("change", () => this.#refresh());
     this.field.addEventListener("input", () => this.#wait());
     this.field.addEventListener("keydown", (event) => {
       if (event.key === "ArrowUp" && !this.field.value) this.field.value = this.#last;
       if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.ctrlKey || event.metaKey) return;
       event.preventDefault();
-      this.#say();
+      this.send();
     });
     this.#refresh();
   }
@@ -73,16 +73,6 @@ export class SayForm extends EventTarget {
     this.field.focus();
   }
 
-  /** Send what is typed, as the button does. */
-  send() {
-    this.#say();
-  }
-
-  /** @param {boolean} enabled */
-  allow(enabled) {
-    this.submit.disabled = !enabled;
-  }
-
   #refresh() {
     this.time.hidden = this.when.value === "now";
     this.over.hidden = this.boundary.value !== "blend";
@@ -95,8 +85,8 @@ export class SayForm extends EventTarget {
     this.#timer = window.setTimeout(() => this.dispatchEvent(new Event("typed")), PAUSE);
   }
 
-  #say() {
-    if (this.submit.disabled) return;
+  /** Send what is typed. */
+  send() {
     const at = this.when.value === "now" ? null : readTime(this.time.value);
     const blend = Math.min(Number(BLEND.max), Math.max(1, Math.round(Number(this.blend.value)) || 1));
     const boundary = /** @type {Boundary} */ (this.boundary.value);

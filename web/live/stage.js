@@ -24,7 +24,7 @@ export class StageView extends EventTarget {
   constructor(openFilm) {
     super();
     this.#openFilm = openFilm;
-    this.badge = make("output", { className: "longlive-live-badge", hidden: true });
+    this.badge = make("div", { className: "longlive-live-badge", hidden: true });
     this.queue = make("ol", { className: "longlive-live-queue", ariaLabel: "Prompts that wait" });
     this.element = make("div", { className: "longlive-live-stage" });
     this.element.title = "Click to hold the film, double-click to fill the screen";
