@@ -1,5 +1,6 @@
 """All that is attacked, in the order of the table in docs/reliability.md."""
 
+import directed_runs
 import paths
 import pickles
 import prompts
@@ -8,5 +9,5 @@ import texts
 import tunings
 import weights
 
-MODULES = (sessions, weights, pickles, tunings, texts, paths, prompts)
+MODULES = (sessions, weights, pickles, tunings, texts, directed_runs, paths, prompts)
 TARGETS = tuple(target for module in MODULES for target in module.TARGETS)

@@ -9,6 +9,7 @@ import tiny
 import torch
 from directed import BLOCK_SECONDS, Stage, do, encode, render_script, say, start_session
 
+from longlive.config import TABLE_FRAMES
 from longlive.errors import ConditioningError, MessageError, SessionError
 from longlive.evaluation.drift_log import DriftLog
 from longlive.live.director import Director
@@ -227,6 +228,26 @@ def test_a_prompt_is_seen_after_one_running_block_a_recache_four_passes_and_a_de
             assert stage.director.script == "7b | a\n1b | b\n"
     at_its_end = [PassKind.RECACHE] + [PassKind.DENOISE] * 4
     assert delays == [[PassKind.DENOISE] * 3 + at_its_end, at_its_end]
+
+
+def test_the_end_of_the_positions_holds_a_video_until_a_cut():
+    begun = start_session().switched_to(encode("before"))
+    block = torch.zeros(begun.block_shape)
+    for number in range(TABLE_FRAMES // begun.config.block):
+        begun = begun.extended_by(block, f"{number:064x}")
+    inbox, states, left = Inbox(), [], [say("b", boundary="cut"), do("stop")]
+    with Sampler(tiny.model()) as sampler:
+        director = Director(begun, sampler, encode, on_change=states.append)
+
+        def cut_when_held() -> None:
+            if states[-1]["status"] == "paused" or len(director.session.blocks) > len(begun.blocks):
+                inbox.put(read_message(left.pop(0)))
+
+        director.say("a", Boundary.KEEP)
+        director.poll = lambda: cut_when_held() if states and left else None
+        director.run(inbox, Pace(is_watched=False))
+    assert any("absolute positions end at frame 1024" in state["sentence"] for state in states)
+    assert director.script == "1b cut | b\n"
 
 
 def test_a_seed_before_the_first_prompt_is_refused(tmp_path):
