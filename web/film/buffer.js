@@ -34,6 +34,10 @@ export class FilmBuffer extends EventTarget {
     return typeof MediaSource !== "undefined";
   }
 
+  get hasPieces() {
+    return this.#held.size > 0;
+  }
+
   /** @param {HTMLVideoElement} video @param {(name: string) => Promise<ArrayBuffer | null>} get a file of the film, null if it is gone */
   constructor(video, get) {
     super();

@@ -95,7 +95,7 @@ export class FilmPlayer extends EventTarget {
   }
 
   #fallBack() {
-    FilmPlayer.isRefused = true;
+    FilmPlayer.isRefused ||= this.#source instanceof FilmBuffer && !this.#source.hasPieces;
     this.#source?.dispose();
     this.#source = this.#openFile();
     if (this.#state) this.#source.update(this.#state);
