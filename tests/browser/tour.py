@@ -11,15 +11,14 @@ import sys
 import tempfile
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "host"))
+
 from desk import Desk
 from directing import Panel, direct_a_film, open_live
 from frontends import NEWEST_ROOT
-from playwright.sync_api import Browser, sync_playwright
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "host"))
-
 from host_process import ComfyUI
 from hosts import NEWEST
+from playwright.sync_api import Browser, sync_playwright
 
 log = logging.getLogger(__name__)
 

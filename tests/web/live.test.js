@@ -155,11 +155,18 @@ function pretendHost(/** @type {any[]} */ answers) {
   return { fetch, asked };
 }
 
+/** Begin a run that ends with its test. */
+function begin(/** @type {any} */ t, /** @type {any} */ fetch, playhead = () => 0) {
+  const run = new LiveRun(fetch, "0123abcd", playhead);
+  t.after(() => run.dispose());
+  return run;
+}
+
 const settle = () => new Promise((done) => setTimeout(done));
 
-test("a message to a run that has not begun is sent when it begins", async () => {
+test("a message to a run that has not begun is sent when it begins", async (t) => {
   const { fetch, asked } = pretendHost([[404, {}], [200, answer()]]);
-  const run = new LiveRun(fetch, "0123abcd", () => 0);
+  const run = begin(t, fetch);
   run.open(TAKE);
   await settle();
   await run.send({ do: "pause" });
@@ -167,12 +174,11 @@ test("a message to a run that has not begun is sent when it begins", async () =>
   run.notice({ take: TAKE, version: 1 });
   await settle();
   assert.deepEqual(asked.slice(1), [["GET", `/longlive/live/${TAKE}`], ["POST", { do: "pause" }]]);
-  run.dispose();
 });
 
-test("changes that come while the state is on its way are asked for once", async () => {
+test("changes that come while the state is on its way are asked for once", async (t) => {
   const { fetch, asked } = pretendHost([[200, answer({ version: 3 })]]);
-  const run = new LiveRun(fetch, "0123abcd", () => 0);
+  const run = begin(t, fetch);
   run.open(TAKE);
   for (const version of [1, 2, 3]) run.notice({ take: TAKE, version });
   run.notice({ take: "f".repeat(32), version: 9 });
@@ -182,13 +188,12 @@ test("changes that come while the state is on its way are asked for once", async
   run.notice({ take: TAKE, version: 3 });
   await settle();
   assert.equal(asked.length, 2);
-  run.dispose();
 });
 
-test("what the host refuses is said, a lost hint is not", async () => {
+test("what the host refuses is said, a lost hint is not", async (t) => {
   const fetch = async (/** @type {string} */ path, /** @type {any} */ options) =>
     new Response(JSON.stringify(options ? { error: "the prompt is empty" } : answer()), { status: options ? 400 : 200 });
-  const run = new LiveRun(fetch, "0123abcd", () => 0);
+  const run = begin(t, fetch);
   /** @type {string[]} */ const problems = [];
   run.addEventListener("problem", (event) => problems.push(/** @type {CustomEvent} */ (event).detail));
   run.open(TAKE);
@@ -197,15 +202,48 @@ test("what the host refuses is said, a lost hint is not", async () => {
   assert.deepEqual(problems, []);
   await run.send({ do: "say", prompt: "" });
   assert.deepEqual(problems, ["the prompt is empty"]);
-  run.dispose();
 });
 
-test("the answer for a take that was left is not shown", async () => {
+test("the answer for a take that was left is not shown", async (t) => {
   const { fetch } = pretendHost([[200, answer()]]);
-  const run = new LiveRun(fetch, "0123abcd", () => 0);
+  const run = begin(t, fetch);
   run.open(TAKE);
   run.open("");
   await settle();
   assert.equal(run.state, null);
-  run.dispose();
+});
+
+test("a viewer of a run says every two seconds where it is, and of a run that is over nothing", async (t) => {
+  t.mock.timers.enable({ apis: ["setInterval"] });
+  const { fetch, asked } = pretendHost([[200, answer()], [200, answer({ status: "stopped" })]]);
+  const run = begin(t, fetch, () => 1.5);
+  run.open(TAKE);
+  await settle();
+  t.mock.timers.tick(4000);
+  await settle();
+  const beat = ["POST", { do: "watch", seconds: 1.5, viewer: "0123abcd" }];
+  assert.deepEqual(asked.slice(1), [beat, beat]);
+  run.notice({ take: TAKE, version: 2 });
+  await settle();
+  t.mock.timers.tick(60_000);
+  await settle();
+  assert.equal(asked.length, 4);
+});
+
+test("a new run is looked for now and then, one that is not there is left alone", async (t) => {
+  t.mock.timers.enable({ apis: ["setInterval"] });
+  for (const [isNew, expected] of /** @type {[boolean, number][]} */ ([[true, 3], [false, 1]])) {
+    const { fetch, asked } = pretendHost([[404, {}]]);
+    const run = begin(t, fetch);
+    run.open(TAKE, { isNew });
+    for (let second = 0; second < 24; second += 1) {
+      t.mock.timers.tick(1000);
+      await settle();
+    }
+    assert.equal(asked.length, expected, String(isNew));
+  }
+});
+
+test("a prompt can be planned for the beginning", () => {
+  assert.equal(composeSay({ prompt: "a", boundary: "cut", blend: 3, at: 0 }).at, 0);
 });
