@@ -41,6 +41,7 @@ miniature: $(CORE)
 	$(BIN)/python -m longlive.miniature.training --folder .cache/miniature
 
 # Ten minutes of that training, then a check against the numbers of the model card. Directed runs killed at 20 instants.
+# The drift meter on 32 clean videos of the miniature, and on 30 with a fault.
 smoke: $(TEST)
 	$(BIN)/python -m pytest -m slow
 

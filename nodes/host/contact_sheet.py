@@ -4,6 +4,7 @@ Knows numbers and pixels, not ComfyUI.
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -109,7 +110,7 @@ def split_lines(text: str, width: int) -> list[str]:
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= width:
+        if len(longer) <= width and font.getlength(longer) <= width:
             lines[-1] = longer
         elif len(lines) == PROMPT_LINES:
             lines[-1] = shorten_line(longer, width)
@@ -122,11 +123,11 @@ def split_lines(text: str, width: int) -> list[str]:
 def shorten_line(text: str, width: int) -> str:
     """Cut a text so that it is at most `width` pixels wide; what is cut ends in dots."""
     font = ImageFont.load_default(TEXT_SIZE)
+    text = text[: width + 1]  # no letter is narrower than a pixel
     if font.getlength(text) <= width:
         return text
-    while text and font.getlength(f"{text}…") > width:
-        text = text[:-1]
-    return f"{text}…"
+    lengths = range(len(text))
+    return f"{text[: bisect_right(lengths, width, key=lambda n: font.getlength(f'{text[:n]}…')) - 1]}…"
 
 
 def spell_time(seconds: float) -> str:
