@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 MAX_STILLS = 240  # of a longer video every second, third, … second is shown
-STILLS_PER_ROW = 8
+MIN_PER_ROW, MAX_PER_ROW = 4, 8  # stills
 STILL_WIDTH, MIN_STILL_WIDTH = 160, 128  # pixels; smaller pictures are enlarged to the second
 STILL_GAP, MARGIN = 6, 12  # pixels
 LINE_HEIGHT, TEXT_SIZE, TIME_SIZE = 20, 14, 11  # pixels of a line of text and of its letters; of a still's time
@@ -57,13 +57,14 @@ class ContactSheet:
     def draw(self, captions: Sequence[Caption], faults: Collection[int] = ()) -> Image.Image:
         """Draw all stills, below the caption of their segment; those with pixel frames in `faults` get a red frame."""
         width, height = self.stills[0].picture.size
-        sheet_width = 2 * MARGIN + STILLS_PER_ROW * (width + STILL_GAP) - STILL_GAP
+        most = max(len(self._list_stills(caption, captions)) for caption in captions)
+        per_row = min(MAX_PER_ROW, max(MIN_PER_ROW, most))
+        sheet_width = 2 * MARGIN + per_row * (width + STILL_GAP) - STILL_GAP
         row = height + TIME_SIZE + 2 * STILL_GAP
         rows = [(caption, split_lines(caption.prompt, sheet_width - 2 * MARGIN), self._list_stills(caption, captions))
                 for caption in captions]  # fmt: skip
         heights = [
-            LINE_HEIGHT * (1 + len(lines)) + row * -(-len(stills) // STILLS_PER_ROW) + STILL_GAP
-            for _, lines, stills in rows
+            LINE_HEIGHT * (1 + len(lines)) + row * -(-len(stills) // per_row) + STILL_GAP for _, lines, stills in rows
         ]
         sheet = Image.new("RGB", (sheet_width, 2 * MARGIN + sum(heights)), PAPER)
         pen, top = ImageDraw.Draw(sheet), MARGIN
@@ -71,9 +72,9 @@ class ContactSheet:
             self._draw_caption(pen, top, caption, lines)
             first_top = top + LINE_HEIGHT * (1 + len(lines))
             for number, still in enumerate(stills):
-                left = MARGIN + number % STILLS_PER_ROW * (width + STILL_GAP)
+                left = MARGIN + number % per_row * (width + STILL_GAP)
                 is_faulty = any(still.frame <= frame < still.frame + self.apart for frame in faults)
-                self._draw_still(sheet, (left, first_top + number // STILLS_PER_ROW * row), still, is_faulty)
+                self._draw_still(sheet, (left, first_top + number // per_row * row), still, is_faulty)
             top += segment_height
         return sheet
 

@@ -56,7 +56,7 @@ def test_each_segment_has_its_caption_also_one_without_a_still(module):
     ]
     picture = sheet.draw(captions)
     fewer = sheet.draw(captions[:1])
-    assert picture.width == fewer.width
+    assert picture.width < fewer.width  # a row is as long as the longest segment needs
     assert picture.height > fewer.height
 
 
