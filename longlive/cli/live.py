@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ..errors import ConfigError, MessageError
+from ..errors import ConfigError, LongLiveError, MessageError
 from ..files import write_text
 from ..live.director import Director
 from ..live.inbox import Inbox
@@ -29,7 +29,7 @@ from ..units import FPS
 from ..video.render import VideoRenderer
 from ..video.writer import check_output
 from .render import open_fragments_beside
-from .terminal import choose_status, say
+from .terminal import FAILED, choose_status, say
 from .video_options import (
     SESSION_SUFFIX,
     add_model_options,
@@ -45,7 +45,7 @@ from .video_options import (
 log = logging.getLogger("longlive")
 
 TAKE_SUFFIX = ".take"  # a folder beside the video, while it is made
-SCRIPT_SUFFIX = ".txt"
+SCRIPT_SUFFIX = ".script.txt"
 INPUT_BYTES = 1 << 16
 EVENT_FIELDS = ("version", "status", "sentence", "blocks", "waiting", "delay", "script")
 VIEWER = "0" * 8  # of the one who reads the terminal
@@ -78,6 +78,8 @@ def run_live(options: argparse.Namespace) -> int:
         raise ConfigError(f"--longest is {options.longest:g} s; use more than 0")
     check_output(options.output)
     check_session_path(options.output.with_suffix(SESSION_SUFFIX))
+    if options.script and options.script.resolve() == options.output.with_suffix(SCRIPT_SUFFIX).resolve():
+        raise ConfigError(f"-o {options.output} would overwrite {options.script}; choose another name")
     script = read_script(options.script) if options.script else ""
     session = open_session(options)
     with begin_take(options.output.with_suffix(TAKE_SUFFIX), session, script) as take:
@@ -97,7 +99,7 @@ def run_live(options: argparse.Namespace) -> int:
                 on_change=events.report,
             )
             status = direct(director, inbox, events, options.longest)
-        keep(options.output, director, renderer)
+        keep(options.output, director)
         if not status:
             take.discard()
     return status
@@ -122,17 +124,20 @@ def direct(director: Director, inbox: Inbox, events: "Events", longest: float | 
     except KeyboardInterrupt as interrupt:
         log.warning("interrupted: run the same command to continue")
         return choose_status(interrupt)
+    except LongLiveError as error:  # what is finished is kept all the same
+        log.error("%s: %s", type(error).__name__, error)
+        return FAILED
     return 0
 
 
-def keep(output: Path, director: Director, renderer: VideoRenderer) -> None:
+def keep(output: Path, director: Director) -> None:
     """Write the video, its script and its session."""
     if not director.session.blocks:
         log.warning("no video was written: no frame is finished")
         return
     save_session(director.session, output.with_suffix(SESSION_SUFFIX))
     write_text(output.with_suffix(SCRIPT_SUFFIX), director.script)
-    renderer.finish()
+    director.complete_film()
     film = director.film
     assert film
     film.save(output)

@@ -22,6 +22,7 @@ from .pace import Status
 from .take import Plan
 
 PROMPTS_KEPT = 64  # embeddings by text
+MAX_LATER = 64  # prompts that wait, those of the script not counted
 SPARE_CHARACTERS = 3 * MAX_PROMPT  # of a script: for the words before each prompt, and for one more
 
 
@@ -36,6 +37,7 @@ class Direction:
         self.session, self._encode = session, encode
         self.begins = len(session.blocks)  # the first block that is directed
         self.urgent_end = self.begins  # blocks before it are made without waiting for a viewer
+        self._script, self.script_end = plan.script, self.begins  # that the video begins with, and the block after it
         self.stop_block = plan.stop_block  # the first block that is not to be made
         self._waiting: list[Decision] = []  # by block
         self._prompts: OrderedDict[str, Prompt] = OrderedDict()  # by text, used last at the end
@@ -43,10 +45,10 @@ class Direction:
             segments = parse_timeline(plan.script, session.config.block)
             check_timeline(session, segments)
             self._waiting = plan_segments(segments, self.begins)
-            self.urgent_end += sum(segment.blocks for segment in segments)
+            self.script_end += sum(segment.blocks for segment in segments)
         for decision in plan.waiting:
             self._keep(decision)
-        self.urgent_end = max(self.urgent_end, plan.urgent_end)
+        self.urgent_end = max(self.script_end, plan.urgent_end)
         for decision in self._waiting:
             self.read_prompt(decision.text)
 
@@ -65,9 +67,9 @@ class Direction:
 
     @property
     def has_prompt(self) -> bool:
-        """Whether something was decided since the video is directed."""
+        """Whether a prompt was said since the video is directed; one without a text has no place in a script."""
         switches = self.session.switches
-        return bool(switches) and switches[-1].frame >= self.begins * self.session.config.block
+        return bool(switches and switches[-1].prompt.text) and self._is_directed(switches[-1])
 
     @property
     def is_urgent(self) -> bool:
@@ -83,23 +85,31 @@ class Direction:
         begins = self.begins * self.session.config.block
         return write_script(self.session, begins) if self.end > self.begins else ""
 
+    @property
+    def recorded_script(self) -> str:
+        """The script that is kept of the run: the whole one that the video begins with, until that is made."""
+        return self._script if self.end < self.script_end else self.script
+
     def plan(self, status: Status) -> Plan:
         """Return all that another process needs to go on from here."""
-        return Plan(self.script, tuple(self.list_waiting()), self.urgent_end, self.stop_block, status)
+        return Plan(self.recorded_script, tuple(self.list_waiting()), self.urgent_end, self.stop_block, status)
 
     def list_waiting(self) -> list[Decision]:
         """List the decisions that have not begun; the first one may begin with the next block."""
         return [*(each for each in list_decisions(self.session)[-1:] if each.block == self.end), *self._waiting]
 
     def say(self, said: Say) -> None:
-        """Let a prompt begin with the next block, or when it is to. A second prompt for one block replaces the first.
+        """Let a prompt begin with the next block, or when it is to; never before the end of the script.
 
-        Raises ConditioningError for one that cannot be encoded, and MessageError if the script has no room for it.
-        Nothing is changed then.
+        A second prompt for one block replaces the first. Raises ConditioningError for one that cannot be encoded, and
+        MessageError if the script has no room for it, or if too many wait. Nothing is changed then.
         """
         if len(self.script) + sum(len(each.text) for each in self.list_waiting()) > MAX_CHARACTERS - SPARE_CHARACTERS:
             raise MessageError(f"the script of this video is full ({MAX_CHARACTERS:,} characters); begin another video")
-        block = self.end if said.at is None else max(self.end, round(said.at / self.block_seconds))
+        next_block = max(self.end, self.script_end)
+        block = next_block if said.at is None else max(next_block, round(said.at / self.block_seconds))
+        if sum(each.block >= self.script_end for each in self._waiting) >= MAX_LATER:
+            raise MessageError(f"{MAX_LATER} prompts wait for their time; say more when the first of them have begun")
         decision = Decision(block, said.prompt, said.boundary, said.seed, said.blend)
         self.read_prompt(decision.text)
         self._keep(decision)
@@ -124,11 +134,13 @@ class Direction:
         self.session = self.session.rewound_to(frame)
         if there and frame:
             self._switch(there.prompt, there.boundary, there.seed, there.blend)
-        self.urgent_end = min(self.urgent_end, block)
+        self.urgent_end, self.script_end = min(self.urgent_end, block), min(self.script_end, block)
 
     def reseed(self, seed: int) -> None:
-        """Use other noise from the next block on. Raises MessageError before the first prompt."""
+        """Use other noise from the next block on. Raises MessageError before the first prompt, or within the script."""
         seed = Reseed(seed).seed
+        if self.end < self.script_end:
+            raise MessageError("the script is not made to its end yet; give a new seed then, or rewind first")
         if not self.session.switches:
             raise MessageError("there is no prompt yet; give the seed together with the first one")
         last = self.session.switches[-1]
@@ -173,6 +185,9 @@ class Direction:
         if seed is None and self.session.switches and self._is_next(self.session.switches[-1]):
             seed = self.session.switches[-1].seed
         self.session = self.session.switched_to(prompt, boundary, seed=seed, blend=blend)
+
+    def _is_directed(self, switch: Switch) -> bool:
+        return switch.frame >= self.begins * self.session.config.block
 
     def _is_next(self, switch: Switch) -> bool:
         return switch.frame == self.session.num_frames

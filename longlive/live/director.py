@@ -60,6 +60,7 @@ class Director:
         self._rebuild_costs: list[int] = []  # passes to go on from each directed block
         self._has_resumed = False  # whether the renderer knows what the film shows
         self._status, self._sentence, self._is_held = Status.WAITING, "", False
+        self._is_finishing = False  # nobody will want anything any more
         self._meter: FilmMeter | None = None
         self._version, self._asked, self._delay = 0, 0.0, None
         self.state = self._describe()
@@ -139,7 +140,8 @@ class Director:
             self._finish(Status.FAILED if is_failure else Status.INTERRUPTED, str(error) if is_failure else "")
             raise
         inbox.close()
-        self._finish(status, self._sentence)
+        at_limit = "the video has its largest length; set a greater one (longest) to go on"
+        self._finish(status, self._sentence or (at_limit if status is Status.COMPLETE else ""))
         return status
 
     def _run(self, inbox: Inbox, pace: Pace) -> Status:
@@ -177,6 +179,8 @@ class Director:
         try:
             self._make_block()
         except (PositionError, VideoError, StoreError) as error:
+            if self._is_finishing:
+                raise
             self._refuse(error)
             self._is_held = True
         pace.keep_awake()
@@ -189,9 +193,12 @@ class Director:
             if isinstance(sent.message, Playhead):
                 pace.observe(sent.message.viewer, sent.message.seconds, sent.time)
                 continue
+            pace.keep_awake()
+            if isinstance(sent.message, Prepare):
+                self._prepare(sent.message)
+                continue
             if not has_changed:
                 has_changed, self._sentence = True, ""
-            pace.keep_awake()
             try:
                 self._follow(sent, pace)
             except LongLiveError as error:
@@ -204,17 +211,20 @@ class Director:
                 self._refuse(error)
             self._publish(self._choose_status(pace))
 
+    def _prepare(self, message: Prepare) -> None:
+        """Encode a prompt that may be said soon. That it cannot be encoded is said when it is."""
+        with suppress(LongLiveError):
+            self._direction.read_prompt(message.prompt)
+
     def _follow(self, sent: Sent, pace: Pace) -> None:
         """Do what a message asks for. Raises a LongLiveError if that cannot be done; nothing is changed then."""
         message = sent.message
-        if not isinstance(message, Pause | Prepare):
+        if not isinstance(message, Pause):
             self._is_held = False
         match message:
             case Say():
                 self._direction.say(message)
                 self._asked = sent.time if message.at is None else self._asked
-            case Prepare():
-                self._direction.read_prompt(message.prompt)
             case Pause():
                 pace.is_paused = True
             case Resume():
@@ -227,6 +237,7 @@ class Director:
             case Stop():
                 self._direction.stop(message.at)
             case Finish():
+                pace.is_paused, self._is_finishing = False, True
                 self._direction.finish()
 
     def _make_block(self) -> None:
@@ -250,6 +261,13 @@ class Director:
         self._resume(self.renderer)
         for latents in self.session.blocks[self.renderer.num_blocks :]:
             self.renderer.render_block(latents)
+
+    def complete_film(self) -> None:
+        """Let the film show all frames of the video and no others. Raises VideoError if the disk refuses."""
+        if self.renderer:
+            self._resume(self.renderer)
+            self._render()
+            self.renderer.finish()
 
     def _is_behind(self) -> bool:
         """Return whether the video is not yet as long again as the film that it is to continue."""
@@ -279,7 +297,7 @@ class Director:
                 self.renderer.wait()
         if self._meter:
             self._meter.close(None if status in (Status.INTERRUPTED, Status.FAILED) else self.session)
-        with suppress(StoreError):
+        with suppress(LongLiveError):  # the state says how it ended, whatever the disk says
             self._save()
         self._publish(status)
 
@@ -324,7 +342,9 @@ class Director:
             "switches": [decision.as_json() for decision in list_decisions(self.session)],
             "waiting": [decision.as_json() for decision in direction.list_waiting()],
             "cheap": [direction.begins + number for number in falls],  # where a rebuild is shorter than just before
-            "script": direction.script,
+            "script": direction.recorded_script,
+            "script_end": direction.script_end,
+            "begins_with": self.take.script if self.take else "",
             "delay": self._delay,
             "drift": self._drift,
         }

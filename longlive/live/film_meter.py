@@ -22,6 +22,7 @@ class FilmMeter:
     def __init__(self, film: Film) -> None:
         self.drift: dict = {}  # as JSON values; replaced, never changed
         self._film, self._log = film, DriftLog(film.encoding)
+        self._session: Session | None = None  # the newest, whose switches the pieces are measured by
         self._counts: list[int] = []  # of the pieces that were measured
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._measuring: Future[None] | None = None
@@ -29,9 +30,10 @@ class FilmMeter:
 
     def follow(self, session: Session) -> None:
         """Measure the pieces that are new, unless it is still busy with others."""
+        self._session = session
         is_busy = self._measuring is not None and not self._measuring.done()
         if not is_busy and not self._is_closed and [piece.count for piece in self._film.pieces] != self._counts:
-            self._measuring = self._thread.submit(self._measure, session)
+            self._measuring = self._thread.submit(self._measure)
 
     def close(self, session: Session | None = None) -> None:
         """Finish the piece that is being measured and, with a session, the last few."""
@@ -44,22 +46,22 @@ class FilmMeter:
         self._thread.shutdown()
         self._is_closed = True
 
-    def _measure(self, session: Session) -> None:
+    def _measure(self) -> None:
         try:
-            while not self._is_closed and self._measure_next(session):
+            while not self._is_closed and self._measure_next():
                 self.drift = self._log.as_dict()
         except Exception as error:  # of any library that reads the fragment
             log.warning("the drift of the film is not measured any more (%s)", error)
             self.drift, self._is_closed = {}, True
 
-    def _measure_next(self, session: Session) -> bool:
+    def _measure_next(self) -> bool:
         """Forget the pieces that a rewind dropped, and measure one; return whether there was one."""
-        state = self._film.state
+        session, state = self._session, self._film.state
         counts = [piece.count for piece in state.pieces]
         while self._counts != counts[: len(self._counts)]:
             self._counts.pop()
         del self._counts[self._log.rewind(len(self._counts)) :]
-        if len(self._counts) == len(counts):
+        if session is None or len(self._counts) >= min(len(counts), len(session.blocks)):
             return False
         piece = state.pieces[len(self._counts)]
         media = self._film.read_piece(piece.number, piece.count)

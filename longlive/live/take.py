@@ -66,7 +66,7 @@ class Take:
 
     def __init__(self, folder: Path, begins_with: dict, script: str, plan: Plan, film: Film, owner: ExitStack) -> None:
         self.folder, self.plan, self.film = folder, plan, film
-        self._begins_with, self._script, self._owner = begins_with, script, owner
+        self._begins_with, self.script, self._owner = begins_with, script, owner
 
     def __enter__(self) -> "Take":
         return self
@@ -84,6 +84,7 @@ class Take:
             raise SessionError(f"{folder} holds a take already; open it, or choose another folder")
         with ExitStack() as owner:
             claim_folder(folder, owner)
+            remove_film(folder)  # of a process that was killed before it wrote the take
             facts = describe_beginning(session)
             take = cls(folder, facts, script, Plan(script), Film.create(folder), owner.pop_all())
         take.save(take.plan, {})
@@ -111,7 +112,7 @@ class Take:
         content = {
             "version": TAKE_VERSION,
             "begins_with": self._begins_with,
-            "script": self._script,  # that it began with
+            "script": self.script,  # that it began with
             "plan": plan.as_json(),
             "state": state,
         }
@@ -178,9 +179,9 @@ def describe_film(film: Film | None) -> dict:
     return {"fps": float(film.encoding.fps), "codec": state.codec, "size": [*state.size], "pieces": pieces}
 
 
-def remove_old_takes(folder: Path, limit: int = MAX_TAKES_BYTES) -> None:
-    """Remove the oldest takes in a folder that nobody makes, until the rest has at most `limit` bytes."""
-    takes = []
+def remove_old_takes(folder: Path, limit: int = MAX_TAKES_BYTES) -> list[str]:
+    """Remove the oldest takes in a folder that nobody makes, until the rest has at most `limit` bytes; list them."""
+    takes, removed = [], []
     for path in folder.iterdir() if folder.is_dir() else ():
         try:
             if find_take(folder, path.name) and not path.is_symlink():
@@ -191,15 +192,14 @@ def remove_old_takes(folder: Path, limit: int = MAX_TAKES_BYTES) -> None:
     total = sum(size for _, size, _ in takes)
     for _, size, path in sorted(takes):
         if total <= limit:
-            return
-        try:
-            if is_claimed(path / OWNER):
-                continue
-        except OSError:
-            pass
+            break
+        if is_owned(path):
+            continue
         shutil.rmtree(path, ignore_errors=True)
+        removed.append(path.name)
         total -= size
         log.info("the take %s was removed to make room", path.name)
+    return removed
 
 
 def describe_beginning(session: Session) -> dict:
@@ -227,9 +227,21 @@ def open_film(folder: Path) -> Film:
         return Film.open(folder)
     except VideoError as error:
         log.warning("%s", error)
-        for path in folder.glob("film.*"):
-            path.unlink()
+        remove_film(folder)
         return Film.create(folder)
+
+
+def remove_film(folder: Path) -> None:
+    for path in folder.glob("film.*"):
+        path.unlink()
+
+
+def is_owned(folder: Path) -> bool:
+    """Return whether somebody makes the take in a folder now."""
+    try:
+        return is_claimed(folder / OWNER)
+    except OSError:
+        return False
 
 
 def as_store_error(folder: Path, error: OSError) -> StoreError:

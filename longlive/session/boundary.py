@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from ..errors import ConfigError
-from ..units import MAX_SECONDS
 
-MAX_BLEND = 4 * MAX_SECONDS  # blocks: a day in blocks of one frame
+MAX_BLEND = 1000  # blocks: twelve minutes
 
 
 class Boundary(StrEnum):

@@ -16,6 +16,7 @@ from ..errors import ConditioningError, escape, shorten
 from ..model.dtypes import is_finite, name_dtype
 from .boundary import Curve
 
+MAX_PARTS = 16  # of a mix of prompts
 MIX_WEIGHT = re.compile(r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+")
 SMALLEST_SINE = 1e-4  # of the angle between two rows; below it their directions are mixed in a straight line
 
@@ -110,11 +111,14 @@ def _mix_two(left: tuple[Tensor, float], right: tuple[Tensor, float], curve: Cur
 def encode_prompt_mix(text: str, encode: Callable[[str], Prompt]) -> Prompt:
     """Encode a text: one prompt, or several with weights as in `a red ring :0.7 AND a blue ring :0.3`.
 
-    It is a mix if it has several parts and every one ends in a weight. Raises ConditioningError for a weight of 0.
+    It is a mix if it has several parts and every one ends in a weight. Raises ConditioningError for a weight of 0 and
+    for too many parts.
     """
     parts = [part.strip().rpartition(" :") for part in text.split(" AND ")]
     if len(parts) == 1 or not all(prompt.strip() and MIX_WEIGHT.fullmatch(weight) for prompt, _, weight in parts):
         return encode(text)
+    if len(parts) > MAX_PARTS:
+        raise ConditioningError(f"the prompt is a mix of {len(parts)}; mix {MAX_PARTS} at most")
     weights = [float(weight) for _, _, weight in parts]
     for (prompt, _, weight), value in zip(parts, weights, strict=True):
         if not 0 < value < math.inf:

@@ -26,7 +26,7 @@ def write_script(session: Session, start: int = 0) -> str:
         boundary = switch.boundary if switch.frame else Boundary.RECACHE
         segment = Segment(switch.prompt.text, blocks, boundary, seed=switch.seed, blend=switch.blend)
         line = " ".join([f"{blocks}b", *str(segment).removeprefix(Boundary.RECACHE.word).split(), "|", segment.prompt])
-        if not is_line_of(line, segment):
+        if not is_line_of(line, segment, session.config.block):
             begins = switch.frame // session.config.block
             raise SessionError(
                 f"the prompt from block {begins} on has no text that a line of a script can hold; use prompts given as "
@@ -36,9 +36,9 @@ def write_script(session: Session, start: int = 0) -> str:
     return "".join(lines)
 
 
-def is_line_of(line: str, segment: Segment) -> bool:
-    """Return whether a line of a script says what a segment is."""
+def is_line_of(line: str, segment: Segment, block: int) -> bool:
+    """Return whether a line of a script says what a segment is, in blocks of `block` frames."""
     try:
-        return parse_timeline(line) == (replace(segment, line=1, asked=f"{segment.blocks}b"),)
+        return parse_timeline(line, block) == (replace(segment, line=1, asked=f"{segment.blocks}b"),)
     except TimelineError:
         return False

@@ -19,7 +19,7 @@ from ...longlive.video.film import Film
 from ...longlive.video.render import VideoRenderer
 from .conditioning import encode_prompt
 from .fallback_decoder import FallbackDecoder
-from .films import find_node_id, make_film_id, show_film
+from .films import find_node_id, make_film_id, release_film, show_film
 from .model import Model
 from .runs import find_takes_folder, runs
 from .sampling import open_fragment_store, open_sampler
@@ -85,7 +85,7 @@ class Studio:
         beside = vae.device.type != "cpu"  # which encodes
         renderer = VideoRenderer(decoder, film, open_fragment_store(), beside=beside)
         with open_sampler(self.model, session, 1, previews=False) as sampler:  # nobody knows how many blocks come
-            yield Director(
+            director = Director(
                 session,
                 sampler,
                 partial(encode_prompt, self.clip, patcher=self.model),
@@ -95,14 +95,16 @@ class Studio:
                 poll=comfy.model_management.throw_exception_if_processing_interrupted,
                 on_change=runs.publish,
             )
-            renderer.finish()
+            yield director
+            director.complete_film()
 
 
 @contextmanager
 def open_take(folder: Path, session: Session, script: str) -> Iterator[Take]:
     """Open the take in a folder, or begin one there, after making room; pages may watch its film."""
     if not find_take(folder.parent, folder.name):
-        remove_old_takes(folder.parent)
+        for address in remove_old_takes(folder.parent):
+            release_film(address)
     begin = Take.open if find_take(folder.parent, folder.name) else partial(Take.create, script=script)
     with begin(folder, session) as take:
         show_film(folder.name, take.film, node_id=find_node_id())

@@ -41,7 +41,10 @@ def find_film_for(handler: FilmHandler) -> Callable[[web.Request], Awaitable[web
         film = find_film(request.match_info["id"])
         if film is None:
             raise web.HTTPNotFound(text="there is no such film, or the server was restarted; run the node again")
-        return await handler(request, film)
+        try:
+            return await handler(request, film)
+        except FileNotFoundError:
+            raise web.HTTPNotFound(text="the film was removed to make room; run the node again") from None
 
     return send
 

@@ -43,6 +43,8 @@ async def receive_message(request: web.Request) -> web.Response:
     take = request.match_info["take"]
     if request.content_type != "application/json":
         return refuse(415, f"the message is {request.content_type}; send JSON, as application/json")
+    if "Content-Encoding" in request.headers:
+        return refuse(415, "the message is compressed; send it as it is")
     body = await read_body(request)
     if body is None:
         return refuse(413, f"the message is larger than {MAX_MESSAGE_BYTES:,} bytes; send a shorter one")

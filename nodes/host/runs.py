@@ -4,13 +4,13 @@ A take is 128 random bits that a page chose, and nothing lists them: who knows a
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ...longlive.errors import SessionError
+from ...longlive.errors import SessionError, VideoError
 from ...longlive.live.inbox import Inbox
 from ...longlive.live.pace import Status
-from ...longlive.live.take import describe_film, find_take, open_film, read_take
+from ...longlive.live.take import describe_film, find_take, is_owned, read_take
 from ...longlive.video.film import Film
 from .films import find_film, find_server, show_film
 from .sampling import find_store_folder
@@ -65,11 +65,13 @@ class Runs:
         ended = status if status.is_over else Status.INTERRUPTED  # the process was killed
         return saved | {"status": ended.value} | describe_film(self._find_film(take, folder))
 
-    def _find_film(self, take: str, folder: Path) -> Film:
+    def _find_film(self, take: str, folder: Path) -> Film | None:
+        """Find the film of a take; None if it is damaged, or if another process makes it."""
         film = find_film(take)
-        if film is None:
-            film = open_film(folder)
-            show_film(take, film)
+        if film is None and not is_owned(folder):
+            with suppress(VideoError):
+                film = Film.open(folder)
+                show_film(take, film)
         return film
 
 

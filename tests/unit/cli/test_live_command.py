@@ -53,7 +53,7 @@ SCRIPT = "2b | a red fox\n2b blend 2b seed 3 | the snow\n"
 
 def test_a_video_is_directed_through_a_pipe_and_its_script_makes_it_again(direct, render, tmp_path):
     assert direct(STORY) == 0
-    assert (tmp_path / "film.txt").read_text() == SCRIPT
+    assert (tmp_path / "film.script.txt").read_text() == SCRIPT
     assert count_pixel_frames(tmp_path / "film.mp4") == 4 * 12 - 3
     assert load_session(tmp_path / "film.session.safetensors").num_frames == 12
     assert not (tmp_path / "film.take").exists()
@@ -64,7 +64,7 @@ def test_a_video_is_directed_through_a_pipe_and_its_script_makes_it_again(direct
 def test_bad_lines_are_named_and_change_nothing(direct, tmp_path, capsys):
     bad = [b"", b"\xff\xfe", b'{"do": "dance"}', b"{", b"x" * (1 << 20), say("a red fox", style="noir").strip()]
     assert direct(b"\n".join(bad) + b"\n" + STORY + b"{", "--json") == 0
-    assert (tmp_path / "film.txt").read_text() == SCRIPT
+    assert (tmp_path / "film.script.txt").read_text() == SCRIPT
     *events, path = capsys.readouterr().out.splitlines()
     told = [json.loads(event) for event in events]
     errors = [event["error"] for event in told if "error" in event]
@@ -95,7 +95,7 @@ def test_an_interrupted_video_is_kept_and_the_same_command_goes_on(direct, rende
     assert count_pixel_frames(tmp_path / "film.mp4") == count_pixel_frames(tmp_path / "film.take/film.mp4") == 33
     assert (tmp_path / "film.take/script.txt").read_text() == "2b | a red fox\n1b blend 2b seed 3 | the snow\n"
     assert direct(b'{"do": "stop", "at": 3}\n') == 0
-    assert (tmp_path / "film.txt").read_text() == SCRIPT
+    assert (tmp_path / "film.script.txt").read_text() == SCRIPT
     assert not (tmp_path / "film.take").exists()
     assert render(SCRIPT, "again.mp4", "--store", str(tmp_path / "other")) == 0
     assert (tmp_path / "again.mp4").read_bytes() == (tmp_path / "film.mp4").read_bytes()
@@ -111,7 +111,7 @@ def test_a_take_of_other_weights_is_not_continued(direct, tmp_path, monkeypatch,
 def test_it_begins_with_a_script_and_ends_at_its_largest_length(direct, tmp_path):
     (tmp_path / "begin.txt").write_text("3b | a red fox\n3b cut | the snow\n")
     assert direct(b"", "--script", str(tmp_path / "begin.txt"), "--longest", str(5 * BLOCK_SECONDS)) == 0
-    assert (tmp_path / "film.txt").read_text() == "3b | a red fox\n2b cut | the snow\n"
+    assert (tmp_path / "film.script.txt").read_text() == "3b | a red fox\n2b cut | the snow\n"
 
 
 def test_without_a_prompt_there_is_no_video(direct, tmp_path, caplog):

@@ -2,6 +2,7 @@
 
 import gc
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -156,8 +157,26 @@ def test_finish_without_a_prompt_ends_at_once(tmp_path):
 
 def test_a_script_is_made_first_and_then_directed(tmp_path):
     with Stage(tmp_path, script="2b | a\n2b cut | b\n") as stage:
-        assert stage.run({1: [say("c")], 4: [say("d"), do("stop", at=5 * BLOCK_SECONDS)]}) is Status.STOPPED
-        assert stage.director.script == "1b | a\n1b | c\n2b cut | b\n1b | d\n"
+        said = {1: [say("c"), do("seed", seed=3)], 5: [say("d"), do("stop", at=6 * BLOCK_SECONDS)]}
+        assert stage.run(said) is Status.STOPPED
+        assert stage.director.script == "2b | a\n2b cut | b\n1b | c\n1b | d\n"
+
+
+def test_a_run_that_ends_within_its_script_keeps_the_whole_script(tmp_path):
+    script = "3b | a\n2b cut | b\n"
+    with Stage(tmp_path, script=script) as stage:
+        assert stage.run({2: [do("stop")]}) is Status.STOPPED
+        assert stage.director.script == "2b | a\n"
+        assert stage.director.state["script"] == script
+        assert stage.take.plan.script == script
+
+
+def test_an_embedding_without_a_text_is_no_prompt_to_direct_with(tmp_path):
+    with Stage(tmp_path) as stage:
+        textless = replace(encode("a"), text="")
+        stage.director._direction.session = stage.director.session.switched_to(textless)
+        stage.run({-1: [do("seed", seed=3)], 0: [say("a"), do("stop", at=BLOCK_SECONDS)]})
+        assert stage.director.script == "1b | a\n"
 
 
 def test_the_largest_length_ends_a_video(tmp_path):

@@ -53,7 +53,7 @@ def test_what_waits_is_kept(tmp_path):
     with Stage(tmp_path, script="2b | a\n3b blend 2b seed 4 | b\n") as stage:
         stage.run({1: [say("late", at=7 * BLOCK_SECONDS, boundary="renew"), do("stop")]})
     plan = read_plan(tmp_path / TAKE)
-    assert plan.script == "1b | a\n"
+    assert plan.script == "2b | a\n3b blend 2b seed 4 | b\n"
     assert [(each.block, each.text, each.seed) for each in plan.waiting] == [(2, "b", 4), (7, "late", None)]
     assert (plan.urgent_end, plan.stop_block) == (5, 1)
 
