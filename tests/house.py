@@ -20,7 +20,7 @@ MAX_LINES = 350
 # The first words of functions. A new one is added on purpose, if it is a verb.
 VERBS = """
 add align allocate announce append apply assemble attach attend average begin bind borrow build cast catch check choose
-claim clean clear clone close collect colour compare compile compute conform continue convert convolve copy correlate
+claim clean clear clone close collect colour compare compile complete compute conform continue convert convolve copy correlate
 count couple create crop decode defer define deliver denoise denormalise describe detach digest dilate direct discard
 divide drain draw embed encode enlarge escape estimate evaluate execute expand expect explain export extend fade fail
 feed fill find fingerprint finish flush fold follow format forward free get guess hand hash hide hold identify import
