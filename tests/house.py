@@ -20,17 +20,17 @@ MAX_LINES = 350
 # The first words of functions. A new one is added on purpose, if it is a verb.
 VERBS = """
 add align allocate announce append apply assemble attach attend average begin bind borrow build cast catch check choose
-claim clean clear clone close collect colour compare compile complete compute conform continue convert convolve copy correlate
-count couple create crop decode defer define deliver denoise denormalise describe detach digest dilate direct discard
-divide drain draw embed encode enlarge escape estimate evaluate execute expand expect explain export extend fade fail
-feed fill find fingerprint finish flush fold follow format forward free get guess hand hash hide hold identify import
-initialize interrupt join keep launch lay lend light lighten list load locate lower make mark match measure merge mix
-modulate move name normalise observe open optimize order pad paint parse pass perturb place plan plot predict prepare
-project publish push put quantise read rebuild recache receive recognise refuse regress release reload remove remux
-rename render replace replay report require reseed reserve reset resolve restore resume retry rewind roll rotate run
-sample save say scale score seed select send set shorten show shrink shuffle smooth spell split stack start step stop
-store strip subtract suggest sweep switch tabulate take teach tokenize train trim truncate try tune turn unrotate unwarp
-unwrap update use validate verify view visit wait warp watch weigh widen wrap write
+claim clean clear clone close collect colour compare compile complete compute conform continue convert convolve copy
+correlate count couple create crop decode defer define deliver denoise denormalise describe detach digest dilate direct
+discard divide drain draw embed encode enlarge escape estimate evaluate execute expand expect explain export extend
+fade fail feed fill find fingerprint finish flush fold follow format forward free get guess hand hash hide hold
+identify import initialize interrupt join keep launch lay lend light lighten list load locate lower make mark match
+measure merge mix modulate move name normalise observe open optimize order pad paint parse pass perturb place plan plot
+predict prepare project publish push put quantise read rebuild recache receive recognise refuse regress release reload
+remove remux rename render replace replay report require reseed reserve reset resolve restore resume retry rewind roll
+rotate run sample save say scale score seed select send set shorten show shrink shuffle smooth spell split stack start
+step stop store strip subtract suggest sweep switch tabulate take teach tokenize train trim truncate try tune turn
+unrotate unwarp unwrap update use validate verify view visit wait warp watch weigh widen wrap write
 """.split()
 CONVERSIONS = ("of_", "from_", "as_", "to_")
 PREDICATES = ("is_", "has_", "can_")
