@@ -26,6 +26,7 @@ def main(comfyui: str) -> None:
     pack.__path__ = [str(HERE.parents[2])]
     sys.path += map(str, HERE.parents[:2])  # for model_files and other helpers; last: ComfyUI's modules come first
     importlib.import_module("comfy.options").enable_args_parsing()
+    importlib.import_module("utils.extra_config")  # as ComfyUI does, before another `utils` takes its name
     importlib.import_module("comfy.sd")  # takes seconds, which the forks save
     for line in sys.stdin:
         module, functions, folder = json.loads(line)
