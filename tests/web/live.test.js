@@ -2,8 +2,8 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import {
-  checkPrompt, composeSay, continuesScript, DelayMeter, describeStatus, findBlock, findCheap, isRunning, layRuler, listActions, locateBlock,
-  measureLength, readState, readTime, writeTake, writeTime,
+  checkPrompt, composeSay, DelayMeter, describeStatus, findBlock, findCheap, isRunning, layRuler, listActions, locateBlock,
+  measureLength, planAgain, readState, readTime, writeTake, writeTime,
 } from "../../web/live/model.js";
 import { LiveRun } from "../../web/live/run.js";
 
@@ -126,14 +126,13 @@ test("the delay runs from a send to the first frame of the block under it", () =
   assert.equal(meter.show(6, 11), null);
 });
 
-test("a script continues one that it begins with", () => {
-  const whole = "4b | a red ring\n3b blend 3b | a blue ring\n2b cut seed 7 | a green ring\n";
-  for (const beginning of ["", "3s | a red ring", "2b | a red\n  ring", "4b | a red ring\n2b blend 3b | a blue ring\n"]) {
-    assert.ok(continuesScript(whole, beginning), beginning);
-  }
-  for (const other of ["5b | a red ring", "4b | a ring", "3b | a red ring\n3b blend 3b | a blue ring", "4b | a red ring\n2b blend 2b | a blue ring", "nothing", `${whole}1b | b`]) {
-    assert.ok(!continuesScript(whole, other), other);
-  }
+test("what was planned for later than the script is planned again", () => {
+  const planned = { block: 12, text: "a blue ring", boundary: "blend", seed: 7, blend: 3, curve: "linear" };
+  const state = readState({ ...answer({ waiting: [{ ...planned, block: 3 }, planned, { ...planned, boundary: "cut", seed: null, blend: null }] }, 4), script_end: 10 });
+  assert.deepEqual(planAgain(state), [
+    { do: "say", prompt: "a blue ring", boundary: "blend", at: 9, blend: 3, curve: "linear", seed: 7 },
+    { do: "say", prompt: "a blue ring", boundary: "cut", at: 9 },
+  ]);
 });
 
 test("every status has a word, a refusal has its own tone", () => {

@@ -128,11 +128,13 @@ export class FilmBuffer extends EventTarget {
   #change(act) {
     const buffer = /** @type {SourceBuffer} */ (this.#buffer);
     return new Promise((resolve, reject) => {
-      const { signal } = this.#events;
-      const fail = () => reject(new DOMException("the buffer refused a piece", "EncodingError"));
-      buffer.addEventListener("updateend", resolve, { once: true, signal });
-      buffer.addEventListener("error", fail, { once: true, signal });
-      signal.addEventListener("abort", fail, { once: true });
+      const change = new AbortController();
+      const { signal } = change;
+      const end = (/** @type {() => void} */ settle) => () => (change.abort(), settle());
+      const fail = end(() => reject(new DOMException("the buffer refused a piece", "EncodingError")));
+      buffer.addEventListener("updateend", end(() => resolve(undefined)), { signal });
+      buffer.addEventListener("error", fail, { signal });
+      this.#events.signal.addEventListener("abort", fail, { signal });
       try {
         act(buffer);
       } catch (error) {

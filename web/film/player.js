@@ -52,6 +52,7 @@ export class FilmPlayer extends EventTarget {
 
   /** Show a state of the film. @param {FilmState} state */
   show(state) {
+    if (this.#isDisposed) return; // the answer came late
     const isFirst = !this.#state?.pieces.length;
     this.#state = { ...state, version: state.version ?? 0 };
     if (!state.pieces.length && !this.#source) return;

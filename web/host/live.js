@@ -84,7 +84,9 @@ export function showLive(/** @type {any} */ app, /** @type {any} */ api, /** @ty
   chain(node, "addCustomWidget", (/** @type {any} */ added) => added.name === NOTE && hide(added));
   watchers.set(node, (film) => panel.watch(film));
   chain(node, "onExecuted", (/** @type {any} */ shown) => shown?.longlive_film && panel.watch(shown.longlive_film[0]));
-  chain(node, "onConfigure", () => (adopt(), read()));
+  const open = () => node.graph && (adopt(), read()); // a copy that is not in a graph has no page
+  chain(node, "onConfigure", open);
+  chain(node, "onAdded", open);
   chain(node, "onConnectionsChange", read);
   chain(script, "callback", () => (panel.script = script.value ?? ""));
   chain(node, "onResize", () => (node.size[0] = Math.max(node.size[0], MIN_WIDTH)));

@@ -4,12 +4,12 @@
  * Knows no DOM. Seconds are of the film. A block is named by its number, from 0.
  *
  * @import { Drift } from "../film/chart.js"
- * @import { Segment } from "../timeline/model.js"
  * @typedef {"recache" | "renew" | "keep" | "cut" | "blend"} Boundary
  * @typedef {"waiting" | "making" | "paused" | "ahead" | "parked" | "stopped" | "complete" | "interrupted" | "failed"} Status
  * @typedef {{number: number, count: number, firstFrame: number, numFrames: number}} Piece one block of the film
  * @typedef {{block: number, boundary: string, text: string, seed: number | null, blend: number}} Switch
- * @typedef {{block: number, text: string}} Waiting a prompt that was sent and has not begun
+ * @typedef {{block: number, text: string, boundary: string, seed: number | null, blend: number | null, curve: string}} Waiting
+ *   a prompt that was sent and has not begun
  *
  * @typedef {object} State
  * @property {string} take
@@ -24,6 +24,8 @@
  * @property {number[]} cheap blocks that are quick to rewind to
  * @property {Waiting[]} waiting
  * @property {string} script what was directed so far
+ * @property {string} beginsWith the script that the run began with
+ * @property {number} scriptEnd the block after that script
  * @property {number | null} delay seconds from the last send to its first decoded frame
  * @property {Partial<Drift>} drift what the drift meter says of each block
  *
@@ -34,7 +36,6 @@
  *   canReseed: boolean, canStop: boolean}} Actions
  */
 
-import { parse } from "../timeline/model.js";
 
 export const MAX_PROMPT = 4000; // characters
 const SPANS = [8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512]; // seconds; the ruler grows in steps
@@ -72,9 +73,9 @@ export function readState(answer) {
     ({ number, count, firstFrame, numFrames }));
   const switches = (answer.switches ?? []).map((/** @type {any} */ { block, boundary, text, seed, blend }) =>
     ({ block, boundary, text, seed: seed ?? null, blend: blend ?? 0 }));
-  const waiting = (answer.waiting ?? []).map((/** @type {any} */ { block, text }) => ({ block, text }));
   const known = { take, status, sentence, version, fps, begins, blockSeconds, script, delay, drift };
-  return { ...known, pieces, switches, cheap: answer.cheap ?? [], waiting };
+  const { waiting = [], begins_with: beginsWith = "", script_end: scriptEnd = 0 } = answer;
+  return { ...known, pieces, switches, cheap: answer.cheap ?? [], waiting, beginsWith, scriptEnd };
 }
 
 /** Whether the run takes messages. @param {State | null} state */
@@ -172,21 +173,14 @@ export function composeSay({ prompt, boundary, blend, at }) {
   };
 }
 
-/** Whether a script begins with all that another one says. @param {string} whole @param {string} beginning */
-export function continuesScript(whole, beginning) {
-  if (!beginning.trim()) return true;
-  try {
-    const [all, first] = [parse(whole), parse(beginning)];
-    const describe = (/** @type {Segment} */ { prompt, boundary, blend, seed }, /** @type {number} */ index) =>
-      [joinLines(prompt), index ? boundary : "", blend?.blocks, blend?.curve, seed].join("|");
-    return first.length <= all.length && first.every((segment, index) => {
-      const [blocks, others] = [segment.blocks, all[index].blocks];
-      const fits = index < first.length - 1 ? blocks === others : blocks <= others;
-      return fits && describe(segment, index) === describe(all[index], index);
-    });
-  } catch {
-    return false; // one of them is no script
-  }
+/** Write again what was planned for later than a run's script. @param {State} state @returns {object[]} messages */
+export function planAgain(state) {
+  const end = Math.max(state.pieces.length, state.scriptEnd);
+  return state.waiting.filter(({ block }) => block >= end).map(({ block, text, boundary, seed, blend, curve }) => ({
+    do: "say", prompt: text, boundary, at: block * state.blockSeconds,
+    ...(boundary === "blend" ? { blend, curve } : {}),
+    ...(seed === null ? {} : { seed }),
+  }));
 }
 
 /** Say how the run stands. @param {State | null} state @param {boolean} isQueued */

@@ -8,7 +8,7 @@ import { drawDrift } from "../film/chart.js";
 import { make } from "../timeline/elements.js";
 import { RunButtons } from "./buttons.js";
 import {
-  continuesScript, DelayMeter, describeStatus, isRunning, layRuler, listActions, locateBlock, writeTake, writeTime,
+  planAgain, DelayMeter, describeStatus, isRunning, layRuler, listActions, locateBlock, writeTake, writeTime,
 } from "./model.js";
 import { RulerView } from "./ruler.js";
 import { LiveRun } from "./run.js";
@@ -29,8 +29,6 @@ export class LivePanel extends EventTarget {
   #take = "";
   #isQueued = false; // and its run has not begun
   #wasRunning = false;
-  /** @type {string | null} the script that the run began with, or that was there when this page found the run */
-  #begun = null;
   #problem = "";
   #note = "";
   #shownDelay = 0; // seconds from the last send to its first frame on the screen
@@ -166,7 +164,6 @@ export class LivePanel extends EventTarget {
     this.#problem = this.#note = "";
     this.#shownDelay = 0;
     this.#wasRunning = false;
-    this.#begun = null;
     this.#isMine = options.isNew;
     this.stage.clear();
     this.run.open(take, options);
@@ -174,7 +171,10 @@ export class LivePanel extends EventTarget {
 
   /** Begin a run: the script first, then what is said. */
   #direct() {
+    const { state } = this.run;
+    const planned = state && state.script.trim() === this.script.trim() ? planAgain(state) : [];
     this.#open(drawHex(16), { isNew: true });
+    for (const message of planned) this.run.send(message);
     this.#isQueued = true;
     this.#refresh();
     for (const type of ["change", "changed", "start"]) this.#emit(type);
@@ -225,12 +225,12 @@ export class LivePanel extends EventTarget {
     const { state } = this.run;
     if (state) {
       this.#isQueued = false;
-      if (isRunning(state) && !this.#wasRunning) [this.#problem, this.#begun] = ["", this.script];
+      if (isRunning(state) && !this.#wasRunning) this.#problem = "";
       this.#meter.see(state);
       this.stage.showFilm(state.take, isRunning(state) && !this.#isMine);
       if (!isRunning(state)) {
         this.stage.finish();
-        this.#keepScript(state.script);
+        this.#keepScript(state);
       }
       this.#wasRunning = isRunning(state);
     }
@@ -239,10 +239,9 @@ export class LivePanel extends EventTarget {
     this.#refresh();
   }
 
-  /** Keep what was directed as the script, unless the user has written another meanwhile. @param {string} script */
-  #keepScript(script) {
-    if (!script || script === this.script) return;
-    if (this.script !== this.#begun && !continuesScript(script, this.script)) return;
+  /** Keep what was directed as the script, unless the user has written another since. @param {State} state */
+  #keepScript({ script, beginsWith }) {
+    if (!script || script === this.script || this.script.trim() !== beginsWith.trim()) return;
     this.script = script;
     for (const type of ["change", "changed"]) this.#emit(type);
   }

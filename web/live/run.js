@@ -28,6 +28,7 @@ export class LiveRun extends EventTarget {
   #heart;
   /** @type {object[]} messages to a run that has not begun */
   #early = [];
+  #sending = Promise.resolve(); // one message after the other, so that they keep their order
 
   /** @param {Fetch} fetch of the host @param {string} viewer 8 to 32 hex digits @param {() => number} playhead in seconds */
   constructor(fetch, viewer, playhead) {
@@ -87,8 +88,12 @@ export class LiveRun extends EventTarget {
 
   /** Send a message; one to a run that has not begun is sent when it begins. @param {object} message */
   async send(message) {
-    if (this.state) await this.#post(message);
-    else this.#early.push(message);
+    if (!this.state) {
+      this.#early.push(message);
+      return;
+    }
+    this.#sending = this.#sending.then(() => this.#post(message));
+    await this.#sending;
   }
 
   /** Send a message whose loss does not matter. @param {object} message */
@@ -100,7 +105,7 @@ export class LiveRun extends EventTarget {
   #set(state) {
     this.state = state;
     this.dispatchEvent(new Event("state"));
-    if (state) for (const message of this.#early.splice(0)) this.#post(message);
+    if (state) for (const message of this.#early.splice(0)) this.send(message);
   }
 
   #beat() {
