@@ -91,11 +91,14 @@ def test_a_timeline_tells_of_every_segment(newest):
     assert unknown.startswith("'cow' left out of the prompt")
 
 
+TIMELINES = {"LongLiveTimeline", "LongLiveLive"}  # nodes with a script
+
+
 @each_workflow
 def test_workflows_speak_its_language(workflow):
     graph = read_example(workflow)
     texts = [item["inputs"]["text"] for item in graph.values() if item["class_type"] == "CLIPTextEncode"]
-    scripts = [item["inputs"]["script"] for item in graph.values() if item["class_type"] == "LongLiveTimeline"]
+    scripts = [item["inputs"]["script"] for item in graph.values() if item["class_type"] in TIMELINES]
     texts += [segment.prompt for script in scripts for segment in parse_timeline(script, block=3)]
     pairs = [item["inputs"]["pairs"] for item in graph.values() if item["class_type"] == "LongLivePromptPairs"]
     texts += [prompt for text in pairs for pair in parse_pairs(text) for prompt in (pair.first, pair.second)]
