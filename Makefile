@@ -17,7 +17,7 @@ demo: $(CORE)
 
 test: lint
 	@command -v chromium >/dev/null || echo "There is no chromium: the browser tests are left out."
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2
 	node --test $(wildcard tests/web/*.test.js)
 
 lint: $(TEST)

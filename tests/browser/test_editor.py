@@ -9,6 +9,9 @@ from graphs import WORKFLOWS
 from layout import list_covered
 from subgraphs import enter, fold, leave, promote
 
+DESKS = [("pinned", "classic"), ("pinned", "vue"), ("newest", "vue")]  # on the newest, Nodes 2.0 is what changes
+pytestmark = pytest.mark.parametrize(("server", "shared_desk"), DESKS, indirect=True)
+
 
 def test_typing_reaches_the_script(desk: Desk):
     assert desk.script() == SCRIPT

@@ -37,6 +37,7 @@ def test_our_loader_rounds_at_load_and_refuses_what_its_host_cannot_compute(rele
     )
 
 
+@pytest.mark.slow
 def test_8_bits_stay_near_bf16_at_the_true_width():
     """Two layers of random weights, one block, with the newest host's comfy-kitchen."""
     program = [sys.executable, str(REPOSITORY / "benchmarks" / "eight_bit_error.py"), "1"]

@@ -10,7 +10,7 @@ import { addStyle, chain, findOrigin, rememberForUndo } from "./nodes.js";
 const MIN_SIZE = [460, 640]; // of a new node
 const MIN_WIDTH = 360; // of a node, so that the buttons fit
 const NOTE = "$$node-text-preview"; // the host's widget for text below a node; the panel says it, and keeps its room
-const ADOPTION = 2000; // ms in which a node that is made anew finds the panel of the one before
+const ADOPTION = 20_000; // ms in which a node that is made anew finds the panel of the one before; a slow page needs seconds
 
 /** @type {Set<LivePanel>} */
 const panels = new Set();

@@ -14,6 +14,8 @@ import { describeStatus, locateBlock, measureLength, writeTime } from "./model.j
  * @typedef {(id: string, options: {atEdge: boolean}) => Film} OpenFilm
  */
 
+const RESUME = 100; // ms after a pause, when a moved element is in its place again
+
 export class StageView extends EventTarget {
   /** @type {Film | null} */
   #film = null;
@@ -114,6 +116,10 @@ export class StageView extends EventTarget {
   /** @param {string} id @param {boolean} atEdge */
   #open(id, atEdge) {
     const { player, feed } = this.#openFilm(id, { atEdge });
+    player.video.addEventListener("pause", () => setTimeout(() => {
+      const { paused, ended } = player.video; // nobody but this stage may pause it, so it was moved in the page
+      if (player === this.#film?.player && paused && !ended) this.resume();
+    }, RESUME));
     player.addEventListener("time", () => this.dispatchEvent(new Event("time")));
     player.addEventListener("shown", (event) => {
       this.dispatchEvent(new CustomEvent("shown", { detail: /** @type {CustomEvent} */ (event).detail }));
