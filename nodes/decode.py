@@ -4,14 +4,13 @@ import json
 
 from comfy_api.latest import InputImpl, io, ui
 
-from ..longlive.video.render import VideoRenderer, render_video
+from ..longlive.video.render import render_video
 from ..longlive.video.writer import VideoWriter
 from .host import paths
-from .host.fallback_decoder import FallbackDecoder
 from .host.interrupted import show_on_interrupt
 from .host.model import to_latent
-from .host.sampling import open_fragment_store, show_progress
-from .host.speed import choose_vae
+from .host.rendering import open_renderer
+from .host.sampling import show_progress
 from .host.tiny_vae import LatentSpaceChoice
 from .sockets import LiveSession, SessionSocket
 
@@ -63,12 +62,12 @@ class Decode(io.ComfyNode):
         session.check_has_frames()
         video = session.session
         path, subfolder = paths.choose_video_path(filename_prefix, video.width, video.height)
-        decoder = FallbackDecoder(*choose_vae(session.model, vae, latent_space), size=(video.height, video.width))
         with (
             VideoWriter(path, metadata=describe_workflow(cls), growing=paths.find_temporary_folder()) as writer,
             show_on_interrupt(writer),
         ):
-            last_FHWC = render_video(show_progress(video.blocks), VideoRenderer(decoder, writer, open_fragment_store()))
+            renderer = open_renderer(session.model, vae, video, writer, latent_space)
+            last_FHWC = render_video(show_progress(video.blocks), renderer)
         assert last_FHWC is not None
         result = ui.SavedResult(path.name, subfolder, io.FolderType.output)
         return io.NodeOutput(InputImpl.VideoFromFile(str(path)), last_FHWC / 255, ui=ui.PreviewVideo([result]))

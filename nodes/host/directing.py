@@ -16,15 +16,12 @@ from ...longlive.live.take import Take, find_take, read_take, remove_old_takes
 from ...longlive.session.session import Session
 from ...longlive.units import convert_blocks_to_seconds
 from ...longlive.video.film import Film
-from ...longlive.video.render import VideoRenderer
 from .conditioning import encode_prompt
-from .fallback_decoder import FallbackDecoder
-from .films import find_node_id, make_film_id, release_film, show_film
+from .films import find_node_id, release_film, show_film
 from .model import Model
+from .rendering import open_renderer
 from .runs import find_takes_folder, runs
-from .sampling import open_fragment_store, open_sampler
-from .speed import choose_vae
-from .tiny_vae import LatentSpaceChoice
+from .sampling import open_sampler
 from .watching import open_watched_film
 
 
@@ -56,18 +53,17 @@ class Studio:
         """
         folder = find_takes_folder() / address
         if not address or (find_take(folder.parent, address) and read_take(folder)["script"] != script):
-            film_id = make_film_id()
-            return self._make(session, script, open_watched_film(film_id), film_id)
+            return self._make(session, script, *open_watched_film())
         with open_take(folder, session, script) as take:
             if take.plan.status.is_over:
-                return self._make(session, take.plan.script, take.film, address)
+                return self._make(session, take.plan.script, address, take.film)
             begins = convert_blocks_to_seconds(len(session.blocks), session.config.block)
             with runs.announce(address) as inbox, self._open_director(session, take.film, take=take) as director:
                 runs.publish(director.state)
                 director.run(inbox, Pace(longest=begins + longest))
             return Directed(director.session, director.script, take.film, address)
 
-    def _make(self, session: Session, script: str, film: Film, film_id: str) -> Directed:
+    def _make(self, session: Session, script: str, film_id: str, film: Film) -> Directed:
         """Make the video of a script."""
         if not script.strip():
             raise ScriptError("there is nothing to make: press Direct in the node, or write a script, as 8s | a prompt")
@@ -80,10 +76,7 @@ class Studio:
         self, session: Session, film: Film, *, script: str = "", take: Take | None = None
     ) -> Iterator[Director]:
         """Open a director whose film has all frames when the `with` block ends."""
-        vae, space = choose_vae(self.model, self.vae, LatentSpaceChoice.AUTO)
-        decoder = FallbackDecoder(vae, space, size=(session.height, session.width))
-        beside = vae.device.type != "cpu"  # which encodes
-        renderer = VideoRenderer(decoder, film, open_fragment_store(), beside=beside)
+        renderer = open_renderer(self.model, self.vae, session, film)
         with open_sampler(self.model, session, 1, previews=False) as sampler:  # nobody knows how many blocks come
             director = Director(
                 session,

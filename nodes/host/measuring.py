@@ -12,13 +12,11 @@ from ...longlive.evaluation.drift_log import DriftLog, mark_switches, tabulate_b
 from ...longlive.session.boundary import spell_beginning
 from ...longlive.session.session import Session
 from ...longlive.units import FPS, count_pixel_frames
-from ...longlive.video.render import VideoRenderer, render_video
+from ...longlive.video.render import render_video
 from .contact_sheet import Caption, ContactSheet
-from .fallback_decoder import FallbackDecoder
 from .model import Model
-from .sampling import open_fragment_store, show_progress
-from .speed import choose_vae
-from .tiny_vae import LatentSpaceChoice
+from .rendering import open_renderer
+from .sampling import show_progress
 
 
 class Measurement(NamedTuple):
@@ -34,11 +32,10 @@ def measure_session(model: Model, vae: comfy.sd.VAE, session: Session) -> Measur
 
     Raises WeightsError for a VAE that cannot decode it.
     """
-    decoder = FallbackDecoder(*choose_vae(model, vae, LatentSpaceChoice.AUTO), size=(session.height, session.width))
     sheet = ContactSheet(session.pixel_frames, FPS)
     log = DriftLog(watch=sheet.add)
     log.expect(mark_switches(session))
-    render_video(show_progress(session.blocks), VideoRenderer(decoder, log, open_fragment_store()))
+    render_video(show_progress(session.blocks), open_renderer(model, vae, session, log))
     faults = [block.first_frame for block in log.measured if block.fault]
     verdict = log.warnings or ["neither drift nor freeze nor jump is found"]
     text = "\n".join([*(f"drift: {sentence}" for sentence in verdict), "", str(tabulate_blocks(log.measured, FPS))])

@@ -13,13 +13,10 @@ from ...longlive.errors import VideoError
 from ...longlive.session.session import Session
 from ...longlive.video.film import Film
 from ...longlive.video.render import VideoRenderer
-from .fallback_decoder import FallbackDecoder
 from .films import find_node_id, make_film_id, release_film, show_film
 from .model import Model
 from .paths import find_temporary_folder
-from .sampling import open_fragment_store
-from .speed import choose_vae
-from .tiny_vae import LatentSpaceChoice
+from .rendering import open_renderer
 
 log = logging.getLogger(__name__)
 
@@ -33,16 +30,12 @@ class Watcher:
 
     def __init__(self, model: Model, vae: comfy.sd.VAE, session: Session) -> None:
         """Show the session's blocks. Raises WeightsError for a VAE that cannot decode them."""
-        size = (session.height, session.width)
-        decoder = FallbackDecoder(*choose_vae(model, vae, LatentSpaceChoice.AUTO), size=size)
-        film_id = make_film_id()
         self.output: dict[str, list[str]] = {}  # what the page is told of the node: the film that it shows
         self._renderer: VideoRenderer | None = None
         with self._clear_on_refusal():
-            film = open_watched_film(film_id)
+            film_id, film = open_watched_film()
+            self._renderer = open_renderer(model, vae, session, film)
             self.output = {"longlive_film": [film_id]}
-            beside = vae.device.type != "cpu"  # which encodes
-            self._renderer = VideoRenderer(decoder, film, open_fragment_store(), beside=beside)
         self.show(session)
 
     def show(self, session: Session) -> None:
@@ -67,16 +60,17 @@ class Watcher:
             self._renderer = None
 
 
-def open_watched_film(film_id: str) -> Film:
-    """Begin a film in the temporary folder for the node that runs; remove the oldest if there are too many.
+def open_watched_film() -> tuple[str, Film]:
+    """Begin a film in the temporary folder for the node that runs, and return it behind its id.
 
-    Raises VideoError.
+    Removes the oldest films if there are too many. Raises VideoError.
     """
     while len(_watched) >= MAX_WATCHED or sum(film.state.length for film in _watched.values()) > MAX_WATCHED_BYTES:
         oldest = next(iter(_watched))
         release_film(oldest)
         _watched.pop(oldest).discard()
+    film_id = make_film_id()
     folder = find_temporary_folder() / "longlive" / film_id
     film = _watched[film_id] = Film.create(folder)
     show_film(film_id, film, node_id=find_node_id())
-    return film
+    return film_id, film

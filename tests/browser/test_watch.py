@@ -20,10 +20,10 @@ CONNECT = """seed => {
 pytestmark = pytest.mark.parametrize("server", [PINNED], indirect=True)
 
 
-@pytest.fixture(params=["classic", "vue without MediaSource"])
+@pytest.fixture(params=["classic", "vue", "vue without MediaSource"])
 def watched(request: pytest.FixtureRequest, browser: Browser, server) -> Iterator[Desk]:
     """A page with workflow 3, whose Timeline has a VAE. The host of the tests forbids MediaSource by its CSP."""
-    is_vue, is_allowed = request.param.startswith("vue"), request.param == "classic"
+    is_vue, is_allowed = request.param.startswith("vue"), request.param.endswith(("classic", "vue"))
     server.post("/settings/Comfy.VueNodes.Enabled", is_vue)
     context = browser.new_context(viewport={"width": 1500, "height": 950}, bypass_csp=is_allowed)
     desk = Desk(context.new_page(), server, is_vue=is_vue)

@@ -1,6 +1,7 @@
-"""Folders that nobody may write to or enter, for tests of a disk that refuses."""
+"""Folders that nobody may write to or enter, and files that may not grow, for tests of a disk that refuses."""
 
 import os
+import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,17 @@ def close_folder(folder: Path) -> Iterator[None]:
             yield
     finally:
         folder.chmod(0o755)
+
+
+@contextmanager
+def limit_file_size(num_bytes: int) -> Iterator[None]:
+    """Let no file of this process grow beyond a size, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @contextmanager

@@ -36,7 +36,6 @@
  *   canReseed: boolean, canStop: boolean}} Actions
  */
 
-
 export const MAX_PROMPT = 4000; // characters
 const SPANS = [8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512]; // seconds; the ruler grows in steps
 const MAX_TICKS = 120; // blocks beyond which ticks are only noise

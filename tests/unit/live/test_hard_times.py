@@ -5,12 +5,12 @@ import itertools
 import json
 import logging
 import random
-import resource
 from collections.abc import Iterator
 
 import pytest
 import torch
 from directed import Stage, do, render_script, say
+from disks import limit_file_size
 
 from longlive.errors import MessageError, StoreError, VideoError
 from longlive.live.inbox import Inbox
@@ -76,17 +76,6 @@ def test_bad_messages_change_nothing(tmp_path, caplog):
     assert film == expected_film
 
 
-@contextlib.contextmanager
-def limit_files(num_bytes: int) -> Iterator[None]:
-    """Let no file of this process grow beyond so many bytes, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.mark.parametrize("room", [0, 1500])
 def test_a_full_disk_holds_the_video_until_there_is_room(tmp_path, room):
     """The block that found no room is in memory; the film gets it when somebody goes on."""
@@ -97,7 +86,7 @@ def test_a_full_disk_holds_the_video_until_there_is_room(tmp_path, room):
         def direct() -> None:
             blocks = len(stage.director.session.blocks)
             if blocks == 3 and not seen:
-                trouble.enter_context(limit_files(len(stage.film_bytes) + room if room else 0))
+                trouble.enter_context(limit_file_size(len(stage.film_bytes) + room if room else 0))
                 seen.append("full")
             if stage.states and stage.states[-1]["status"] == "paused" and seen == ["full"]:
                 seen.append(stage.states[-1]["sentence"])
@@ -126,9 +115,9 @@ def test_a_program_learns_of_a_full_disk_and_goes_on_when_there_is_room(tmp_path
     with Stage(tmp_path) as stage:
         stage.director.say("a")
         stage.director.make(2)
-        with limit_files(0), pytest.raises((VideoError, StoreError), match="free some space"):
+        with limit_file_size(0), pytest.raises((VideoError, StoreError), match="free some space"):
             stage.director.make(1)
-        with limit_files(0), pytest.raises(VideoError, match="free some space"):
+        with limit_file_size(0), pytest.raises(VideoError, match="free some space"):
             stage.director.rewind(1)
         assert stage.director.script == "3b | a\n"
         stage.director.make(2)
@@ -138,5 +127,5 @@ def test_a_program_learns_of_a_full_disk_and_goes_on_when_there_is_room(tmp_path
 
 
 def test_a_disk_that_is_full_from_the_beginning_is_named(tmp_path):
-    with limit_files(0), pytest.raises((VideoError, StoreError), match="cannot be"):
+    with limit_file_size(0), pytest.raises((VideoError, StoreError), match="cannot be"):
         Stage(tmp_path)

@@ -1,16 +1,13 @@
 """A session as a file: it comes back bit for bit, and a disk that refuses leaves the earlier file as it was."""
 
-import resource
 import stat
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
-from disks import read_only
+from disks import limit_file_size, read_only
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from saved_sessions import MODEL, list_content
@@ -22,17 +19,6 @@ from longlive.session import session_file
 from longlive.session.session import Session
 from longlive.session.session_file import load_session, save_session
 from longlive.weights import tensor_file
-
-
-@contextmanager
-def limit_file_size(num_bytes: int) -> Iterator[None]:
-    """Let no file grow beyond a size, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_session_comes_back_bit_for_bit(path, video):
