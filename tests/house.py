@@ -19,11 +19,11 @@ MAX_LINES = 350
 
 # The first words of functions. A new one is added on purpose, if it is a verb.
 VERBS = """
-add align allocate announce append apply assemble attach attend average begin bind borrow build cast catch check choose
-claim clean clear clone close collect colour compare compile complete compute conform continue convert convolve copy
-correlate count couple create crop decode defer define deliver denoise denormalise describe detach digest dilate direct
-discard divide drain draw embed encode enlarge escape estimate evaluate execute expand expect explain export extend
-fade fail feed fill find fingerprint finish flush fold follow format forward free get guess hand hash hide hold
+add advance align allocate announce append apply assemble attach attend average begin bind borrow build cast catch check
+choose claim clean clear clone close collect colour compare compile complete compute conform continue convert convolve
+copy correlate count couple create crop decode defer define deliver denoise denormalise describe detach digest dilate
+direct discard divide drain draw embed encode enlarge escape estimate evaluate execute expand expect explain export
+extend fade fail feed fill find fingerprint finish flush fold follow format forward free get guess hand hash hide hold
 identify import initialize interrupt join keep launch lay lend light lighten list load locate lower make mark match
 measure merge mix modulate move name normalise observe open optimize order pad paint parse pass perturb place plan plot
 predict prepare project publish push put quantise read rebuild recache receive recognise refuse regress release reload
@@ -50,6 +50,7 @@ EXCEPTIONS = (
     ("main", "what a program does"),
     ("switched_to", "returns a changed copy of a session"),
     ("extended_by", "returns a changed copy of a session"),
+    ("advanced_by", "returns a changed copy of a session"),
     ("rewound_to", "returns a changed copy of a session"),
     ("rekeyed", "returns a changed copy of a session"),
     ("with_session", "returns a changed copy of a session beside its MODEL"),

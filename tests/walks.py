@@ -20,6 +20,7 @@ nodes.host.model as_causal_model
 nodes.host.model bind_attention
 nodes.host.sampling extend_session
 longlive.rollout.sampler Sampler.extend
+longlive.rollout.sampler Sampler.advance
 longlive.rollout.sampler Sampler._compute
 longlive.rollout.rollout Rollout.denoise
 longlive.rollout.window Window.place_block
@@ -28,7 +29,7 @@ longlive.model.causal CausalWan.forward
 longlive.model.causal CausalWan.run_block
 longlive.model.causal CausalWan.write_keys
 longlive.model.causal LayerKVCache.write
-longlive.rollout.kv_cache RollingLayerKVCache.write
+longlive.rollout.kv_cache WindowLayerKVCache.write
 nodes.host.model bind_attention.attend
 """
 TO_RECACHE = """
@@ -38,6 +39,7 @@ longlive.session.timeline _parse_segment
 longlive.session.session Session.switched_to
 nodes.host.sampling extend_session
 longlive.rollout.sampler Sampler.extend
+longlive.rollout.sampler Sampler.advance
 longlive.rollout.sampler Sampler._compute
 longlive.rollout.sampler Sampler._rebuild_cache
 longlive.rollout.cache_passes list_cache_passes
@@ -50,7 +52,7 @@ longlive.model.causal CausalWan.forward
 longlive.model.causal CausalWan.run_block
 longlive.model.causal CausalWan.write_keys
 longlive.model.causal LayerKVCache.write
-longlive.rollout.kv_cache RollingLayerKVCache.write
+longlive.rollout.kv_cache WindowLayerKVCache.write
 """
 WALKS = {
     "stops: sampler node to attention": TO_ATTENTION,

@@ -51,7 +51,7 @@ class LayerKVCache(Protocol):
 
 
 class KVCache(Protocol):
-    """The keys and values of a video: the sampler's `RollingKVCache`, or tuning's `GraphCache`."""
+    """The keys and values of a video: the sampler's `WindowKVCache`, or tuning's `GraphCache`."""
 
     @property
     def layers(self) -> Sequence[LayerKVCache]: ...
@@ -203,9 +203,9 @@ class CausalWan:
         return room.keys_BSNH, room.values_BSNH
 
     def make_rotation(self, place: Placement, grid: tuple[int, int], moving_sink: int = 0) -> Rotation:
-        """Make the rotary tables of a placement, and those of `moving_sink` frames of a sink that has moved."""
-        head_dim, is_moved = self.geometry.head_dim, moving_sink and place.sink_start
-        sink_T1P22 = make_table(place.sink_start, moving_sink, grid, head_dim, self.device) if is_moved else None
+        """Make the rotary tables of a placement, and those of the sink if so many of its frames move there."""
+        head_dim = self.geometry.head_dim
+        sink_T1P22 = make_table(place.sink_start, moving_sink, grid, head_dim, self.device) if moving_sink else None
         pass_T1P22 = make_table(place.start, place.frames, grid, head_dim, self.device)
         return Rotation(pass_T1P22, sink_T1P22, self.choose_form().rotate)
 

@@ -33,7 +33,7 @@ INDUCTOR = "inductor"
 INDUCTOR_CONFIG = "torch._inductor.config"  # this and the next are loaded when they are needed: they take seconds
 COMPILER_ERRORS = "torch._dynamo.exc"
 MAX_GRAPHS = 4  # of one shape: one for all layers, and a few where layers hold their weights in different ways
-NOWHERE = Placement(0, 0, (), 0, 0)  # in a graph, slots are a tensor
+NOWHERE = Placement(0, 0, (), (), 0)  # in a graph, slots are a tensor
 Backend = str | Callable[..., Any]
 RunLayer = Callable[..., Tensor]
 
@@ -69,7 +69,7 @@ class TensorRooms:
 
 def find_rooms(cache: KVCache, place: Placement, tokens_per_frame: int, device: torch.device) -> TensorRooms | None:
     """Find the room of a pass, if the window has rolled and all frames have a slot."""
-    if place.start + place.frames <= place.filled:
+    if place.start + place.frames <= len(place.attended_slots):
         return None
     slots_T, rooms = make_slots(place, tokens_per_frame, device), []
     for layer in cache.layers:

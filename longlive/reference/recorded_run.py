@@ -18,7 +18,11 @@ from ..weights.tensor_file import read_tensors
 RECORDED = ("out.", "trace.", "merged", "freqs.", "shift")  # beginnings of the names of results
 MAX_NUMBER = 1 << 16  # frames, widths and the like of a run, which is tiny
 NUM_END_VALUES = 8  # that a statistic holds from the beginning of a tensor, and as many from its end
-INTEGER_COLUMNS = ("kind", "segment", "num_frames", "current_start", "gend", "lend", "flag")  # columns of a trace
+INTEGER_COLUMNS = (  # of a trace
+    *("kind", "segment", "num_frames", "current_start", "gend", "lend", "flag"),
+    *("key_frames", "sink_start"),
+)
+OF_CLEAN_PASSES = ("trace.gend", "trace.lend", "trace.k.", "trace.v.")  # of a rolling video: written by these alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,9 @@ class RecordedRun:
     @property
     def results(self) -> dict[str, Tensor]:
         found = {name: tensor for name, tensor in self.tensors.items() if name.startswith(RECORDED)}
+        if "trace.sink_start" in found:
+            is_clean = found["trace.kind"] == 1
+            found |= {name: x[is_clean] for name, x in found.items() if name.startswith(OF_CLEAN_PASSES)}
         if "grads" in self.meta:  # in a file of their own
             found |= {f"grad.{name}": x for name, x in RecordedRun.open(self.find_beside("grads")).tensors.items()}
         return found

@@ -1,11 +1,14 @@
 """Replays of the reference's recorded rollouts, through the classes that make videos (`verify.py` compares)."""
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
 from ..config import Positions, RolloutConfig
 from ..model import rope
-from ..model.causal import CausalWan
+from ..model.causal import CausalWan, TextKeys
+from ..model.wan import WanModel
 from ..rollout.kv_cache import UnboundedLayerKVCache
 from ..rollout.rollout import Pass, PassKind, Rollout
 from ..weights.load import build_model
@@ -27,22 +30,16 @@ class _RolloutReplay:
 
     def __init__(self, run: RecordedRun) -> None:
         self.run = run
-        geometry = run.read_geometry()
         lora = _read_lora(run)
-        weights = read_weights_file(run.find_beside("weights"))
-        tree, _ = build_model(
-            weights.stating(num_heads=geometry["num_heads"], text_len=geometry["text_len"]), lora=lora
-        )
+        model = load_recorded_network(run, lora)
         targets = [f"{module}.weight" for module in lora.pairs] if lora else []
-        self.merged = {key: tree.get_parameter(key) for key in targets}
-        model = CausalWan.of_tree(tree)
+        self.merged = {key: cast(WanModel, model.tree).get_parameter(key) for key in targets}
         self.config = _read_config(run)
         noise = run.tensors["in.noise"]
         self.rollout = Rollout(
             model, self.config, (noise.shape[0], *noise.shape[2:]), watch=self._watch, exhaustive=True
         )
-        contexts = sorted((name for name in run.tensors if name.startswith("in.ctx")), key=_parse_last_number)
-        self.texts = [model.read_prompt(run.tensors[name]) for name in contexts]
+        self.texts = read_texts(run, model)
         self.switches = run.read_values("switch_frames") if "switch_frames" in run.meta else []
         self.renew = run.meta.get("global_sink") == "false"
         self.segment = 0
@@ -74,7 +71,7 @@ class _RolloutReplay:
             "kind": done.kind.value,
             "segment": self.segment,
             "num_frames": done.place.frames,
-            "timestep": done.timestep,
+            "timestep": done.timesteps[0],
             "current_start": done.place.start * tokens,
             "gend": end * tokens,
             "lend": min(end, self.config.window) * tokens,
@@ -124,6 +121,20 @@ class _RolloutReplay:
         for key, weight in self.merged.items():
             found |= {f"merged.{key}": weight, f"merged_stats.{key}": compute_statistic(weight)}
         return found
+
+
+def load_recorded_network(run: RecordedRun, lora: Lora | None = None) -> CausalWan:
+    """Load the weights of a run, with an adapter merged if one is given."""
+    geometry, weights = run.read_geometry(), read_weights_file(run.find_beside("weights"))
+    stated = weights.stating(num_heads=geometry["num_heads"], text_len=geometry["text_len"])
+    tree, _ = build_model(stated, lora=lora)
+    return CausalWan.of_tree(tree)
+
+
+def read_texts(run: RecordedRun, model: CausalWan) -> list[TextKeys]:
+    """Read the prompts of a run, in their order."""
+    contexts = sorted((name for name in run.tensors if name.startswith("in.ctx")), key=_parse_last_number)
+    return [model.read_prompt(run.tensors[name]) for name in contexts]
 
 
 def _read_lora(run: RecordedRun) -> Lora | None:

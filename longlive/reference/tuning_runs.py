@@ -103,7 +103,7 @@ class _Trace:
             "kind": done.kind.value,
             "segment": self.segment,
             "num_frames": done.place.frames,
-            "timestep": done.timestep,
+            "timestep": done.timesteps[0],
             "current_start": done.place.start * self.tokens,
             "gend": end * self.tokens,
             "lend": min(end, self.frames) * self.tokens,

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..errors import WeightsError, shorten
 from .part_runs import replay_rotations, replay_schedules, replay_vae
 from .recorded_run import RecordedRun
+from .rolling_runs import replay_blockwise, replay_given, replay_pipeline, replay_training
 from .rollout_runs import replay_rollout
 from .tuning_runs import replay_dmd_loss, replay_scores, replay_streaming
 
@@ -28,6 +29,10 @@ REPLAYS: dict[str, Callable[[RecordedRun], dict[str, Tensor]]] = {
     "bidir": replay_scores,
     "dmd_loss": replay_dmd_loss,
     "streaming_training": replay_streaming,
+    "pipeline": replay_pipeline,
+    "given": replay_given,
+    "blockwise": replay_blockwise,
+    "training": replay_training,
 }
 KINDS_WITH_GRADIENTS = ("dmd_loss", "streaming_training")
 GRADIENT_TOLERANCE = 1e-4  # of the largest value of a gradient

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ..config import RolloutConfig
 from ..model.placement import Placement
 from ..session.boundary import Boundary
-from .window import Window
+from .rolling_window import make_window
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ def list_cache_passes(config: RolloutConfig, switches: Sequence[tuple[int, Bound
 
     `switches` are (first frame, boundary) of every segment, rising; the first begins the video.
     """
-    window = Window(config.sink, config.recent)
+    window = make_window(config)
     segment = len(switches) - 1
     origin = max(frame for frame, boundary in switches if frame == 0 or boundary is Boundary.CUT)
     for frame in range(end, origin, -config.block):
@@ -53,13 +53,13 @@ def list_cache_passes(config: RolloutConfig, switches: Sequence[tuple[int, Bound
                 yield Recache(segment, origin, window.place_recache(finished, renew=renew), finished, renew)
             segment -= 1
         start = frame - config.block
-        yield CleanPass(segment, origin, window.place_block(start - origin, config.block))
+        yield CleanPass(segment, origin, window.place_clean(start - origin, config.block))
 
 
 def choose_missing_passes(
-    newest_first: Iterable[CachePass], upcoming: Placement, num_layers: int, *, made: CachePass | None
+    newest_first: Iterable[CachePass], needed_slots: Iterable[int], num_layers: int, *, made: CachePass | None
 ) -> list[CachePass]:
-    """Choose the passes, oldest first, that the block at `upcoming` depends on and that are not in the cache yet.
+    """Choose the passes, oldest first, that `needed_slots` depend on in all layers and that are not in the cache yet.
 
     Keys in layer n of a pass depend only on what the pass attends in the layers below n. So what a pass attended is
     needed in one layer less than the pass itself, and the walk ends: without a switch after
@@ -67,7 +67,7 @@ def choose_missing_passes(
     earlier passes wrote.
     """
     top = num_layers - 1
-    need = {slot: top for slot in range(upcoming.filled) if slot not in upcoming.slots}  # slot: highest layer needed
+    need = dict.fromkeys(needed_slots, top)  # slot: highest layer needed
     chosen = []
     for each in newest_first:
         if not need or each == made:
@@ -78,7 +78,7 @@ def choose_missing_passes(
             continue
         chosen.append(each)
         if layer > 0:
-            for slot in set(range(each.place.filled)) - slots:
+            for slot in each.place.attended_slots - slots:
                 need[slot] = max(need.get(slot, 0), layer - 1)
     return chosen[::-1]
 
@@ -88,6 +88,5 @@ def count_rebuild_passes(
 ) -> int:
     """Count the passes that make the KV cache for the block after `end` frames from nothing."""
     origin = max(frame for frame, boundary in switches if frame == 0 or boundary is Boundary.CUT)
-    upcoming = Window(config.sink, config.recent).place_block(end - origin, config.block)
-    history = list_cache_passes(config, switches, end)
-    return len(choose_missing_passes(history, upcoming, num_layers, made=None))
+    needed = make_window(config).list_needed_slots(end - origin, config.block)
+    return len(choose_missing_passes(list_cache_passes(config, switches, end), needed, num_layers, made=None))

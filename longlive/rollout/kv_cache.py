@@ -4,6 +4,8 @@
 Dimension key: B batch, T tokens of one pass, S tokens attended, N heads, H channels per head.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -12,15 +14,17 @@ from ..model.causal import Room, free_tensors
 from ..model.fused import Piece
 from ..model.placement import Placement
 from ..model.rope import Rotation
+from .rolling_window import make_window
 from .window import Window
 
 
-class RollingLayerKVCache:
+class WindowLayerKVCache:
     """Self-attention keys and values of one layer.
 
     Keys are stored rotated to the positions of their frames, so attention does not depend on the order of slots: new
-    frames overwrite the oldest, and nothing is shifted, cloned or concatenated. Slots are Python integers, so no pass
-    waits for the GPU.
+    frames overwrite the oldest, and nothing is shifted. A block-wise pass attends one run of slots as they are; one of
+    a rolling video, whose own keys are in no slot, attends a copy of what it attends. Slots are Python integers, so no
+    pass waits for the GPU.
     """
 
     def __init__(self, capacity: int, like: Tensor) -> None:
@@ -33,8 +37,8 @@ class RollingLayerKVCache:
         return self.k_BSNH, self.v_BSNH
 
     def find_room(self, place: Placement, tokens: int) -> Room | None:
-        """Find the slots of a pass, if all its frames have one."""
-        if sum(span.count for span in place.spans) != place.frames:
+        """Find the slots of a pass, if all its frames have one and what it attends is in one piece."""
+        if sum(span.count for span in place.spans) != place.frames or len(place.attended) != 1:
             return None
         per_frame = tokens // place.frames
 
@@ -47,7 +51,7 @@ class RollingLayerKVCache:
                 for span in place.spans
             ]
 
-        k, v, attended = self.k_BSNH, self.v_BSNH, find_tokens(0, place.filled)
+        k, v, attended = self.k_BSNH, self.v_BSNH, find_tokens(*place.attended[0])
         return Room(list_pieces(k), list_pieces(v), k[:, attended], v[:, attended])
 
     def write(self, place: Placement, k_BTNH: Tensor, v_BTNH: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
@@ -61,13 +65,18 @@ class RollingLayerKVCache:
             source = slice(span.frame * tokens, (span.frame + span.count) * tokens)
             target = slice(span.slot * tokens, (span.slot + span.count) * tokens)
             self.k_BSNH[:, target], self.v_BSNH[:, target] = k_rotated_BTNH[:, source], v_BTNH[:, source]
-        return self.k_BSNH[:, : place.filled * tokens], self.v_BSNH[:, : place.filled * tokens]
+        own = ([k_rotated_BTNH], [v_BTNH]) if place.passing else ([], [])
+        runs = [slice(run.slot * tokens, (run.slot + run.count) * tokens) for run in place.attended]
+        keys, values = (
+            [*(x[:, run] for run in runs), *passing] for x, passing in zip((self.k_BSNH, self.v_BSNH), own, strict=True)
+        )
+        return join_tokens(keys), join_tokens(values)
 
     def move_sink(self, rotation: Rotation) -> None:
         """Rotate the keys of the sink to other positions, if it moves: here it does not."""
 
 
-class UnboundedLayerKVCache(RollingLayerKVCache):
+class UnboundedLayerKVCache(WindowLayerKVCache):
     """A cache whose sink moves along with the window, so that a video may have any length.
 
     Attention depends on differences of positions only. The reference's infinity variant gives sink and ring the
@@ -103,29 +112,48 @@ class UnboundedLayerKVCache(RollingLayerKVCache):
         self.k_BSNH[:, : self.sink_k_BSNH.shape[1]] = rotation.rotate_sink(self.sink_k_BSNH)
 
 
-class RollingKVCache:
+class WindowKVCache:
     """The caches of all layers. Slots that no later block depends on may stay zero after a rebuild."""
 
-    def __init__(self, config: RolloutConfig, num_layers: int, tokens_per_frame: int, like_B1NH: Tensor) -> None:
-        self.window = Window(config.sink, config.recent)
+    def __init__(
+        self,
+        config: RolloutConfig,
+        num_layers: int,
+        tokens_per_frame: int,
+        like_B1NH: Tensor,
+        *,
+        window: Window | None = None,
+    ) -> None:
+        """Allocate the caches of a video, for another `window` than its config's if one is given."""
+        self.window = window or make_window(config)
         self.sink_start = 0  # where a moving sink is; 0 is where its frames were written
-        capacity, sink = config.window * tokens_per_frame, config.sink * tokens_per_frame
+        capacity, sink = self.window.size * tokens_per_frame, config.sink * tokens_per_frame
         self.moving_sink = config.sink if config.positions is Positions.UNBOUNDED else 0  # frames
         if self.moving_sink:
             self.layers = [UnboundedLayerKVCache(capacity, like_B1NH, sink=sink) for _ in range(num_layers)]
         else:
-            self.layers = [RollingLayerKVCache(capacity, like_B1NH) for _ in range(num_layers)]
+            self.layers = [WindowLayerKVCache(capacity, like_B1NH) for _ in range(num_layers)]
+
+    def count_moving(self, place: Placement) -> int:
+        """Count the frames of the sink that have to move before a pass: all or none.
+
+        Only where a sink moves at all, the pass attends it, and it is elsewhere. A pass that writes the sink writes it
+        there itself.
+        """
+        if place.sink_start == self.sink_start or any(slot < self.window.sink for slot in place.slots):
+            return 0
+        return self.moving_sink if self._is_sink_attended(place) else 0
 
     def move_sink(self, place: Placement, rotation: Rotation) -> None:
-        """Move a sink that moves to where a pass needs it: the passes of a block need it in the same place.
-
-        A pass that writes the sink writes it there itself.
-        """
-        is_written = any(slot < self.window.sink for slot in place.slots)
-        if place.sink_start and place.sink_start != self.sink_start and not is_written:
+        """Move a sink that moves to where a pass attends it: the passes of a block attend it in the same place."""
+        if self.count_moving(place):
             for layer in self.layers:
                 layer.move_sink(rotation)
-        self.sink_start = place.sink_start
+        if self._is_sink_attended(place):
+            self.sink_start = place.sink_start
+
+    def _is_sink_attended(self, place: Placement) -> bool:
+        return any(run.slot < self.window.sink for run in place.attended)
 
     @property
     def num_bytes(self) -> int:
@@ -135,3 +163,8 @@ class RollingKVCache:
         """Free the bytes now: after an error, the frames of its traceback may still hold views of them."""
         for layer in self.layers:
             free_tensors(layer.tensors)
+
+
+def join_tokens(pieces_BTNH: Sequence[Tensor]) -> Tensor:
+    """Join keys or values along their tokens; a single piece is not copied."""
+    return pieces_BTNH[0] if len(pieces_BTNH) == 1 else torch.cat(tuple(pieces_BTNH), dim=1)

@@ -1,6 +1,7 @@
-"""Extends sessions: finished blocks come from the store, new ones from a rollout (LongLive Alg. 2).
+"""Extends sessions: what was computed before comes from the store, the rest from a rollout (LongLive Alg. 2).
 
-A block's clean pass is made when the next block needs it. The KV cache is rebuilt from the session
+A video grows by steps (`session/in_flight.py`): a step makes a block or, in a rolling video, takes all blocks in flight
+one level further. A block's clean pass is made when the next step needs it. The KV cache is rebuilt from the session
 (`cache_passes.py`), or taken over warm from the previous sampler. It is allocated when the first block has to be
 computed, and freed when the sampler is closed, unless it was handed over.
 
@@ -10,28 +11,33 @@ The GPU waits for nothing but the end of a block: threads store the finished blo
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
+import torch
 from torch import Tensor
 
-from ..config import Positions, RolloutConfig
+from ..config import Positions, RolloutConfig, RolloutKind
 from ..errors import SamplingError, SessionError
 from ..model.causal import CausalWan, TextKeys
 from ..model.dtypes import is_finite, name_precision
-from ..session.block_store import Store
+from ..session.block_store import LATENTS, Entry, Expected, Store
 from ..session.boundary import Boundary
+from ..session.in_flight import InFlight, Step
 from ..session.prompt import Prompt
 from ..session.session import Session, Trace
 from ..session.timeline import Segment
 from ..units import PIXELS_PER_CELL
 from .cache_passes import CachePass, CleanPass, Recache, choose_missing_passes, list_cache_passes
-from .kv_cache import RollingKVCache
+from .kv_cache import WindowKVCache
 from .noise import Noise, NoiseAhead, seed_noise
+from .rolling_rollout import RollingRollout
+from .rolling_window import make_window
 from .rollout import Pass, Rollout, Watch, check_positions
 
 log = logging.getLogger(__name__)
 
+IN_FLIGHT = "in_flight"  # the name of their latents in a store
 PROMPTS_HELD = 2  # the current prompt, and the one before it for the clean pass of the last block of its segment
 
 
@@ -39,7 +45,7 @@ PROMPTS_HELD = 2  # the current prompt, and the one before it for the clean pass
 class WarmCache:
     """A KV cache on its way between two samplers, and what it holds. It has one owner at a time."""
 
-    cache: RollingKVCache
+    cache: WindowKVCache
     kernel: str  # of the model that computed it
     trace: Trace  # of the video up to the newest block made with it
     made: CachePass | None  # the newest pass in it
@@ -55,9 +61,9 @@ class Sampler:
     The owner of the weights may give four functions:
 
     - `watch` is called after every pass;
-    - `on_found` is called for every block found in the store;
+    - `on_found` is called for every step found in the store;
     - `take` returns the cache that the previous sampler handed over, or None; one that does not fit is freed;
-    - `prepare` is called before every block that is computed, with the bytes of the KV cache that exist already (0 if
+    - `prepare` is called before every step that is computed, with the bytes of the KV cache that exist already (0 if
       it is yet to be allocated), to make room and load the weights: since the last block, another model may have used
       the device.
     """
@@ -117,35 +123,88 @@ class Sampler:
         *_, session = session, *self.extend(session, blocks)
         return session
 
-    def extend(self, session: Session, blocks: int) -> Iterator[Session]:
-        """Yield the session after each of the next `blocks` blocks.
+    def extend(self, session: Session, blocks: int, end: int | None = None) -> Iterator[Session]:
+        """Yield the session after each of the next `blocks` finished blocks.
+
+        A rolling video ends with block number `end`, if it is given: none begins behind it. Otherwise the blocks in
+        flight stay so, and any sampler may go on.
 
         Raises PositionError before anything is computed if the video would exceed the table of positions, SessionError
-        for a session without a prompt or of another kind of model, and SamplingError for a block with NaN or infinity,
-        which is not stored. After an error the sampler is empty; the sessions it yielded stay valid.
+        for a session without a prompt, of another kind of model, or with an end before its blocks in flight, and
+        SamplingError for a block with NaN or infinity, which is not stored. After an error the sampler is empty; the
+        sessions it yielded stay valid.
 
-        A block is stored when the next pass is over, the last one when it is yielded. An error of storing is raised
-        then.
+        A step is stored when the next pass is over, the last one when its block is yielded. An error of storing is
+        raised then.
         """
         self.check_model(session)
         check_length(session, blocks)
+        check_end(session, end)
         if not session.switches:
             raise SessionError("the session has no prompt yet; give it one before its first frame is sampled")
-        for left in reversed(range(blocks)):
-            key = session.compute_next_key(self.model.kernel)
-            latents = self.store.get(key, session.block_shape, session.dtype) if self.store else None
-            if latents is not None:
-                session = session.extended_by(latents, key)
-                self.on_found()
-            else:
-                session = session.extended_by(self._compute(session), key)
-                self._trace = session.trace()  # not for a block from the store, which is not in the cache
-                if self.store:
-                    self._finish_storing()
-                    self._storing = self._thread.submit(self.store.put, key, session.blocks[-1])
-            if left == 0:
+        last = len(session.blocks) + blocks
+        for number in range(len(session.blocks) + 1, last + 1):
+            while len(session.blocks) < number:
+                session = self.advance(session, end)
+            if number == last:
                 self._finish_storing()
             yield session
+
+    def finish(self, session: Session) -> Iterator[Session]:
+        """Yield the session after each of its blocks in flight, with none behind them; block-wise there are none.
+
+        Raises what `extend` raises.
+        """
+        if session.num_begun > len(session.blocks):
+            yield from self.extend(session, session.num_begun - len(session.blocks), session.num_begun)
+
+    def advance(self, session: Session, end: int | None = None) -> Session:
+        """Return the session after its next step. Raises what `extend` raises of computing and storing."""
+        session = self._restore_in_flight(session)
+        step = session.plan_step(end)
+        key = session.compute_next_key(self.model.kernel, step)
+        found = self._find_stored(session, step, key)
+        if found:
+            self.on_found()
+            return session.advanced_by(step, found, key)
+        latents = self._compute(session, step)
+        session = session.advanced_by(step, latents, key)
+        self._trace = session.trace()  # not for a step from the store, which is not in the cache
+        if self.store:
+            self._finish_storing()
+            self._storing = self._thread.submit(self.store.write, key, make_step_entry(step, latents))
+        return session
+
+    def _find_stored(self, session: Session, step: Step, key: str) -> list[Tensor] | None:
+        """Find the latents that a step of the session left, under its key."""
+        entry = self.store.read(key, expect_entry(session, step)) if self.store else None
+        return list_latents(entry, session.config.block) if entry else None
+
+    def _restore_in_flight(self, session: Session) -> Session:
+        """Return the session with the blocks in flight that it lacks, from the store, or by its steps up to here."""
+        if not session.lacks_in_flight:
+            return session
+        video = self._find_nearest(session)
+        while len(video.blocks) < len(session.blocks):
+            step = video.plan_step()
+            in_flight = video.advanced_by(step, self._compute(video, step), "").in_flight
+            video = replace(find_earlier(session, len(video.blocks) + step.finishes), in_flight=in_flight)
+            self._trace, self._newest = video.trace(), None
+        assert video.in_flight
+        return replace(session, in_flight=replace(video.in_flight, key=session.keys[-1]))
+
+    def _find_nearest(self, session: Session) -> Session:
+        """Find the latest state of a video whose blocks in flight are stored, or the beginning of its run."""
+        step = Step(session.config.num_in_flight, len(session.config.steps))
+        first = session.find_run(session.num_frames) // session.config.block
+        for number in range(len(session.blocks), first, -1):
+            found = self._find_stored(session, step, session.keys[number - 1])
+            if found:
+                return replace(
+                    find_earlier(session, number),
+                    in_flight=InFlight(tuple(found[1:]), step.level_after, session.keys[-1]),
+                )
+        return find_earlier(session, first)
 
     def _finish_storing(self) -> None:
         """Wait until the last block is stored. Raises what storing raised."""
@@ -167,22 +226,30 @@ class Sampler:
                 f"with the model and the dtype it began with"
             )
 
-    def _compute(self, session: Session) -> Tensor:
-        """Compute the next block [1, F, C, h, w], on the CPU."""
+    def _compute(self, session: Session, step: Step) -> tuple[Tensor, ...]:
+        """Compute the blocks [1, F, C, h, w] that a step leaves, on the CPU."""
         try:
             rollout = self._find_rollout(session)
             self._rebuild_cache(rollout, session)
             text = self._read_prompt(session.last_change.prompt)
-            noise, start = self._find_noise(session), session.num_frames - session.origin
-            self._newest = rollout.denoise(start, text, noise, len(session.blocks))
-            latents = self._newest.cpu()
+            noise, start, block = self._find_noise(session), session.num_frames - session.origin, len(session.blocks)
+            if isinstance(rollout, RollingRollout):
+                begun = [*session.in_flight.blocks] if session.in_flight else []
+                if step.enters:
+                    begun.append(noise(block + len(begun), 0))
+                blocks = rollout.roll(start, begun, step.level, text, noise, block)
+            else:
+                blocks = [rollout.denoise(start, text, noise, block)]
+            if step.finishes:
+                self._newest = blocks[0]
+            latents = torch.cat(blocks, dim=1).cpu()
             if not is_finite(latents):
                 raise SamplingError(
                     f"the model made NaN or infinity from frame {session.num_frames} on, in "
                     f"{name_precision(session.dtype)}; finished blocks are kept; use bf16 or fp32 if this is fp16, "
                     f"else other weights or a weaker LoRA"
                 )
-            return latents
+            return latents.split(session.config.block, dim=1)
         except BaseException:
             self.close()
             raise
@@ -191,7 +258,7 @@ class Sampler:
         """Find the noise of this video, of which the next block may be drawn already."""
         facts = (session.noise_seed, session.block_shape, session.dtype)
         if not self._noise or self._noise[0] != facts:
-            self._noise = facts, NoiseAhead(seed_noise(*facts), len(session.config.steps))
+            self._noise = facts, NoiseAhead(seed_noise(*facts))
         return self._noise[1]
 
     def _find_rollout(self, session: Session) -> Rollout:
@@ -207,12 +274,13 @@ class Sampler:
         self._rollout = self._rollout or self._start_rollout(session)
         return self._rollout
 
-    def _start_rollout(self, session: Session, cache: RollingKVCache | None = None) -> Rollout:
+    def _start_rollout(self, session: Session, cache: WindowKVCache | None = None) -> Rollout:
         batch, _, *shape = session.block_shape
-        return Rollout(self.model, session.config, (batch, *shape), cache=cache, watch=self._observe)
+        kind = RollingRollout if session.config.kind is RolloutKind.ROLLING else Rollout
+        return kind(self.model, session.config, (batch, *shape), cache=cache, watch=self._observe)
 
     def _rebuild_cache(self, rollout: Rollout, session: Session) -> None:
-        """Make the passes that the next block depends on and that are not in the KV cache yet (LongLive Alg. 2).
+        """Make the passes that the next step depends on and that are not in the KV cache yet (LongLive Alg. 2).
 
         After a block of the same video these are its clean pass and, at a switch, the recache. For a new cache they are
         all that it needs.
@@ -220,10 +288,10 @@ class Sampler:
         config, layers = session.config, self.model.geometry.num_layers
         changes = session.list_changes()
         switches = [(change.frame, change.boundary) for change in changes]
-        upcoming = rollout.window.place_block(session.num_frames - session.origin, config.block)
+        needed = rollout.window.list_needed_slots(session.num_frames - session.origin, config.block)
         history = list_cache_passes(config, switches, session.num_frames)
         newest = next(history, None)
-        missing = choose_missing_passes(chain([newest], history), upcoming, layers, made=self._made) if newest else []
+        missing = choose_missing_passes(chain([newest], history), needed, layers, made=self._made) if newest else []
         if missing and not self._trace:
             log.info("the KV cache of the video is rebuilt: %d passes", len(missing))
         for each in missing:
@@ -259,6 +327,50 @@ def check_length(session: Session, blocks: int) -> None:
     check_positions(session.config, session.num_frames - session.origin + blocks * session.config.block)
 
 
+def check_end(session: Session, end: int | None) -> None:
+    """Check that no block in flight is at or after the end of a video. Raises SessionError."""
+    if end is not None and end < session.num_begun:
+        raise SessionError(
+            f"the video would end with {end} blocks, but {session.num_begun} have begun; make it at least "
+            f"{session.num_begun - len(session.blocks)} blocks longer, or rewind it"
+        )
+
+
+def find_earlier(session: Session, blocks: int) -> Session:
+    """Return a video as it was when it had so many blocks and went on from there, without those in flight."""
+    frame = blocks * session.config.block
+    return replace(
+        session,
+        switches=tuple(switch for switch in session.switches if switch.frame <= frame),
+        blocks=session.blocks[:blocks],
+        keys=session.keys[:blocks],
+        in_flight=None,
+        ends=tuple(end for end in session.ends if end <= frame),
+    )
+
+
+def expect_entry(session: Session, step: Step) -> Expected:
+    """Say what a step of a session leaves, as an entry of a store."""
+    batch, frames, *cell = session.block_shape
+    expected: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+    if step.finishes:
+        expected[LATENTS] = session.block_shape, session.dtype
+    if step.left:
+        expected[IN_FLIGHT] = (batch, step.left * frames, *cell), session.dtype
+    return expected
+
+
+def make_step_entry(step: Step, latents: tuple[Tensor, ...]) -> Entry:
+    """Return what a step left, the finished block first, as an entry of a store."""
+    finished = {LATENTS: latents[0]} if step.finishes else {}
+    return finished | ({IN_FLIGHT: torch.cat(latents[step.finishes :], dim=1)} if step.left else {})
+
+
+def list_latents(entry: Entry, block: int) -> list[Tensor]:
+    """List the blocks of an entry, the finished one first."""
+    return [each for name in (LATENTS, IN_FLIGHT) if name in entry for each in entry[name].split(block, dim=1)]
+
+
 def check_timeline(session: Session, segments: Iterable[Segment]) -> None:
     """Check that the segments fit before computing anything. Raises PositionError."""
     origin, end = session.origin, session.num_frames
@@ -281,4 +393,4 @@ def count_cache_bytes(model: CausalWan, config: RolloutConfig, height: int, widt
     rows, columns = geometry.grid(height // PIXELS_PER_CELL, width // PIXELS_PER_CELL)
     keys_only = config.sink if config.positions is Positions.UNBOUNDED else 0
     per_frame = geometry.num_layers * rows * columns * geometry.dim * model.dtype.itemsize
-    return per_frame * (2 * config.window + keys_only)
+    return per_frame * (2 * make_window(config).size + keys_only)

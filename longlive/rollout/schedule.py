@@ -3,6 +3,7 @@
 Self-Forcing's table as LongLive uses it: 1000 shifted levels, without sigma 0. Times run 0..1000, sigmas 0..1.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,10 +50,14 @@ class DenoisingSteps:
         return len(self.timesteps)
 
 
-def fill_timesteps(x_BFCHW: Tensor, timestep: float) -> Tensor:
-    """Return the timestep of a pass for each frame of its latents [B, F], where float64 can be computed."""
-    device = choose_exact_device(x_BFCHW.device)
-    return torch.full(x_BFCHW.shape[:2], timestep, dtype=torch.float32, device=device)
+def fill_timesteps(x_BFCHW: Tensor, timesteps: Sequence[float]) -> Tensor:
+    """Return the timestep of each frame of the latents of a pass [B, F], where float64 can be computed.
+
+    Each of `timesteps` is that of equally many frames.
+    """
+    batch, frames = x_BFCHW.shape[:2]
+    by_block = torch.tensor(timesteps, dtype=torch.float32, device=choose_exact_device(x_BFCHW.device))
+    return by_block.repeat_interleave(frames // len(timesteps)).expand(batch, -1)
 
 
 def add_noise(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:

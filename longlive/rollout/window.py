@@ -1,12 +1,12 @@
 """Which frames the KV cache holds, and in which slots: a sink that stays, a window that rolls (LongLive §3.1, §3.3).
 
-Integers only, counted in frames. `kv_cache.py` holds the tensors.
+Integers only, counted in frames. `kv_cache.py` holds the tensors. `rolling_window.py` is the window of a rolling video.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..model.placement import Placement, Span
+from ..model.placement import Placement, Run, Span
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,15 @@ class Window:
         assert frames <= self.recent, f"a block of {frames} frames does not fit a ring of {self.recent}"
         return self.place_frames(start, frames, [self.find_slot(start + frame) for frame in range(frames)])
 
+    def place_clean(self, start: int, frames: int) -> Placement:
+        """Place a finished block: where its denoising passes were."""
+        return self.place_block(start, frames)
+
+    def list_needed_slots(self, end: int, block: int) -> set[int]:
+        """List the slots that must be right in all layers before a block at frame `end` is made."""
+        upcoming = self.place_block(end, block)
+        return upcoming.attended_slots - upcoming.slots
+
     def place_recache(self, end: int, *, renew: bool, whole: bool = False) -> Placement:
         """Place the newest frames of a video of `end` frames for a recache (§3.1).
 
@@ -57,14 +66,20 @@ class Window:
 
     def place_frames(self, start: int, frames: int, slots: Sequence[int | None]) -> Placement:
         """Place the frames of a pass in `slots`; frames with the slot None are queries only."""
-        spans: list[Span] = []
-        for frame, slot in enumerate(slots):
-            if slot is None:
-                continue
-            last = spans[-1] if spans else None
-            if last and (last.frame + last.count, last.slot + last.count) == (frame, slot):
-                spans[-1] = Span(last.frame, last.slot, last.count + 1)
-            else:
-                spans.append(Span(frame, slot, 1))
         end = start + frames
-        return Placement(start, frames, tuple(spans), min(end, self.size), max(0, end - self.size))
+        attended = Run(0, min(end, self.size))
+        return Placement(start, frames, join_spans(slots), (attended,), max(0, end - self.size))
+
+
+def join_spans(slots: Sequence[int | None]) -> tuple[Span, ...]:
+    """Join the slots of the frames of a pass to spans; None is no slot."""
+    spans: list[Span] = []
+    for frame, slot in enumerate(slots):
+        if slot is None:
+            continue
+        last = spans[-1] if spans else None
+        if last and (last.frame + last.count, last.slot + last.count) == (frame, slot):
+            spans[-1] = Span(last.frame, last.slot, last.count + 1)
+        else:
+            spans.append(Span(frame, slot, 1))
+    return tuple(spans)

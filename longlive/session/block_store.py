@@ -58,15 +58,6 @@ class Store:
         self._lock = threading.Lock()  # of both
         self._on_disk: int | None = None  # bytes, known after the first look
 
-    def get(self, key: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor | None:
-        """Return the block of latents, or None. A damaged file is removed and counts as none."""
-        entry = self.read(key, {LATENTS: (shape, dtype)})
-        return entry[LATENTS] if entry else None
-
-    def put(self, key: str, block: Tensor) -> None:
-        """Store a block of latents."""
-        self.write(key, {LATENTS: block})
-
     def read(self, key: str, expected: Expected) -> Entry | None:
         """Return the tensors under a key, or None. A damaged file is removed and counts as none.
 

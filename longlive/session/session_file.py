@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..config import MAX_SEED, RolloutConfig
+from ..config import MAX_SEED, RolloutConfig, RolloutKind
 from ..digest import hash_content
 from ..errors import ConfigError, SessionError, StoreError, shorten
 from ..model.dtypes import COMPUTE_DTYPES, is_finite, name_dtype
@@ -22,6 +22,7 @@ from ..units import MAX_SIZE, SIZE_STEP
 from ..untrusted import parse_json, read_field
 from ..weights.tensor_file import read_metadata, read_tensors, write_tensor_file
 from .boundary import MAX_BLEND, Blend, Boundary, Curve
+from .in_flight import InFlight
 from .prompt import Prompt
 from .session import Session
 from .switch import Switch
@@ -29,7 +30,10 @@ from .switch import Switch
 FORMAT = "longlive.session"
 VERSION = 1
 DIRECTED_VERSION = 2  # with the seeds or blends of switches, which version 1 does not know
+ROLLING_VERSION = 3  # of a rolling video
+VERSIONS = tuple(map(str, (VERSION, DIRECTED_VERSION, ROLLING_VERSION)))
 LATENTS = "latents"
+IN_FLIGHT = "in_flight"
 DTYPES = {name_dtype(dtype): dtype for dtype in COMPUTE_DTYPES.values()}
 PROMPT_DTYPES = {*DTYPES.values(), torch.float64}
 KEY = re.compile("[0-9a-f]{64}")
@@ -74,18 +78,29 @@ def save_session(session: Session, path: str | Path) -> None:
         "switches": [_describe_switch(switch, indices) for switch in session.switches],
     }
     tensors = {LATENTS: session.latents().contiguous()}
+    if session.config.kind is RolloutKind.ROLLING:
+        header["ends"] = session.ends
+    if session.in_flight:
+        header["level"] = session.in_flight.level
+        tensors[IN_FLIGHT] = torch.cat(session.in_flight.blocks, dim=1)
     tensors |= {_name_prompt(i): embedding for i, embedding in enumerate(embeddings.values())}
     written = json.dumps(header)
     digest = hash_content(written, tensors)
-    is_directed = any(switch.blend or switch.seed is not None for switch in session.switches)
-    version = DIRECTED_VERSION if is_directed else VERSION
-    metadata = {"format": FORMAT, "version": str(version), "session": written, "digest": digest}
+    metadata = {"format": FORMAT, "version": str(choose_version(session)), "session": written, "digest": digest}
     try:
         write_tensor_file(Path(path), tensors, metadata)
     except (OSError, SafetensorError) as error:
         raise StoreError(
             f"the session cannot be written to {path}: {error}; free some space or choose another folder"
         ) from error
+
+
+def choose_version(session: Session) -> int:
+    """Choose the oldest version of the file that has a place for what the session holds."""
+    if session.config.kind is RolloutKind.ROLLING:
+        return ROLLING_VERSION
+    is_directed = any(switch.blend or switch.seed is not None for switch in session.switches)
+    return DIRECTED_VERSION if is_directed else VERSION
 
 
 def load_session(path: str | Path) -> Session:
@@ -102,8 +117,8 @@ def load_session(path: str | Path) -> Session:
         raise NotASession(f"{path} is not a whole session file ({shorten(error)}); save the session again") from error
     if metadata.get("format") != FORMAT:
         raise NotASession(f"{path} is a safetensors file, but not a LongLive session; choose a saved session")
-    if metadata.get("version") not in (str(VERSION), str(DIRECTED_VERSION)):
-        version, known = shorten(metadata.get("version")), f"{VERSION} or {DIRECTED_VERSION}"
+    if metadata.get("version") not in VERSIONS:
+        version, known = shorten(metadata.get("version")), " or ".join(VERSIONS)
         raise SessionError(f"{path} is a session of version {version}, expected {known}; update LongLive Sessions")
     try:
         if metadata["digest"] != hash_content(metadata["session"], tensors):
@@ -133,7 +148,28 @@ def _parse_session(header: object, tensors: dict[str, Tensor]) -> Session:
     if latents.shape != (1, frames * len(keys), *cell) or latents.dtype != dtype or not is_finite(latents):
         raise ValueError(f"its latents are {latents.dtype} {list(latents.shape)} for {len(keys)} blocks, or not finite")
     blocks = tuple(block.clone() for block in latents.split(frames, dim=1)) if keys else ()
-    return replace(session, blocks=blocks, keys=keys)
+    session = replace(session, blocks=blocks, keys=keys)
+    return _parse_in_flight(session, header, tensors) if config.kind is RolloutKind.ROLLING else session
+
+
+def _parse_in_flight(session: Session, header: object, tensors: dict[str, Tensor]) -> Session:
+    """Read where a rolling video was finished, and its blocks in flight."""
+    ends, frames = tuple(read_field(header, "ends", list)), session.config.block
+    fits = all(isinstance(end, int) and 0 < end <= session.num_frames and end % frames == 0 for end in ends)
+    if not fits or list(ends) != sorted(set(ends)):
+        raise ValueError(f"its ends are at the frames {ends}, which are not each at a later block")
+    session = replace(session, ends=ends)
+    if IN_FLIGHT not in tensors:
+        return session
+    latents, level = tensors[IN_FLIGHT], _read_number(header, "level", 1, session.config.num_in_flight)
+    count = latents.shape[1] // frames if latents.dim() == len(session.block_shape) else 0
+    _, _, *cell = session.block_shape
+    if latents.shape != (1, count * frames, *cell) or not 0 < count <= level:
+        raise ValueError(f"its latents in flight are {list(latents.shape)} at level {level}")
+    if latents.dtype != session.dtype or not is_finite(latents):
+        raise ValueError(f"its latents in flight are {latents.dtype}, or not finite")
+    blocks = tuple(block.clone() for block in latents.split(frames, dim=1))
+    return replace(session, in_flight=InFlight(blocks, level, ""))
 
 
 def _describe_switch(switch: Switch, indices: Mapping[str, int]) -> dict:

@@ -106,7 +106,8 @@ class GraphPass:
 
     def run(self, wan: CausalWan, x_BFCHW: Tensor, timesteps_BF: Tensor, text: TextKeys, place: Placement) -> Tensor:
         """Pass frames through `wan`; return their flow [B, F, C, H, W]. What has a graph is made for this pass only."""
-        rotation = wan.make_rotation(place, wan.geometry.grid(*x_BFCHW.shape[-2:]), self.moving_sink)
+        moving = self.moving_sink if place.sink_start else 0
+        rotation = wan.make_rotation(place, wan.geometry.grid(*x_BFCHW.shape[-2:]), moving)
         flow = wan.forward(x_BFCHW, text, self, place, wan.make_modulations(timesteps_BF), rotation)
         assert flow is not None
         return flow
@@ -144,7 +145,7 @@ class _LayerPass:
             for slot, i in slots.items()
         }
         now = {**self.past, **self.written}
-        seen = [now[slot].carrying_gradient() for slot in range(place.filled)]
+        seen = [now[slot].carrying_gradient() for slot in sorted(place.attended_slots)]
         keys = [frame.turned_k for frame in seen]
         if self.moving_sink and place.sink_start:
             sink = [frame.k for frame in seen[: self.moving_sink] if frame.k is not None]

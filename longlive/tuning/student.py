@@ -124,8 +124,8 @@ class Student(nn.Module):
         timestep = self.steps.timesteps[step].item() if is_denoising else self.config.context_noise
         sigma = self.steps.sigmas[step] if is_denoising else self.steps.context_sigma
         graph_pass = GraphPass(cache, self.window, moves_sink=self.config.positions is Positions.UNBOUNDED)
-        flow = graph_pass.run(self.wan, x, fill_timesteps(x, timestep), text, place)
-        return Pass(kind, place, step, timestep, flow, convert_flow_to_clean(x, flow.to(x.dtype), sigma)), graph_pass
+        flow = graph_pass.run(self.wan, x, fill_timesteps(x, (timestep,)), text, place)
+        return Pass(kind, place, step, (timestep,), flow, convert_flow_to_clean(x, flow.to(x.dtype), sigma)), graph_pass
 
     def _loses_links(self, place: Placement, exit_step: int) -> bool:
         """Whether the reference has lost the graph of its cached frames here: it rolls its cache without a graph."""

@@ -14,6 +14,7 @@ import torch
 from harness import Target, expect, expect_finite, write_file
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
+from stored import write_block
 
 from longlive.digest import hash_content
 from longlive.rollout.sampler import Sampler
@@ -86,7 +87,7 @@ def attack_store(draw: random.Random, folder: Path) -> None:
     """A damaged entry counts as missing; it can be written again, and other entries are not affected."""
     block = make_session().blocks[0]
     store = Store(folder, memory_bytes=0)
-    store.put(KEY, block), store.put(OTHER, block)
+    write_block(store, KEY, block), write_block(store, OTHER, block)
     path = folder / KEY[:2] / f"{KEY}.safetensors"
     whole = path.read_bytes()
     match draw.randrange(12):
@@ -106,7 +107,7 @@ def attack_store(draw: random.Random, folder: Path) -> None:
     found = Store(folder, memory_bytes=0).get(KEY, tuple(block.shape))
     expect(found is None or torch.equal(found, block), "a damaged block was given")
     again = Store(folder, memory_bytes=0)
-    again.put(KEY, block)
+    write_block(again, KEY, block)
     kept = again.get(KEY, tuple(block.shape))
     expect(kept is None or torch.equal(kept, block), "a block was written wrong")
     expect(kept is not None or path.is_dir(), "a block could not be kept")

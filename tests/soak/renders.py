@@ -13,6 +13,7 @@ import av
 import torch
 from patience import LIMIT_SECONDS
 from safetensors.torch import load_file
+from stored import write_block
 
 from longlive.cli.main import main
 from longlive.cli.video_options import SESSION_SUFFIX
@@ -108,7 +109,7 @@ class Render:
     def sweep(self) -> None:
         """Write an entry: the first entry that a store writes removes the partial files of killed processes."""
         for folder in self.stores:
-            Store(folder, memory_bytes=0).put("0" * 64, torch.zeros(1))
+            write_block(Store(folder, memory_bytes=0), "0" * 64, torch.zeros(1))
 
 
 def check_entries(folder: Path) -> None:

@@ -23,5 +23,5 @@ def test_a_stop_that_nothing_leads_to_is_found(stop, problem):
 
 
 def test_a_stop_above_its_caller_is_found():
-    walk = "longlive.model.causal CausalWan.write_keys\nlonglive.rollout.kv_cache RollingLayerKVCache.write"
+    walk = "longlive.model.causal CausalWan.write_keys\nlonglive.rollout.kv_cache WindowLayerKVCache.write"
     assert find_detours(ROOT, walk, PACKAGES) == ["write is above its caller"]

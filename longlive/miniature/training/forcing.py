@@ -92,7 +92,7 @@ def plan_teacher_forcing(
         now = cache | written
         keys = []
         for slot, group in now.items():
-            if slot < place.filled:
+            if slot in place.attended_slots:
                 own = (noisy[-1 - group] if group < 0 else clean[group]).position
                 is_moved = config.positions is Positions.UNBOUNDED and slot < config.sink and place.sink_start
                 keys.append((group, place.sink_start + slot if is_moved else own))
@@ -130,8 +130,8 @@ def _order_passes(
     wanted: list[CachePass] = []
     for start in starts:
         past = [switch for switch in switches if switch[0] <= start]
-        upcoming = window.place_block(start, config.block)
-        wanted += choose_missing_passes(list_cache_passes(config, past, start), upcoming, layers, made=None)
+        needed = window.list_needed_slots(start, config.block)
+        wanted += choose_missing_passes(list_cache_passes(config, past, start), needed, layers, made=None)
     last = max(starts)
     order: list[CachePass | int] = []
     for each in [*list_cache_passes(config, [switch for switch in switches if switch[0] <= last], last)][::-1]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfyui_longlive.longlive.model.causal import CausalWan
-from comfyui_longlive.longlive.rollout.kv_cache import RollingKVCache
+from comfyui_longlive.longlive.rollout.kv_cache import WindowKVCache
 from comfyui_longlive.longlive.rollout.sampler import Sampler
 from comfyui_longlive.longlive.session.prompt import Prompt
 from comfyui_longlive.nodes.host import sampling
@@ -48,7 +48,7 @@ def simulate_device(total: float, network: ModelPatcher, *others: ModelPatcher) 
     Every pass checks that all weights of the network are on the device, with room for the activations.
     """
     device = Device(total, network, *others)
-    measure, count, forward = host.module_size, RollingKVCache.num_bytes.fget, CausalWan.forward
+    measure, count, forward = host.module_size, WindowKVCache.num_bytes.fget, CausalWan.forward
     scale = DIT / measure(network.model)
 
     def compute(*arguments, **options):
@@ -67,7 +67,7 @@ def simulate_device(total: float, network: ModelPatcher, *others: ModelPatcher) 
         patch.setattr(host, "get_all_torch_devices", lambda *_, **__: [GPU], raising=False)
         patch.setattr(host, "is_device_cpu", lambda dev: dev == CPU)
         patch.setattr(host, "vram_state", host.VRAMState.NORMAL_VRAM)
-        patch.setattr(RollingKVCache, "num_bytes", property(lambda cache: KV_CACHE if count(cache) else 0))
+        patch.setattr(WindowKVCache, "num_bytes", property(lambda cache: KV_CACHE if count(cache) else 0))
         patch.setattr(sampling, "count_cache_bytes", lambda *_: KV_CACHE)
         patch.setattr(sampling, "ACTIVATIONS", WORK)  # tensors: so many that the host's own estimate is taken
         patch.setattr(network.model, "memory_required", lambda *_: WORK)

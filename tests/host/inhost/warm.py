@@ -13,7 +13,7 @@ import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfyui_longlive.longlive.config import RolloutConfig
-from comfyui_longlive.longlive.rollout.kv_cache import RollingKVCache
+from comfyui_longlive.longlive.rollout.kv_cache import WindowKVCache
 from comfyui_longlive.longlive.rollout.sampler import WarmCache
 from comfyui_longlive.longlive.session.session import Trace
 from comfyui_longlive.nodes.host.warm_cache import WarmCachePatcher, WarmSlot
@@ -40,7 +40,7 @@ def make_model() -> ModelPatcher:
 
 
 def make_warm_cache() -> WarmCache:
-    cache = RollingKVCache(RolloutConfig(), 2, 4, torch.empty(1, 1, 2, 8))
+    cache = WindowKVCache(RolloutConfig(), 2, 4, torch.empty(1, 1, 2, 8))
     return WarmCache(cache, "kernel", Trace("base", (), ()), None)
 
 
@@ -48,7 +48,7 @@ def list_warm_patchers() -> list[WarmCachePatcher]:
     return [loaded.model for loaded in host.current_loaded_models if isinstance(loaded.model, WarmCachePatcher)]
 
 
-def fill_slot(slot: WarmSlot, owner: ModelPatcher) -> RollingKVCache:
+def fill_slot(slot: WarmSlot, owner: ModelPatcher) -> WindowKVCache:
     """Put a KV cache into a slot; ComfyUI then lists it with all its bytes."""
     held = make_warm_cache()
     slot.keep(owner, held)

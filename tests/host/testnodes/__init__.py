@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from longlive.model.text_encoder import HashedWords
 
 CATEGORY = "LongLive/test"
-CACHE_CLASSES = {"RollingLayerKVCache", "TextKeys"}  # by name: the pack may be imported under more than one
+CACHE_CLASSES = {"WindowLayerKVCache", "TextKeys"}  # by name: the pack may be imported under more than one
 TUNING_CLASSES = {"Accelerator", "AdamW", "Student", "Trainer"}
 OWN_TREE = "longlive.model.wan"  # the end of the module whose networks are not the host's
 

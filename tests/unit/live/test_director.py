@@ -18,7 +18,7 @@ from longlive.live.inbox import Inbox
 from longlive.live.messages import read_message
 from longlive.live.pace import Pace, Status
 from longlive.live.take import read_take
-from longlive.rollout.kv_cache import RollingKVCache
+from longlive.rollout.kv_cache import WindowKVCache
 from longlive.rollout.rollout import Pass, PassKind
 from longlive.rollout.sampler import Sampler
 from longlive.session.boundary import Blend, Boundary, Curve
@@ -346,4 +346,4 @@ def direct_until(folder: Path, error: type[BaseException]) -> None:
 def test_an_interrupt_leaves_film_script_and_take_and_nothing_else(tmp_path, error):
     direct_until(tmp_path, error)
     gc.collect()
-    assert not [each for each in gc.get_objects() if type(each) is RollingKVCache]
+    assert not [each for each in gc.get_objects() if type(each) is WindowKVCache]

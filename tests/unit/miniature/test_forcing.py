@@ -48,7 +48,7 @@ def predict_streamed(config, switches, starts, clean, noisy, prompts) -> dict[in
         block = slice(start, start + config.block)
         if start in starts:
             place = rollout.window.place_block(start, config.block)
-            found[start] = rollout._pass(noisy[:, block], TIMESTEP, texts[segment], place)
+            found[start] = rollout._pass(noisy[:, block], (TIMESTEP,), texts[segment], place)
         rollout.clean_pass(start, clean[:, block], texts[segment])
     return found
 

@@ -142,6 +142,6 @@ def test_a_pass_with_gradients_takes_the_plain_form(monkeypatch):
         feed_forward = forbid
 
     object.__setattr__(model, "pointwise", Forbidden())
-    rollout._pass(x, 625.0, text, place)
+    rollout._pass(x, (625.0,), text, place)
     with torch.no_grad(), pytest.raises(AssertionError, match="no graph"):
-        rollout._pass(x, 625.0, text, place)
+        rollout._pass(x, (625.0,), text, place)

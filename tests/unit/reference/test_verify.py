@@ -20,7 +20,8 @@ KINDS: dict[Path, str] = {}
 for path in sorted(REFERENCE.glob("*.safetensors")):
     with safe_open(path, "pt") as file:
         KINDS[path] = file.metadata()["kind"]
-RUNS = [path for path, kind in KINDS.items() if kind in REPLAYS]
+BUGS = [REFERENCE / f"{stem}.safetensors" for stem in ("rolling_short", "rolling_small")]  # of the reference
+RUNS = [path for path, kind in KINDS.items() if kind in REPLAYS and path not in BUGS]
 OTHERS = [path for path, kind in KINDS.items() if kind not in REPLAYS]
 INPUTS = ("in.", "rng.", "sd.", "lora.")  # beginnings of the names of what a replay is given
 
@@ -71,6 +72,14 @@ def test_the_recorded_runs_that_can_be_replayed_are_all_there():
         "interactive_no_global_sink",
         "interactive_switch0",
         "lora",
+        "rolling_batch2",
+        "rolling_blockwise",
+        "rolling_context_noise",
+        "rolling_given",
+        "rolling_plain",
+        "rolling_steps4",
+        "rolling_switch",
+        "rolling_training",
         "rope",
         "scheduler",
         "single",
@@ -133,6 +142,9 @@ def test_a_result_that_is_not_finite_or_has_another_shape_is_noticed(replay):
         ("bidir", "out.flow.5"),
         ("dmd_loss", "out.mask.dx"),
         ("streaming_training", "trace.step2.k.1"),
+        ("rolling_plain", "trace.sink_start"),
+        ("rolling_training", "out.latents"),
+        ("rolling_blockwise", "trace.timesteps"),
     ],
 )
 def test_a_copy_with_one_changed_number_fails(tmp_path, stem, name):
@@ -141,6 +153,17 @@ def test_a_copy_with_one_changed_number_fails(tmp_path, stem, name):
     verdict = verify(alter_run(path, tmp_path, **{name: change_number(recorded, recorded.numel() // 2)}))
     assert [failure.partition(" ")[0] for failure in verdict.failures] == [name]
     assert "allowed is" in verdict.failures[0]
+
+
+@pytest.mark.parametrize("path", BUGS, ids=lambda path: path.stem)
+def test_a_recorded_bug_is_named_and_not_imitated(path):
+    with pytest.raises(WeightsError, match=f"{path.stem}.* (records a bug|leaves the sink at the beginning for ever)"):
+        verify(path)
+
+
+def test_of_a_rolling_video_what_clean_passes_write_is_compared_after_them_alone():
+    run = RecordedRun.open(REFERENCE / "rolling_plain.safetensors")
+    assert len(run.results["trace.flow"]) == run.read_number("calls") == 2 * len(run.results["trace.k.0"])
 
 
 def test_a_changed_input_fails_too(tmp_path):

@@ -6,9 +6,8 @@ from itertools import pairwise
 import pytest
 
 from longlive.config import RolloutConfig
-from longlive.model.placement import Placement
 from longlive.rollout.cache_passes import CachePass, CleanPass, Recache, choose_missing_passes, list_cache_passes
-from longlive.rollout.window import Window
+from longlive.rollout.rolling_window import make_window
 from longlive.session.boundary import Boundary
 
 CONFIGS = [
@@ -21,10 +20,6 @@ CONFIGS = [
 ]
 START = (0, Boundary.CUT)
 History = list[tuple[int, Boundary]]
-
-
-def make_window(config: RolloutConfig) -> Window:
-    return Window(config.sink, config.recent)
 
 
 def draw_history(rng: random.Random, config: RolloutConfig, blocks: int) -> tuple[History, int]:
@@ -45,27 +40,22 @@ def list_passes(config: RolloutConfig, history: History, end: int) -> list[Cache
                 passes.append(Recache(segment, origin, window.place_recache(end_, renew=renew), end_, renew))
         until = history[segment + 1][0] if segment + 1 < len(history) else end
         for frame in range(begins, until, config.block):
-            passes.append(CleanPass(segment, origin, window.place_block(frame - origin, config.block)))
+            passes.append(CleanPass(segment, origin, window.place_clean(frame - origin, config.block)))
     return passes
 
 
-def find_dependencies(passes: list[CachePass], upcoming: Placement, layers: int) -> set[int]:
-    """Find the indices of the passes that `upcoming` depends on, key by key and layer by layer.
+def find_dependencies(passes: list[CachePass], needed: set[int], layers: int) -> set[int]:
+    """Find the indices of the passes that the slots `needed` depend on, key by key and layer by layer.
 
     The keys of a pass in a layer come from what it attended in every layer below.
     """
     attended: list[dict[int, int]] = []  # of each pass: slot -> the pass that wrote its keys
     writer: dict[int, int] = {}
     for index, each in enumerate(passes):
-        attended.append({slot: writer[slot] for slot in range(each.place.filled) if slot not in each.place.slots})
+        attended.append({slot: writer[slot] for slot in each.place.attended_slots - each.place.slots})
         writer |= dict.fromkeys(each.place.slots, index)
     seen: set[tuple[int, int]] = set()
-    todo = [
-        (writer[slot], layer)
-        for slot in range(upcoming.filled)
-        if slot not in upcoming.slots
-        for layer in range(layers)
-    ]
+    todo = [(writer[slot], layer) for slot in needed for layer in range(layers)]
     while todo:
         index, layer = todo.pop()
         if (index, layer) not in seen:
@@ -90,9 +80,9 @@ def test_needed_are_exactly_the_passes_that_something_depends_on(config, layers)
     for _ in range(60):
         history, end = draw_history(rng, config, rng.randint(1, 40))
         passes = list_passes(config, history, end)
-        upcoming = make_window(config).place_block(end - passes[0].origin if passes else 0, config.block)
-        found = choose_missing_passes(reversed(passes), upcoming, layers, made=None)
-        assert found == [passes[index] for index in sorted(find_dependencies(passes, upcoming, layers))]
+        needed = make_window(config).list_needed_slots(end - passes[0].origin if passes else 0, config.block)
+        found = choose_missing_passes(reversed(passes), needed, layers, made=None)
+        assert found == [passes[index] for index in sorted(find_dependencies(passes, needed, layers))]
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
@@ -107,26 +97,26 @@ def test_a_warm_cache_lacks_nothing_when_the_video_continues(config):
         for now in range(start, end + 1, config.block):
             past = [switch for switch in history if switch[0] <= now]
             passes = list_passes(config, past, now)
-            upcoming = make_window(config).place_block(now - (passes[0].origin if passes else now), config.block)
-            present += choose_missing_passes(list_cache_passes(config, past, now), upcoming, layers, made=made)
+            needed = make_window(config).list_needed_slots(now - (passes[0].origin if passes else now), config.block)
+            present += choose_missing_passes(list_cache_passes(config, past, now), needed, layers, made=made)
             made = next(list_cache_passes(config, past, now), None)
-            assert {passes.index(passes[index]) for index in find_dependencies(passes, upcoming, layers)} <= {
+            assert {passes.index(passes[index]) for index in find_dependencies(passes, needed, layers)} <= {
                 index for index, each in enumerate(passes) if each in present
             }
 
 
 def test_a_cache_that_is_up_to_date_needs_no_pass():
     config, history, end = RolloutConfig(), [START, (15, Boundary.RECACHE)], 30
-    upcoming = make_window(config).place_block(end, config.block)
+    needed = make_window(config).list_needed_slots(end, config.block)
     newest = next(list_cache_passes(config, history, end))
-    assert choose_missing_passes(list_cache_passes(config, history, end), upcoming, 30, made=newest) == []
+    assert choose_missing_passes(list_cache_passes(config, history, end), needed, 30, made=newest) == []
 
 
 def test_one_more_block_costs_one_clean_pass():
     config, history = RolloutConfig(), [START]
     newest = next(list_cache_passes(config, history, 30))
-    upcoming = make_window(config).place_block(33, config.block)
-    (each,) = choose_missing_passes(list_cache_passes(config, history, 33), upcoming, 30, made=newest)
+    needed = make_window(config).list_needed_slots(33, config.block)
+    (each,) = choose_missing_passes(list_cache_passes(config, history, 33), needed, 30, made=newest)
     assert (each.place.start, each.place.frames, isinstance(each, Recache)) == (30, 3, False)
 
 
@@ -166,7 +156,7 @@ def test_right_after_a_recache_only_it_and_the_sink_are_rebuilt(end, renew, sour
     config = RolloutConfig()
     history = [START, (end, Boundary.RENEW if renew else Boundary.RECACHE)]
     found = choose_missing_passes(
-        list_cache_passes(config, history, end), make_window(config).place_block(end, 3), 30, made=None
+        list_cache_passes(config, history, end), make_window(config).list_needed_slots(end, 3), 30, made=None
     )
     assert ["recache" if isinstance(each, Recache) else f"block {each.place.start}" for each in found] == sources
 
@@ -175,7 +165,7 @@ def test_switches_without_recache_do_not_hide_an_earlier_recache():
     config = RolloutConfig()
     history = [START, (30, Boundary.RENEW), (33, Boundary.KEEP), (36, Boundary.KEEP)]
     found = choose_missing_passes(
-        list_cache_passes(config, history, 39), make_window(config).place_block(39, 3), 30, made=None
+        list_cache_passes(config, history, 39), make_window(config).list_needed_slots(39, 3), 30, made=None
     )
     assert [(each.segment, isinstance(each, Recache)) for each in found] == [
         (1, True),
@@ -191,9 +181,9 @@ def test_switches_without_recache_do_not_hide_an_earlier_recache():
 def test_a_rebuild_is_as_deep_as_the_network_and_no_deeper(window, sink, block):
     """Each layer needs the frames that the ring holds besides the block; and there is the sink."""
     config, end = RolloutConfig(window=window, sink=sink, block=block), 900
-    upcoming = make_window(config).place_block(end, config.block)
+    needed = make_window(config).list_needed_slots(end, config.block)
     counts = [
-        len(choose_missing_passes(list_cache_passes(config, [START], end), upcoming, layers, made=None))
+        len(choose_missing_passes(list_cache_passes(config, [START], end), needed, layers, made=None))
         for layers in (1, 2, 3, 30)
     ]
     assert counts == [(layers * (config.recent - block) + sink) // block for layers in (1, 2, 3, 30)]
@@ -203,6 +193,6 @@ def test_a_rebuild_is_as_deep_as_the_network_and_no_deeper(window, sink, block):
 def test_the_sink_of_a_small_block_comes_from_several_blocks():
     config = RolloutConfig(window=6, sink=3, block=1)
     found = choose_missing_passes(
-        list_cache_passes(config, [START], 50), make_window(config).place_block(50, 1), 1, made=None
+        list_cache_passes(config, [START], 50), make_window(config).list_needed_slots(50, 1), 1, made=None
     )
     assert [each.place.start for each in found] == [0, 1, 2, 48, 49]

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from longlive.config import Positions, RolloutConfig
 from longlive.model import rope
 from longlive.model.rope import Rotation
-from longlive.rollout.kv_cache import RollingKVCache
+from longlive.rollout.kv_cache import WindowKVCache
 
 
 @pytest.mark.parametrize("positions", list(Positions))
@@ -18,7 +18,7 @@ def test_law_2_attention_through_the_ring_equals_attention_under_the_window_mask
     tokens = grid[0] * grid[1]
     q, k, v = (torch.randn(2, frames * tokens, heads, channels) for _ in range(3))
     config = RolloutConfig(window=sink + recent, sink=sink, block=block, positions=positions)
-    cache = RollingKVCache(config, 1, tokens, torch.empty(2, 1, heads, channels))
+    cache = WindowKVCache(config, 1, tokens, torch.empty(2, 1, heads, channels))
 
     def tokens_of(x: torch.Tensor, chosen: list[int]) -> torch.Tensor:
         return x.unflatten(1, (frames, tokens))[:, chosen].flatten(1, 2)

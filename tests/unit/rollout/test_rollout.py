@@ -311,7 +311,7 @@ def test_context_noise_is_a_timestep_and_nothing_is_added_to_the_latents():
     rollout = Rollout(MODEL, RolloutConfig(context_noise=40.0), SHAPE, watch=done.append, exhaustive=True)
     roll_out(rollout, MODEL.read_prompt(tiny.prompt(0).pad()), 1)
     rollout.recache(3, torch.zeros(1, 3, *SHAPE[1:]), MODEL.read_prompt(tiny.prompt(1).pad()))
-    assert [(found.kind, found.timestep) for found in done if found.kind is not PassKind.DENOISE] == [
+    assert [(found.kind, *found.timesteps) for found in done if found.kind is not PassKind.DENOISE] == [
         (PassKind.CLEAN, 40.0),
         (PassKind.RECACHE, 40.0),
     ]

@@ -9,7 +9,7 @@ import tiny
 import torch
 from test_laws import CONFIGS
 
-from longlive.config import TABLE_FRAMES, Positions, RolloutConfig
+from longlive.config import TABLE_FRAMES, Positions, RolloutConfig, RolloutKind
 from longlive.errors import ConditioningError, PositionError, SessionError
 from longlive.rollout.rollout import Pass, PassKind, Rollout
 from longlive.rollout.sampler import Sampler, WarmCache, check_timeline, count_cache_bytes
@@ -42,7 +42,7 @@ def test_a_watcher_sees_every_pass_in_order():
         (PassKind.RECACHE, 0),  # which writes all that a clean pass of the second block would have
         *steps,
     ]
-    assert [round(found.timestep, 2) for found in done[:4]] == [1000, 937.5, 833.33, 625]
+    assert [round(found.timesteps[0], 2) for found in done[:4]] == [1000, 937.5, 833.33, 625]
     last_step = done[3]
     assert last_step.clean is not None
     assert torch.equal(last_step.clean, video.blocks[0])
@@ -118,10 +118,18 @@ def sample_warm(
 
 
 def list_attended(rollout: Rollout, video: Session) -> list[torch.Tensor]:
-    """Return all that the newest block of a video attended, layer by layer."""
-    newest = rollout.window.place_block(video.num_frames - video.origin - video.config.block, video.config.block)
-    tokens = rollout.cache.layers[0].k_BSNH.shape[1] // rollout.window.size
-    return [tensor[:, : newest.filled * tokens] for layer in rollout.cache.layers for tensor in layer.tensors]
+    """Return what the newest block of a video attended, layer by layer; the sink of a rolling one as it was kept."""
+    window, block = rollout.window, video.config.block
+    start = video.num_frames - video.origin - block
+    slots = sorted(window.place_block(start, block).attended_slots | window.list_needed_slots(start, block))
+    found = []
+    for layer in rollout.cache.layers:
+        keys, values = (x.unflatten(1, (window.size, -1)) for x in (layer.k_BSNH, layer.v_BSNH))
+        is_rolling = video.config.kind is RolloutKind.ROLLING
+        of_keys = [slot for slot in slots if not (is_rolling and slot < window.sink)]
+        tokens = layer.k_BSNH.shape[1] // window.size * sum(slot < window.sink for slot in slots)
+        found += [keys[:, of_keys], values[:, slots], *(unturned[:, :tokens] for unturned in layer.tensors[2:])]
+    return found
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)

@@ -97,6 +97,6 @@ def test_the_forward_of_a_block_is_one_graph(positions):
     for start in (0, 12, 15, 18):
         place = rollout.window.place_block(start, config.block)
         with torch.no_grad():
-            plain = rollout._pass(x, 625.0, text, place)
-            shared = rollout._find_modulations(x, 625.0), rollout._find_rotation(x, place)
+            plain = rollout._pass(x, (625.0,), text, place)
+            shared = rollout._find_modulations(x, (625.0,)), rollout._find_rotation(x, place)
             assert torch.equal(forward(model, x, text, rollout.cache, place, *shared), plain)

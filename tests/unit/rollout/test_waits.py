@@ -13,7 +13,7 @@ from longlive.model.compiled import Compiling, compile_model
 from longlive.rollout.noise import NoiseAhead, compute_noise
 from longlive.rollout.rollout import Pass
 from longlive.rollout.sampler import Sampler
-from longlive.session.block_store import Store
+from longlive.session.block_store import Entry, Store
 from longlive.session.boundary import Boundary
 
 MODEL = tiny.model()
@@ -83,7 +83,7 @@ def test_the_noise_of_the_next_block_is_drawn_while_a_block_is_computed():
         asked[block].set()
         return compute_noise(7, (0, step, block), (2,))
 
-    noise = NoiseAhead(draw, 4)
+    noise = NoiseAhead(draw)
     for block in range(3):
         drawn = [noise(block, step) for step in range(4)]
         assert asked[block + 1].wait(timeout=60)
@@ -95,7 +95,7 @@ def test_an_error_of_drawing_reaches_the_block_that_needs_it():
     def draw(block: int, step: int) -> torch.Tensor:
         return torch.ones(1) if block == 0 else torch.ones(1) + torch.ones(-1)
 
-    noise = NoiseAhead(draw, 4)
+    noise = NoiseAhead(draw)
     assert torch.equal(noise(0, 0), torch.ones(1))
     with pytest.raises(RuntimeError):
         noise(1, 0)
@@ -108,10 +108,10 @@ class SlowStore(Store):
         super().__init__()
         self.may_write, self.begun = threading.Event(), threading.Event()
 
-    def put(self, key: str, block: torch.Tensor) -> None:
+    def write(self, key: str, entry: Entry) -> None:
         self.begun.set()
         assert self.may_write.wait(timeout=60)
-        super().put(key, block)
+        super().write(key, entry)
 
 
 def test_a_block_is_stored_while_the_next_one_begins_and_before_its_first_step_is_seen(monkeypatch):
@@ -146,7 +146,7 @@ def test_an_abandoned_video_is_stored_when_its_sampler_is_closed():
 @pytest.mark.parametrize("blocks", [1, 3])
 def test_an_error_of_storing_reaches_the_caller_and_spoils_no_later_video(blocks):
     class Broken(Store):
-        def put(self, key: str, block: torch.Tensor) -> None:
+        def write(self, key: str, entry: Entry) -> None:
             raise MemoryError("no room for a copy")
 
     sampler, made = Sampler(MODEL, store=Broken()), []

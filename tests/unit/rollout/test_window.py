@@ -16,7 +16,7 @@ def test_a_block_sees_the_sink_and_the_most_recent_frames(sink, recent, block):
             for i in range(span.count):
                 held[span.slot + i] = start + span.frame + i
         end = start + block
-        seen = {held[slot] for slot in range(place.filled)}
+        seen = {held[slot] for slot in place.attended_slots}
         assert seen == {frame for frame in range(end) if frame < sink or frame >= end - recent}
         assert [held[slot] for slot in window.list_slots(end)] == sorted(seen)
 

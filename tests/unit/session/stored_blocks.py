@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import torch
+from stored import read_block, write_block
 
 from longlive.session.block_store import Store
 
@@ -24,13 +25,13 @@ def make_block(number: int, shape: tuple[int, ...] = SHAPE) -> torch.Tensor:
 
 def fill(store: Store, numbers) -> Store:
     for number in numbers:
-        store.put(make_key(number), make_block(number))
+        write_block(store, make_key(number), make_block(number))
     return store
 
 
 def list_held(store: Store, numbers) -> list[int]:
     """List those blocks that the store still has; checks that each is the right one."""
-    found = {number: store.get(make_key(number), SHAPE) for number in numbers}
+    found = {number: read_block(store, make_key(number), SHAPE) for number in numbers}
     assert all(latents is None or torch.equal(latents, make_block(number)) for number, latents in found.items())
     return [number for number, latents in found.items() if latents is not None]
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from disks import close_folder
 from safetensors.torch import save_file
+from stored import read_block, write_block
 from stored_blocks import (
     BLOCK_BYTES,
     FILE_BYTES,
@@ -26,7 +27,7 @@ def test_a_block_comes_back_bit_for_bit_from_memory_and_from_disk(tmp_path):
     latents = torch.randn(SHAPE)
     for dtype in (torch.float32, torch.bfloat16):
         store, name = Store(tmp_path), make_key(1 if dtype is torch.float32 else 2)
-        store.put(name, latents.to(dtype))
+        write_block(store, name, latents.to(dtype))
         for place in (store, Store(tmp_path)):
             found = place.get(name, SHAPE, dtype)
             assert found is not None
@@ -46,7 +47,7 @@ def test_an_unknown_key_is_none(tmp_path):
 
 def test_memory_keeps_the_blocks_used_last():
     store = fill(Store(memory_bytes=3 * BLOCK_BYTES), range(3))
-    assert store.get(make_key(0), SHAPE) is not None
+    assert read_block(store, make_key(0), SHAPE) is not None
     fill(store, [3, 4])
     assert list_held(store, range(5)) == [0, 3, 4]
 
@@ -78,9 +79,9 @@ def test_the_disk_stays_within_its_limit(tmp_path):
     limit = 10 * BLOCK_BYTES  # headers are a fifth of such small entries
     store = Store(tmp_path, memory_bytes=0, disk_bytes=limit)
     for number in range(40):
-        store.put(make_key(number), make_block(number))
+        write_block(store, make_key(number), make_block(number))
         assert sum(path.stat().st_size for path in list_files(tmp_path)) <= limit
-        assert store.get(make_key(number), SHAPE) is not None
+        assert read_block(store, make_key(number), SHAPE) is not None
     assert len(list_files(tmp_path)) > 5
 
 
@@ -109,7 +110,7 @@ def test_a_damaged_entry_is_removed_and_computed_again(tmp_path, caplog, damage)
         case _:
             path.write_bytes({"empty": b"", "truncated": whole[:-1], "text": b"not latents"}[damage])
     store = Store(tmp_path)
-    assert store.get(make_key(1), SHAPE) is None
+    assert read_block(store, make_key(1), SHAPE) is None
     assert [record.getMessage() for record in caplog.records if "is damaged" in record.getMessage()]
     assert list_held(store, [2]) == [2]
     assert list_files(tmp_path) == [other]
@@ -125,8 +126,8 @@ def store_file(path: Path, latents: torch.Tensor, dtype: torch.dtype | None = No
 def test_an_entry_larger_than_the_limit_pushes_no_other_out(tmp_path, caplog):
     store = fill(Store(tmp_path, memory_bytes=3 * BLOCK_BYTES, disk_bytes=6 * FILE_BYTES), range(3))
     large = (1, 48, *SHAPE[2:])
-    store.put(make_key(9), make_block(9, large))
-    assert store.get(make_key(9), large) is None
+    write_block(store, make_key(9), make_block(9, large))
+    assert read_block(store, make_key(9), large) is None
     assert len(list_warnings(caplog)) == 1
     for place in (store, Store(tmp_path)):
         assert list_held(place, range(3)) == [0, 1, 2]
@@ -134,8 +135,8 @@ def test_an_entry_larger_than_the_limit_pushes_no_other_out(tmp_path, caplog):
 
 def test_an_entry_in_memory_of_another_shape_is_not_given():
     store = fill(Store(), [1])
-    assert store.get(make_key(1), (1, 3, 16, 4, 4)) is None
-    assert store.get(make_key(1), SHAPE, torch.bfloat16) is None
+    assert read_block(store, make_key(1), (1, 3, 16, 4, 4)) is None
+    assert read_block(store, make_key(1), SHAPE, torch.bfloat16) is None
     assert list_held(store, [1]) == [1]
 
 

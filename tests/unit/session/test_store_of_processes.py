@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from patience import wait_until
+from stored import write_block
 from stored_blocks import (
     FILE_BYTES,
     age,
@@ -69,7 +70,7 @@ def write_until_killed(folder: Path, shape: tuple[int, ...], started) -> None:
     store, latents = Store(folder, memory_bytes=0), torch.zeros(shape)
     while True:
         for value in range(8):
-            store.put(make_key(1), latents.fill_(value))
+            write_block(store, make_key(1), latents.fill_(value))
             started.set()
 
 
@@ -78,7 +79,7 @@ def write_often(folder: Path, number: int, times: int, barrier) -> None:
     store, latents = Store(folder, memory_bytes=0), make_block(number, (1, 3, 16, 64, 64))
     barrier.wait()
     for _ in range(times):
-        store.put(make_key(1), latents)
+        write_block(store, make_key(1), latents)
 
 
 def test_two_processes_that_write_the_same_key_leave_one_whole_entry(tmp_path):
