@@ -9,7 +9,7 @@ The GPU waits for nothing but the end of a block: threads store the finished blo
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -371,8 +371,13 @@ def list_latents(entry: Entry, block: int) -> list[Tensor]:
     return [each for name in (LATENTS, IN_FLIGHT) if name in entry for each in entry[name].split(block, dim=1)]
 
 
-def check_timeline(session: Session, segments: Iterable[Segment]) -> None:
-    """Check that the segments fit before computing anything. Raises PositionError."""
+def check_timeline(session: Session, segments: Sequence[Segment], ends: Sequence[int | None] = ()) -> None:
+    """Check that the segments, and where the video ends for each (`plan_ends`), fit before computing anything.
+
+    Raises PositionError, or SessionError for an end before the blocks in flight.
+    """
+    if ends and segments[0].boundary is not Boundary.CUT:
+        check_end(session, ends[0])
     origin, end = session.origin, session.num_frames
     for segment in segments:
         if segment.boundary is Boundary.CUT:

@@ -154,6 +154,12 @@ class Session:
             return Step()
         return plan_joint_step(self.in_flight, len(self.config.steps), grows=end is None or self.num_begun < end)
 
+    def count_passes(self, blocks: int) -> int:
+        """Count the denoising passes until so many more blocks are finished."""
+        steady = self.config.num_in_flight  # the level of the oldest block in flight, in the midst of a video
+        level = self.in_flight.level if self.in_flight else steady if self.lacks_in_flight else 0
+        return blocks * self.config.passes_per_block + steady - level
+
     def advanced_by(self, step: Step, latents: Sequence[Tensor], key: str) -> "Session":
         """Return the video after a step that left these latents, and the step's key.
 

@@ -52,6 +52,8 @@ HEAD = re.compile(
     re.IGNORECASE | re.ASCII,  # as in JavaScript
 )
 
+BLENDING_NOTE = "note: the blending blocks of a segment had begun under the prompt before it; later ones follow its own"
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
@@ -102,19 +104,46 @@ def parse_timeline(text: str, block: int = 3) -> tuple[Segment, ...]:
     )
 
 
-def report_timeline(segments: Sequence[Segment], block: int = 3, before: int = 0) -> str:
-    """Describe the segments as a plain table. `before` counts the frames that the video already has."""
-    rows = [["segment", "from", "to", "blocks", "frames", "pixel frames", "boundary", "duration"]]
-    notes = []
+def plan_ends(segments: Sequence[Segment], num_blocks: int) -> list[int | None]:
+    """Plan with how many blocks a rolling video ends, for each segment of a script that follows `num_blocks` blocks.
+
+    It ends with the script. Segments with a later cut behind them have no end: a cut drops what is in flight.
+    """
+    last_cut = max((index for index, each in enumerate(segments) if each.boundary is Boundary.CUT), default=0)
+    end = num_blocks + sum(segment.blocks for segment in segments)
+    return [None if index < last_cut else end for index in range(len(segments))]
+
+
+def count_blending(segments: Sequence[Segment], begun: int, num_in_flight: int) -> list[int]:
+    """Count the blocks of each segment that had begun under the prompts before it.
+
+    `begun` blocks are in flight before the script, `num_in_flight` within it (0 for a block-wise video).
+    """
+    before = [begun, *[num_in_flight] * (len(segments) - 1)]
+    return [
+        0 if segment.boundary is Boundary.CUT else min(blocks, segment.blocks)
+        for segment, blocks in zip(segments, before, strict=True)
+    ]
+
+
+def report_timeline(segments: Sequence[Segment], block: int = 3, before: int = 0, blending: Sequence[int] = ()) -> str:
+    """Describe the segments as a plain table. `before` counts the frames that the video already has.
+
+    Of a rolling video, `blending` counts the blocks of each segment that had begun under another prompt.
+    """
+    numbers = ["segment", "from", "to", "blocks", "frames", "pixel frames", *(["blending"] if blending else [])]
+    rows = [[*numbers, "boundary", "duration"]]
+    notes = [BLENDING_NOTE] if any(blending) else []
     start = before
     for index, segment in enumerate(segments, start=1):
         end = start + segment.blocks * block
         clock = [f"{convert_blocks_to_seconds(frame, 1):.2f}" for frame in (start, end)]
-        counts = [str(n) for n in (segment.blocks, end - start, count_pixel_frames(end) - count_pixel_frames(start))]
+        counts = [segment.blocks, end - start, count_pixel_frames(end) - count_pixel_frames(start)]
+        counts += blending[index - 1 : index]
         length = f"{spell_blocks(segment.blocks)} = {convert_blocks_to_seconds(segment.blocks, block):g} s"
         how = str(segment) if start else spell_beginning(segment.seed)
         words = [how, f"{segment.asked} asked, {length}"]
-        rows.append([str(index), *clock, *counts, *words])
+        rows.append([str(index), *clock, *map(str, counts), *words])
         if start == 0 and (segment.blend or segment.boundary is not Boundary.RECACHE):
             word = BLEND if segment.blend else segment.boundary.word
             notes.append(f"note: '{word}' on segment {index} has no effect: the video begins there")
@@ -123,7 +152,7 @@ def report_timeline(segments: Sequence[Segment], block: int = 3, before: int = 0
         start = end
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     aligned = [
-        [*map(str.rjust, row[:6], widths[:6]), *map(str.ljust, row[6:], widths[6:])]  # numbers right, words left
+        [*map(str.rjust, row, widths[: len(numbers)]), *map(str.ljust, row[-2:], widths[-2:])]  # words to the left
         for row in rows
     ]
     lengths = f"{start} frames, {count_pixel_frames(start)} pixel frames, {count_pixel_frames(start) / FPS:.2f} s"

@@ -20,6 +20,7 @@ from ..untrusted import conform
 from .identify import SIZES, Kind, expect_kind, identify, name_size
 from .lora import Lora, MergeReport, prepare_lora
 from .quantise import FORM, SCALE, is_linear_of_layer, make_empty_model, quantise_linear, read_forms
+from .trained_rollout import write_rollout_warning
 from .weights_file import EMA, WeightsFile, read_weights_file
 from .weights_folder import parse_object
 
@@ -142,6 +143,7 @@ def merge_weights(
         merge_report.warning if merge_report else "",
         write_base_model_warning(file, lora),
         write_missing_layers_warning(file, geometry),
+        write_rollout_warning(file.name),
     )
     report = LoadReport(
         source=file.name,

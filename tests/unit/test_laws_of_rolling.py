@@ -11,12 +11,13 @@ from longlive.errors import SessionError
 from longlive.model.causal import TextKeys
 from longlive.rollout.kv_cache import WindowLayerKVCache
 from longlive.rollout.rollout import Pass, PassKind
-from longlive.rollout.sampler import Sampler, count_cache_bytes
+from longlive.rollout.sampler import Sampler, check_timeline, count_cache_bytes
 from longlive.session.block_store import Store
 from longlive.session.boundary import Blend, Boundary
 from longlive.session.prompt import Prompt
 from longlive.session.session import Session
 from longlive.session.session_file import load_session, save_session
+from longlive.session.timeline import Segment
 
 CONFIG = RolloutConfig.roll()
 MODEL = tiny.model()
@@ -229,6 +230,7 @@ def test_a_video_shorter_than_its_steps_is_made_right(blocks):
         if done.kind is PassKind.DENOISE:
             for number, timestep in enumerate(done.timesteps):
                 levels.setdefault(done.place.start // 3 + number, []).append(round(timestep, 1))
+    assert make_rolling().count_passes(blocks) == sum(done.kind is PassKind.DENOISE for done in passes)
     assert levels == {block: [1000.0, 952.4, 882.4, 769.2, 555.6] for block in range(blocks)}
 
 
@@ -239,6 +241,10 @@ def test_what_is_in_flight_at_an_end_is_refused_with_the_cure(whole):
     trunk = Sampler(MODEL).sample(make_rolling(), 2)
     with pytest.raises(SessionError, match="would end with 4 blocks, but 6 have begun; make it at least 4 blocks"):
         next(Sampler(MODEL).extend(trunk, 2, 4))
+    with pytest.raises(SessionError, match="would end with 4 blocks, but 6 have begun; make it at least 4 blocks"):
+        check_timeline(trunk, [Segment("", 1), Segment("", 1)], [4, 4])
+    check_timeline(trunk, [Segment("", 1, Boundary.CUT), Segment("", 1)], [4, 4])
+    check_timeline(trunk, [Segment("", 1), Segment("", 1, Boundary.CUT)], [None, 4])
     begun = Sampler(MODEL).advance(make_rolling())
     with pytest.raises(SessionError, match="1 blocks have begun and none is finished"):
         begun.switched_to(tiny.prompt(1))
@@ -248,6 +254,7 @@ def test_a_cut_drops_what_is_in_flight_and_begins_anew(whole):
     trunk = Sampler(MODEL).sample(make_rolling(), 7)
     cut = trunk.switched_to(tiny.prompt(1), Boundary.CUT)
     assert (cut.in_flight, cut.lacks_in_flight, cut.num_begun) == (None, False, 7)
+    assert (trunk.count_passes(3), whole.rewound_to(21).count_passes(3), cut.count_passes(1)) == (3, 3, 5)
     passes: list[Pass] = []
     Sampler(MODEL, watch=passes.append).sample(cut, 1)
     assert [(done.kind, done.place.start, done.place.frames) for done in passes] == [

@@ -9,7 +9,14 @@ from twins import NODE, draw_scripts, list_differences, read_in_python
 
 from longlive.errors import TimelineError
 from longlive.session.boundary import Blend, Boundary, Curve
-from longlive.session.timeline import MAX_CHARACTERS, Segment, parse_timeline, report_timeline
+from longlive.session.timeline import (
+    MAX_CHARACTERS,
+    Segment,
+    count_blending,
+    parse_timeline,
+    plan_ends,
+    report_timeline,
+)
 from longlive.units import count_pixel_frames
 
 VECTORS = json.loads((Path(__file__).parents[1].parent / "timeline_vectors.json").read_text(encoding="utf-8"))
@@ -73,6 +80,33 @@ def test_boundary_before_the_first_frame_is_reported_as_ignored():
     )
     assert "note" not in report_timeline(segments, before=3)
     assert "note" not in report_timeline(parse_timeline("8s | a"))
+
+
+ENDS = [
+    ("3b | a\n4b keep | b\n5b renew | c", 0, [12, 12, 12]),
+    ("3b | a\n4b | b", 6, [13, 13]),
+    ("3b | a\n4b cut | b\n5b | c", 2, [None, 14, 14]),
+    ("3b | a\n4b | b\n5b cut | c\n6b cut | d", 0, [None, None, None, 18]),
+    ("3b cut | a\n4b | b", 6, [13, 13]),
+]
+
+
+@pytest.mark.parametrize(("script", "before", "ends"), ENDS, ids=[script for script, *_ in ENDS])
+def test_a_rolling_video_ends_with_its_script_and_a_segment_before_a_cut_has_no_end(script, before, ends):
+    assert plan_ends(parse_timeline(script), before) == ends
+
+
+def test_report_counts_the_blocks_that_blend():
+    segments = parse_timeline("5b | a\n2b keep | b\n6b blend 2b | c\n4b cut | d\n9b | e")
+    blending = count_blending(segments, begun=0, num_in_flight=4)
+    assert blending == [0, 2, 4, 0, 4]
+    assert count_blending(segments, begun=3, num_in_flight=4) == [3, 2, 4, 0, 4]
+    assert count_blending(parse_timeline("5b cut | a"), begun=4, num_in_flight=4) == [0]
+    lines = report_timeline(segments, blending=blending).splitlines()
+    assert lines[0].split() == "segment from to blocks frames pixel frames blending boundary duration".split()
+    assert lines[2].split() == "2 3.75 5.25 2 6 24 2 keep 2b asked, 2 blocks = 1.5 s".split()
+    assert lines[-1].endswith("had begun under the prompt before it; later ones follow its own")
+    assert "note" not in report_timeline(segments[:1], blending=[0])
 
 
 def test_one_block_is_written_as_one():
