@@ -93,8 +93,18 @@ def can_attend_with_cudnn(device: torch.device, dtype: torch.dtype) -> bool:
 
 def name_release(kernel: str, module: str) -> str:
     """Name a kernel with the installed release it comes from: another one may round differently."""
-    names = sorted({*metadata.packages_distributions().get(module, [])})
-    return " ".join([kernel, *(f"{name} {metadata.version(name)}" for name in names)])
+    return " ".join(filter(None, [kernel, find_release(module)]))
+
+
+def find_release(module: str) -> str:
+    """Find name and version of the installed distribution of a module; empty if it has none."""
+    names = {*_read_distributions().get(module.partition(".")[0], ())}
+    return " ".join(f"{name} {metadata.version(name)}" for name in sorted(names))
+
+
+@cache
+def _read_distributions() -> dict[str, list[str]]:
+    return dict(metadata.packages_distributions())
 
 
 def attend_with_torch(q_BTNH: Tensor, k_BSNH: Tensor, v_BSNH: Tensor) -> Tensor:

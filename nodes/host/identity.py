@@ -6,7 +6,6 @@ it is stored, because a MODEL that differs in this part could find it.
 
 import functools
 import hashlib
-import importlib.metadata
 import inspect
 import logging
 import re
@@ -23,7 +22,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...longlive.digest import hash_stream, hash_tensors
-from ...longlive.model.attention import name_release
+from ...longlive.model.attention import find_release, name_release
 from ...longlive.model.kitchen import KITCHEN, list_fast_backends
 
 NETWORK_PREFIX = "diffusion_model."
@@ -105,7 +104,7 @@ def _list_kernel_releases(function: Callable) -> list[str]:
     used = [inner.__globals__.get(name) for name in _list_names(inner.__code__)]
     modules = {value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", "") for value in used}
     packages = {str(module).partition(".")[0] for module in modules} - {*UNNAMED_PACKAGES}
-    return sorted(filter(None, map(_find_release, packages)))
+    return sorted(filter(None, map(find_release, packages)))
 
 
 def list_unrecognisable(patcher: ModelPatcher) -> list[str]:
@@ -225,11 +224,11 @@ def _hash(sha, value: object, depth: int, seen: set[int]) -> None:
         return
     value = _unwrap(value)
     if isinstance(value, ModuleType):
-        sha.update(f"{value.__name__} {_find_release(value.__name__)}".encode())
+        sha.update(f"{value.__name__} {find_release(value.__name__)}".encode())
         return
     if isinstance(value, type) or (isinstance(value, BuiltinFunctionType) and _is_stateless(value)):
         module = getattr(value, "__module__", None) or ""
-        sha.update(f"{module} {value.__qualname__} {_find_release(module)}".encode())
+        sha.update(f"{module} {value.__qualname__} {find_release(module)}".encode())
         return
     if not depth:
         raise TypeError("too deep")
@@ -265,7 +264,7 @@ def _list_parts(value: object) -> list:
     if isinstance(value, FunctionType):
         cells = [cell.cell_contents for cell in value.__closure__ or ()]
         given = [value.__qualname__, cells, value.__defaults__, value.__kwdefaults__]
-        release = _find_release(value.__globals__.get("__name__", ""))
+        release = find_release(value.__globals__.get("__name__", ""))
         return [release, *given] if release else [value.__code__, _list_globals(value), *given]
     if isinstance(value, CodeType):
         return [value.co_code, value.co_names, value.co_consts]
@@ -281,20 +280,9 @@ def _list_globals(function: FunctionType) -> list:
     for name in _list_names(function.__code__):
         value = function.__globals__.get(name)
         if isinstance(value, FunctionType) and value.__module__.partition(".")[0] != package:
-            value = f"{value.__module__}.{value.__qualname__} {_find_release(value.__module__)}"
+            value = f"{value.__module__}.{value.__qualname__} {find_release(value.__module__)}"
         used += [name, value]
     return used
-
-
-def _find_release(module: str) -> str:
-    """Find name and version of the installed distribution of a module; empty if it has none."""
-    names = {*_read_distributions().get(module.partition(".")[0], ())}
-    return " ".join(f"{name} {importlib.metadata.version(name)}" for name in sorted(names))
-
-
-@functools.cache
-def _read_distributions() -> dict[str, list[str]]:
-    return dict(importlib.metadata.packages_distributions())
 
 
 def _list_names(code: CodeType) -> list[str]:

@@ -13,7 +13,8 @@ import torch
 from comfy.ldm.modules.attention import wrap_attn
 from comfy.patcher_extension import CallbacksMP
 from comfyui_longlive.longlive.errors import LongLiveError
-from comfyui_longlive.nodes.host import identity, model
+from comfyui_longlive.longlive.model import attention
+from comfyui_longlive.nodes.host import model
 from comfyui_longlive.nodes.host.identity import (
     describe_kernels,
     get_attention_override,
@@ -126,7 +127,7 @@ def install(folder: Path, version: str) -> None:
 
 def forget_installed() -> None:
     importlib.invalidate_caches()
-    identity._read_distributions.cache_clear()
+    attention._read_distributions.cache_clear()
 
 
 FASTATTN = """

@@ -236,7 +236,7 @@ def test_each_gpu_of_a_mixed_machine_has_its_own_choice(install, monkeypatch):
 def test_the_name_of_an_installed_kernel_has_its_release(install, monkeypatch, module, quantised):
     """Another release may round differently, and the name is in the keys of blocks."""
     install(module)
-    monkeypatch.setattr(attention.metadata, "packages_distributions", lambda: {module: ["kernels", "kernels"]})
+    monkeypatch.setattr(attention, "_read_distributions", lambda: {module: ["kernels", "kernels"]})
     monkeypatch.setattr(attention.metadata, "version", lambda name: {"kernels": "2.8"}[name])
     _, name = choose_attention(CUDA, torch.bfloat16, quantised=quantised)
     assert name in ("flash2 kernels 2.8", "sage kernels 2.8", "int8-attention kernels 2.8")
