@@ -1,8 +1,8 @@
 """Teacher forcing: many passes of a video as one forward, under a mask that equals the cache (Self-Forcing §3).
 
-A plan uses the integers of a rollout (`window.py`, `cache_passes.py`): which passes write the KV cache, in which slots,
-and what each of them finds there. So the rolled window, the moved sink and the recache are exactly those of a rollout;
-a test compares the two.
+A plan uses the integers of a rollout (`window.py`, `rolling_window.py`, `cache_passes.py`): which passes write the KV
+cache, in which slots, and what each of them finds there. So the rolled window, the moved sink, the recache and the
+joint pass over blocks in flight are exactly those of a rollout; a test compares the two.
 
 Dimension key: B videos, G groups (the frames of all passes, clean ones first), C channels, H rows and W columns of
 cells, T tokens, S keys, N heads, L rows of all prompts of a plan, D width.
@@ -11,6 +11,7 @@ cells, T tokens, S keys, N heads, L rows of all prompts of a plan, D width.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -22,12 +23,20 @@ from ...model.placement import Placement
 from ...model.rope import make_table, rotate
 from ...model.wan import MODULATIONS, BlockTree
 from ...rollout.cache_passes import CachePass, CleanPass, choose_missing_passes, list_cache_passes
+from ...rollout.rolling_window import make_window
 from ...rollout.window import Window
 from ...session.boundary import Boundary
 
 Switches = Sequence[tuple[int, Boundary]]
 ROWS = 12  # of a prompt; a sentence of the grammar has at most 11 words
 MASKED_SCORE = -1e4  # of a masked key; finite, so that a bf16 sum stays finite
+
+
+class NoisyPass(NamedTuple):
+    """A pass over noisy frames: one block, or jointly all blocks in flight."""
+
+    start: int
+    frames: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +75,13 @@ class AttentionMask:
 
 
 def plan_teacher_forcing(
-    config: RolloutConfig, switches: Switches, starts: Sequence[int], layers: int, *, gap: int = 0
+    config: RolloutConfig, switches: Switches, passes: Sequence[NoisyPass], layers: int, *, gap: int = 0
 ) -> TeacherForcingPlan:
-    """Plan the passes that denoising the blocks at `starts` depends on, in a network of `layers`.
+    """Plan these noisy passes, which begin ever later, and the clean ones they depend on in a network of `layers`.
 
     `gap` is a number of frames between the sink and what follows it; it changes absolute positions.
     """
-    window, block = Window(config.sink, config.recent), config.block
+    window = make_window(config)
     clean: list[FrameGroup] = []
     noisy: list[FrameGroup] = []
     seen: dict[tuple[bool, int], list[tuple[int, int]]] = {}  # of each group: (clean group or -1 - noisy one, position)
@@ -96,17 +105,19 @@ def plan_teacher_forcing(
                 own = (noisy[-1 - group] if group < 0 else clean[group]).position
                 is_moved = config.positions is Positions.UNBOUNDED and slot < config.sink and place.sink_start
                 keys.append((group, place.sink_start + slot if is_moved else own))
+        if place.passing:
+            keys += [(-1 - group if is_noisy else group, groups[group].position) for group in range(first, len(groups))]
         for group in range(first, len(groups)):
             seen[is_noisy, group] = keys
         if not is_noisy:
             cache.update(written)
 
-    for step in _order_passes(config, window, switches, starts, layers):
-        if not isinstance(step, int):
-            add_pass(step.place, step.segment, is_noisy=False)
+    for each in _order_passes(config, window, switches, passes, layers):
+        if isinstance(each, NoisyPass):
+            segment = max(i for i, (frame, _) in enumerate(switches) if frame <= each.start)
+            add_pass(window.place_block(*each), segment, is_noisy=True)
         else:
-            segment = max(i for i, (frame, _) in enumerate(switches) if frame <= step)
-            add_pass(window.place_block(step, block), segment, is_noisy=True)
+            add_pass(each.place, each.segment, is_noisy=False)
 
     def find_index(group: int) -> int:
         return group if group >= 0 else len(clean) - 1 - group
@@ -124,22 +135,23 @@ def plan_teacher_forcing(
 
 
 def _order_passes(
-    config: RolloutConfig, window: Window, switches: Switches, starts: Sequence[int], layers: int
-) -> list[CachePass | int]:
-    """Order the passes that blocks at `starts` depend on, and those starts themselves, by time."""
+    config: RolloutConfig, window: Window, switches: Switches, passes: Sequence[NoisyPass], layers: int
+) -> list[CachePass | NoisyPass]:
+    """Order noisy passes, and the clean ones they depend on, by time."""
     wanted: list[CachePass] = []
-    for start in starts:
-        past = [switch for switch in switches if switch[0] <= start]
-        needed = window.list_needed_slots(start, config.block)
-        wanted += choose_missing_passes(list_cache_passes(config, past, start), needed, layers, made=None)
-    last = max(starts)
-    order: list[CachePass | int] = []
+    for noisy in passes:
+        past = [switch for switch in switches if switch[0] <= noisy.start]
+        place = window.place_block(*noisy)
+        needed = place.attended_slots - place.slots
+        wanted += choose_missing_passes(list_cache_passes(config, past, noisy.start), needed, layers, made=None)
+    last = passes[-1].start
+    order: list[CachePass | NoisyPass] = []
     for each in [*list_cache_passes(config, [switch for switch in switches if switch[0] <= last], last)][::-1]:
-        if isinstance(each, CleanPass) and each.place.start in starts:
-            order.append(each.place.start)
+        if isinstance(each, CleanPass):
+            order += [noisy for noisy in passes if noisy.start == each.place.start]
         if each in wanted:
             order.append(each)
-    return [*order, last]
+    return [*order, *(noisy for noisy in passes if noisy.start == last)]
 
 
 def predict_flow(

@@ -16,7 +16,7 @@ from ...model.wan import Geometry
 from ...session.boundary import Boundary
 from ..world import FRAME_STEP, SIZE, Clip
 from .bank import FIRST_BLOCKS, FRAMES, Bank, BankPlan, Pattern
-from .forcing import ROWS, AttentionMask, TeacherForcingPlan, make_mask, plan_teacher_forcing
+from .forcing import ROWS, AttentionMask, NoisyPass, TeacherForcingPlan, make_mask, plan_teacher_forcing
 
 GEOMETRY = Geometry(dim=256, ffn_dim=1024, num_heads=2, num_layers=4, freq_dim=256, text_dim=TEXT_DIM)
 CELLS = (8, 8)
@@ -118,7 +118,8 @@ def build_plan(
     config: RolloutConfig, pattern: Pattern, starts: tuple[int, ...], boundary: Boundary, gap: int
 ) -> tuple[TeacherForcingPlan, AttentionMask]:
     switches = [(0, Boundary.CUT), *((frame, boundary) for frame in pattern)]
-    plan = plan_teacher_forcing(config, switches, starts, GEOMETRY.num_layers, gap=gap)
+    passes = [NoisyPass(start, config.block) for start in starts]
+    plan = plan_teacher_forcing(config, switches, passes, GEOMETRY.num_layers, gap=gap)
     return plan, make_mask(plan, GEOMETRY.grid(*CELLS), GEOMETRY.head_dim, GEOMETRY.text_len)
 
 
