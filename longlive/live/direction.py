@@ -79,6 +79,16 @@ class Direction:
     def is_stopped(self) -> bool:
         return self.stop_block is not None and (self.end >= self.stop_block or not self.has_prompt)
 
+    def find_end(self, limit: int | None) -> int | None:
+        """Find the number of blocks with which a rolling video ends, if that is known: none begins behind them.
+
+        `limit` is the largest number. No block that has begun is left out, and before a cut nothing ends.
+        """
+        known = [end for end in (self.stop_block, limit) if end is not None]
+        end = max(min(known), self.session.num_begun) if known else None
+        cuts = (each.block for each in self._waiting if each.boundary is Boundary.CUT)
+        return None if end is None or any(block < end for block in cuts) else end
+
     @property
     def script(self) -> str:
         """The script of what was directed so far; empty without a block."""
@@ -122,12 +132,16 @@ class Direction:
             self._switch(self.read_prompt(due.text), due.boundary, due.seed, due.blend)
 
     def check_rewind(self, block: int) -> None:
-        """Check that the video can go back to the start of a block. Raises MessageError."""
+        """Check that the video can go back to the start of a block. Raises MessageError or SessionError."""
         if not self.begins <= block <= self.end:
             raise MessageError(f"cannot rewind to block {block}; use a block from {self.begins} to {self.end}")
+        self.session.rewound_to(block * self.session.config.block)
 
     def rewind(self, block: int) -> None:
-        """Go back to the start of a block; what was decided there stands until something else is said."""
+        """Go back to the start of a block; what was decided there stands until something else is said.
+
+        Raises what `check_rewind` raises.
+        """
         self.check_rewind(block)
         frame = block * self.session.config.block
         there = next((switch for switch in self.session.switches if switch.frame == frame), None)

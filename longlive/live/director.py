@@ -97,8 +97,8 @@ class Director:
     def rewind(self, block: int) -> None:
         """Go back to the start of a block; what was decided there stands until something else is said.
 
-        Raises MessageError for a block before the first one that was directed, or after the last one, and VideoError if
-        the disk refuses; nothing is changed then.
+        Raises MessageError for a block before the first one that was directed, or after the last one, SessionError for
+        one at the end of a rolling video, and VideoError if the disk refuses; nothing is changed then.
         """
         self._direction.check_rewind(block)
         if self.renderer:
@@ -117,11 +117,19 @@ class Director:
             self._make_block()
         return self.session
 
+    def finish(self) -> Session:
+        """Make the blocks that a rolling video has in flight; return the session. Raises what `make` raises."""
+        end = self.session.num_begun
+        while len(self.session.blocks) < end:
+            self._make_block(end)
+        return self.session
+
     def make_script(self) -> Session:
         """Make what is left of the script that the video begins with; return the session. Raises what `make` raises."""
-        while self._direction.is_urgent:
+        direction = self._direction
+        while direction.is_urgent:
             self.poll()
-            self._make_block()
+            self._make_block(direction.find_end(direction.urgent_end))
             self._publish(Status.MAKING)
         self._publish(Status.STOPPED)
         return self.session
@@ -154,6 +162,7 @@ class Director:
             elif status is Status.PARKED and not inbox.close(only_if_empty=True):
                 continue
             elif status.is_over:
+                self.finish()
                 return status
             elif status is not self._status or self._has_news():
                 self._publish(status)
@@ -177,7 +186,7 @@ class Director:
         if self._status is not Status.MAKING:
             self._publish(Status.MAKING)
         try:
-            self._make_block()
+            self._make_block(self._direction.find_end(pace.count_blocks(self._direction.block_seconds)))
         except (PositionError, VideoError, StoreError) as error:
             if self._is_finishing:
                 raise
@@ -240,14 +249,15 @@ class Director:
                 pace.is_paused, self._is_finishing = False, True
                 self._direction.finish()
 
-    def _make_block(self) -> None:
+    def _make_block(self, end: int | None = None) -> None:
+        """Make a block. A rolling video ends with block number `end`, if it is given."""
         direction = self._direction
         direction.begin_due()
         if not direction.has_prompt:
             raise SessionError("nothing was said yet; say a prompt before the first block is made")
         self._render()
         cost = self._count_rebuild_passes()
-        direction.session = self.sampler.sample(direction.session, 1)
+        *_, direction.session = self.sampler.extend(direction.session, 1, end)
         self._rebuild_costs.append(cost)
         self._render()
         if self._asked:

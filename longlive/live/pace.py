@@ -3,6 +3,7 @@
 Knows a clock, no tensor and no file.
 """
 
+import math
 import time
 from collections.abc import Callable
 from enum import StrEnum
@@ -64,6 +65,10 @@ class Pace:
         """Learn that the video ends at `seconds` now, so no viewer can be further."""
         self._furthest = min(self._furthest, seconds)
         self._viewers = {name: (heard, min(place, seconds)) for name, (heard, place) in self._viewers.items()}
+
+    def count_blocks(self, block: float) -> int | None:
+        """Count the blocks of `block` seconds with which the video has its largest length; None if it has none."""
+        return None if self.longest is None else math.ceil(self.longest / block)
 
     def choose(
         self, made: float, block: float, *, has_prompt: bool = True, is_held: bool = False, is_urgent: bool = False

@@ -207,10 +207,14 @@ class Session:
         return max(start for start in (0, *cuts, *self.ends) if start <= frame)
 
     def _check_not_at_end(self, frame: int) -> None:
-        """Check that a frame is not among the last blocks before an end. Raises SessionError."""
-        for end in self.ends:
+        """Check that a frame is not among the last blocks before an end, or before one that has begun.
+
+        Raises SessionError.
+        """
+        is_ending = self.in_flight is not None and not self.in_flight.can_grow
+        for end in (*self.ends, *([self.num_begun * self.config.block] if is_ending else [])):
             first = max(self.find_run(end - 1), end - self.config.num_in_flight * self.config.block)
-            if first < frame < end:
+            if first < frame < min(end, self.num_frames):
                 raise SessionError(
                     f"cannot rewind to frame {frame}: the blocks from frame {first} to {end} were finished together, "
                     f"with nothing behind them; rewind to frame {first} or before, or continue at frame {end}"

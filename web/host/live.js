@@ -37,6 +37,7 @@ export function listenToRuns(app, api) {
 export function showLive(/** @type {any} */ app, /** @type {any} */ api, /** @type {any} */ node) {
   const [script, take] = ["script", "take"].map((name) => node.widgets?.find((/** @type {any} */ each) => each.name === name));
   if (!script || !take || !node.addDOMWidget) return;
+  addStyle("panel.css");
   addStyle("../film/film.css");
   addStyle("../live/live.css");
   for (const widget of [script, take]) hide(widget);

@@ -7,7 +7,7 @@ import { addStyle, chain } from "./nodes.js";
 /** Show the report of a node below its sockets, once it has run. */
 export function showReport(/** @type {any} */ app, /** @type {any} */ node) {
   if (!node.addDOMWidget) return;
-  addStyle("../timeline/timeline.css");
+  addStyle("panel.css");
   const page = Object.assign(document.createElement("div"), { className: "longlive-report" });
   const chart = Object.assign(document.createElement("div"), { hidden: true });
   const text = document.createElement("pre");

@@ -59,6 +59,7 @@ export function showPromoted(/** @type {any} */ app, /** @type {any} */ node) {
 
 /** Add an editor to a node as the widget whose value is the script. */
 function addEditor(/** @type {any} */ app, /** @type {any} */ node, /** @type {string} */ name, /** @type {TimelineView} */ view) {
+  addStyle("panel.css");
   addStyle("../timeline/timeline.css");
   keepEvents(app, view.element);
   const editor = node.addDOMWidget(name, EDITOR, view.element, {

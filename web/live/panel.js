@@ -54,7 +54,7 @@ export class LivePanel extends EventTarget {
     this.details.append(make("summary", { textContent: "script" }), this.source, this.text);
     this.foot = make("footer", { className: "longlive-live-foot" });
     this.foot.append(this.details, this.delay);
-    this.element = make("section", { className: "longlive-live", ariaLabel: "Live" });
+    this.element = make("section", { className: "longlive-panel longlive-live", ariaLabel: "Live" });
     this.drift = make("div", { className: "longlive-live-drift", hidden: true });
     this.element.append(this.stage.element, this.ruler.element, this.drift, this.say.element, this.buttons.element);
     this.element.append(this.status, this.warning, this.foot);

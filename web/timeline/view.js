@@ -41,7 +41,7 @@ export class TimelineView extends EventTarget {
     this.totals = make("output", { className: "longlive-totals", ariaLabel: "Length of the video" });
     this.add = make("button", { className: "longlive-add", textContent: "+ segment", type: "button" });
     this.toggle = make("button", { className: "longlive-toggle", textContent: "text", type: "button" });
-    this.element = make("section", { className: "longlive-timeline", ariaLabel: "Timeline" });
+    this.element = make("section", { className: "longlive-panel longlive-timeline", ariaLabel: "Timeline" });
     this.footer = make("footer", { className: "longlive-footer" });
     this.footer.append(this.totals, this.toggle);
     this.element.append(this.ruler, this.list, this.add, this.script, this.message, this.footer);

@@ -8,6 +8,7 @@ import tiny
 import torch
 from torch import Tensor
 
+from longlive.config import RolloutConfig
 from longlive.errors import ConditioningError
 from longlive.live.director import Director
 from longlive.live.inbox import Inbox
@@ -18,7 +19,7 @@ from longlive.rollout.sampler import Sampler
 from longlive.session.block_store import Store
 from longlive.session.prompt import Prompt
 from longlive.session.session import Session
-from longlive.session.timeline import parse_timeline
+from longlive.session.timeline import parse_timeline, plan_ends
 from longlive.video.film import Film
 from longlive.video.render import VideoRenderer
 
@@ -44,9 +45,9 @@ def encode(text: str) -> Prompt:
     return Prompt.of(torch.randn(1, 4, tiny.TEXT_DIM, generator=torch.Generator().manual_seed(seed)), text)
 
 
-def start_session() -> Session:
+def start_session(config: RolloutConfig | None = None) -> Session:
     """Begin a video without a prompt."""
-    whole = tiny.session()
+    whole = tiny.session(config)
     return Session.start(
         model=whole.model,
         config=whole.config,
@@ -135,11 +136,12 @@ def render_script(folder: Path, script: str, session: Session | None = None) -> 
     session = session or start_session()
     film = Film.create(folder)
     renderer = VideoRenderer(QuickDecoder(), film)
+    segments = parse_timeline(script, session.config.block)
     with Sampler(tiny.model()) as sampler:
-        for segment in parse_timeline(script, session.config.block):
+        for segment, end in zip(segments, plan_ends(segments, len(session.blocks)), strict=True):
             prompt = encode(segment.prompt)
             session = session.switched_to(prompt, segment.boundary, seed=segment.seed, blend=segment.blend)
-            session = sampler.sample(session, segment.blocks)
+            *_, session = sampler.extend(session, segment.blocks, end)
     for latents in session.blocks:
         renderer.render_block(latents)
     return session, (folder / "film.mp4").read_bytes()

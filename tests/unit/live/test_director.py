@@ -10,7 +10,7 @@ import tiny
 import torch
 from directed import BLOCK_SECONDS, Stage, do, encode, render_script, say, start_session
 
-from longlive.config import TABLE_FRAMES
+from longlive.config import TABLE_FRAMES, RolloutConfig
 from longlive.errors import ConditioningError, MessageError, SessionError
 from longlive.evaluation.drift_log import DriftLog
 from longlive.live.director import Director
@@ -66,6 +66,29 @@ def test_the_script_makes_the_same_latents_and_the_same_film(told, tmp_path):
     assert torch.equal(session.latents(), told.director.session.latents())
     assert session.keys == told.director.session.keys
     assert film == told.film_bytes
+
+
+@pytest.mark.parametrize(
+    ("at", "longest", "status", "blocks"),
+    [
+        (None, None, Status.STOPPED, 19),  # 15 blocks, and the 4 in flight
+        (16, None, Status.STOPPED, 19),  # as 19 have begun
+        (24, None, Status.STOPPED, 24),
+        (None, 15, Status.COMPLETE, 15),
+    ],
+)
+def test_a_rolling_video_ends_with_what_is_in_flight_and_is_that_of_its_script(at, longest, status, blocks, tmp_path):
+    session = start_session(RolloutConfig.roll())
+    stop = do("stop", **({"at": at * BLOCK_SECONDS} if at else {}))
+    with Stage(tmp_path, session) as stage:
+        pace = Pace(is_watched=False, longest=longest and longest * BLOCK_SECONDS)
+        assert stage.run({**STORY, 15: [stop]}, pace) is status
+        video = stage.director.session
+        assert (len(video.blocks), video.in_flight, video.ends[-1:]) == (blocks, None, (3 * blocks,))
+        again, film = render_script(tmp_path / "again", stage.director.script, session)
+        assert torch.equal(again.latents(), video.latents())
+        assert again.keys == video.keys
+        assert film == stage.film_bytes
 
 
 def test_the_state_says_what_a_page_shows(told):
