@@ -76,9 +76,10 @@ class Panel:
         return self.wait_for(lambda state: len(state["pieces"]) >= count)
 
     def wait_until_seen(self, seconds: float) -> None:
-        """Wait until the film on the page has played up to a time."""
+        """Wait until the film on the page shows a picture from a time on."""
         self.page.wait_for_function(
-            "seconds => [...document.querySelectorAll('.longlive-live video')].some(v => v.currentTime >= seconds)",
+            "seconds => [...document.querySelectorAll('.longlive-live video')]"
+            ".some(v => v.currentTime >= seconds && v.readyState >= v.HAVE_CURRENT_DATA)",
             arg=seconds,
             timeout=PATIENCE_MS,
         )
