@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 
 class Kind(Enum):
@@ -257,8 +256,14 @@ def _iter_changed(func: torch._ops.OpOverload, args: Sequence, kwargs: dict) -> 
 
 
 def list_meta(values: object) -> list[Tensor]:
-    """List the meta tensors in nested containers."""
-    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor) and leaf.is_meta]
+    """List the meta tensors in nested lists, tuples and dictionaries."""
+    if isinstance(values, Tensor):
+        return [values] if values.is_meta else []
+    if isinstance(values, dict):
+        values = values.values()
+    elif not isinstance(values, (list, tuple)):
+        return []
+    return [tensor for value in values for tensor in list_meta(value)]
 
 
 def count_bytes(tensors: Sequence[Tensor]) -> int:

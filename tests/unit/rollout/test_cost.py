@@ -1,5 +1,7 @@
 """Limits on what a block of a long video costs at 832 x 480, counted at true size; times are predicted from that."""
 
+from functools import cache
+
 import pytest
 from cards import H200, RTX_4090
 from eight_bit_kernels import attend_in_8_bit, use_counted_kitchen
@@ -96,6 +98,7 @@ def tiny_decode() -> Work:
     return count_decode(TinyDecoder(make_tiny_vae()), 3)
 
 
+@cache
 def count_in(form: EightBit) -> Work:
     """Count a block whose linears alone have 8 bits."""
     with use_counted_kitchen():
@@ -121,10 +124,14 @@ def test_float8_linears_alone_stay_within_their_limit(exact, measure, limit):
     assert block.flops == exact.block.flops
 
 
+@pytest.fixture(scope="module")
+def with_8_bit_attention() -> NetworkWork:
+    return count_network(make_network(attend=attend_in_8_bit), RolloutConfig())
+
+
 @pytest.mark.parametrize(("measure", "limit"), [(ms_on_h200, 196), (ms_on_4090, 674)])
-def test_8_bit_attention_alone_stays_within_its_limit(measure, limit):
-    block = count_network(make_network(attend=attend_in_8_bit), RolloutConfig()).block
-    assert LOWEST * limit < measure(block) <= limit
+def test_8_bit_attention_alone_stays_within_its_limit(with_8_bit_attention, measure, limit):
+    assert LOWEST * limit < measure(with_8_bit_attention.block) <= limit
 
 
 def test_8_bits_change_what_computes_the_products_not_how_many(exact, in_8_bits):
@@ -201,16 +208,21 @@ def test_a_block_keeps_nothing_beside_its_latents_and_the_rotations_of_its_last_
     assert max(held) - min(held) <= rotations
 
 
+@pytest.fixture(scope="module")
+def decode() -> Work:
+    return count_decode(StreamingDecoder(make_vae()), 3)
+
+
 @pytest.mark.parametrize(("measure", "limit"), [(count_pointwise_gb, 66), (ms_on_h200, 179), (ms_on_4090, 477)])
-def test_the_decoding_of_a_block_stays_within_its_limit(measure, limit):
-    assert LOWEST * limit < measure(count_decode(StreamingDecoder(make_vae()), 3)) <= limit
+def test_the_decoding_of_a_block_stays_within_its_limit(decode, measure, limit):
+    assert LOWEST * limit < measure(decode) <= limit
 
 
 @pytest.mark.parametrize(
     ("measure", "limit"), [(count_teraflops, 1.6), (count_pointwise_gb, 7.2), (ms_on_h200, 8.3), (ms_on_4090, 24.1)]
 )
-def test_the_decoding_of_a_block_by_a_tiny_vae_stays_within_its_limit(measure, limit):
-    assert LOWEST * limit < measure(count_decode(TinyDecoder(make_tiny_vae()), 3)) <= limit
+def test_the_decoding_of_a_block_by_a_tiny_vae_stays_within_its_limit(tiny_decode, measure, limit):
+    assert LOWEST * limit < measure(tiny_decode) <= limit
 
 
 def test_the_encoding_of_a_block_stays_within_its_limit():
