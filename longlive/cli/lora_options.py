@@ -8,7 +8,10 @@ from ..errors import ConfigError
 
 def add_lora_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--ema", action="store_true", default=None, help="use the averaged weights of a training checkpoint"
+        "--ema",
+        action="store_true",
+        default=None,
+        help="use the averaged weights of a training checkpoint; those of Rolling Forcing are used anyway",
     )
     command.add_argument("--lora", type=Path, help="LongLive's lora.pt")
     command.add_argument("--strength", type=float, default=1.0, help="LoRA strength")

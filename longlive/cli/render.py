@@ -13,10 +13,11 @@ from ..model.vae_streams import ResumableDecoder
 from ..rollout.rollout import PassKind
 from ..rollout.sampler import Sampler, check_timeline
 from ..session.block_store import Store
+from ..session.boundary import Boundary
 from ..session.prompt import Prompt, encode_prompt_mix
 from ..session.session import Session
 from ..session.session_file import check_session_path, load_session, save_session
-from ..session.timeline import Segment, parse_timeline, report_timeline
+from ..session.timeline import Segment, count_blending, parse_timeline, plan_ends, report_timeline, spell_blocks
 from ..units import FPS
 from ..video.render import VideoRenderer
 from ..video.writer import VideoWriter, check_output
@@ -60,7 +61,7 @@ def render_script(options: argparse.Namespace, script: str) -> int:
     check_session_path(options.output.with_suffix(SESSION_SUFFIX))
     video = open_session(options)
     segments = parse_timeline(script, video.config.block)
-    check_timeline(video, segments)
+    check_timeline(video, segments, plan_ends(segments, len(video.blocks)))
     decoder = load_video_decoder(options)
     prompts = encode_segments(options, segments)
     model = load_causal_model(options)
@@ -83,28 +84,33 @@ def make_video(
 ) -> int:
     """Sample, decode and write the video block by block; keep its session beside it, also when interrupted."""
     session_path = options.output.with_suffix(SESSION_SUFFIX)
-    log.info("%s", report_timeline(segments, video.config.block, video.num_frames))
-    blocks, steps = sum(segment.blocks for segment in segments), len(video.config.steps)
+    config = video.config
+    blending = count_blending(segments, video.num_begun - len(video.blocks), config.num_in_flight)
+    log.info(
+        "%s",
+        report_timeline(segments, config.block, video.num_frames, blending if config.num_in_flight else ()),
+    )
+    ends = plan_ends(segments, len(video.blocks))
     status = 0
     writer = VideoWriter(options.output)
     renderer = VideoRenderer(decoder, writer, open_fragments_beside(options.store), enlarged=options.enlarged)
     try:
         with (
             writer,
-            tqdm(total=blocks * steps, unit="step", disable=None) as bar,
+            tqdm(total=count_passes(video, segments, prompts[0]), unit="step", disable=None) as bar,
             Sampler(
                 model,
                 store=Store(options.store),
                 watch=lambda done: bar.update(done.kind is PassKind.DENOISE),
-                on_found=lambda: bar.update(steps),
+                on_found=lambda: bar.update(video.config.passes_per_block),
             ) as sampler,
         ):
             sampler.check_model(video)
             for latents in video.blocks:
                 renderer.render_block(latents)
-            for segment, prompt in zip(segments, prompts, strict=True):
+            for segment, prompt, end in zip(segments, prompts, ends, strict=True):
                 switched = video.switched_to(prompt, segment.boundary, seed=segment.seed, blend=segment.blend)
-                for longer in sampler.extend(switched, segment.blocks):
+                for longer in sampler.extend(switched, segment.blocks, end):
                     video = longer
                     renderer.render_block(video.blocks[-1])
             renderer.finish()
@@ -119,6 +125,14 @@ def make_video(
     log.info("%d pixel frames, %.2f s", writer.num_frames, writer.num_frames / FPS)
     say(options.output)
     return status
+
+
+def count_passes(video: Session, segments: tuple[Segment, ...], prompt: Prompt) -> int:
+    """Count the denoising passes that the segments take; the first of them begins with `prompt`."""
+    begun = video.switched_to(prompt, segments[0].boundary)
+    cuts = sum(segment.boundary is Boundary.CUT for segment in segments[1:])  # behind which a rolling video begins anew
+    passes = begun.count_passes(sum(segment.blocks for segment in segments))
+    return passes + cuts * video.config.num_in_flight
 
 
 def open_fragments_beside(blocks: Path | None) -> Store | None:
@@ -137,4 +151,5 @@ def keep_session(video: Session, path: Path) -> None:
             log.info("session: %s is unchanged, as it continues after these %d frames", path, video.num_frames)
             return
     save_session(video, path)
-    log.info("session: %s, %d frames", path, video.num_frames)
+    in_flight = f", {spell_blocks(len(video.in_flight.blocks))} in flight" if video.in_flight else ""
+    log.info("session: %s, %d frames%s", path, video.num_frames, in_flight)

@@ -4,11 +4,12 @@ import argparse
 import hashlib
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from ..config import Positions, RolloutConfig
+from ..config import Positions, RolloutConfig, RolloutKind
 from ..errors import ConfigError, ScriptError, SessionError
 from ..files import read_text
 from ..miniature.files import DIT, VAE, check_miniature_size, check_present
@@ -24,12 +25,13 @@ from ..model.vae import LATENT_CHANNELS
 from ..model.vae_streams import ResumableDecoder
 from ..session.session import Session
 from ..session.session_file import load_session
-from ..session.timeline import MAX_CHARACTERS
+from ..session.timeline import MAX_CHARACTERS, spell_blocks
 from ..weights.file_digest import digest_file
 from ..weights.load import build_model
 from ..weights.load_decoder import load_decoder
 from ..weights.lora import prepare_lora
 from ..weights.quantise import read_forms
+from ..weights.trained_rollout import find_trained_rollout, is_used_averaged
 from ..weights.weights_file import read_weights_file
 from .lora_options import add_lora_options, check_lora_options
 
@@ -38,12 +40,14 @@ log = logging.getLogger("longlive")
 SESSION_SUFFIX = ".session.safetensors"  # beside the video
 RELEASED_SIZE = (832, 480)  # pixels
 MAX_SCRIPT_BYTES = 4 * MAX_CHARACTERS
+RELEASED = {RolloutKind.BLOCKWISE: RolloutConfig(), RolloutKind.ROLLING: RolloutConfig.roll()}
+OWN_NUMBERS = ("window", "sink", "block", "steps", "positions")  # options that each kind of video has defaults for
 
 
 def add_model_options(command: argparse.ArgumentParser) -> None:
     """Add the weights, and how they are computed."""
     weights = command.add_mutually_exclusive_group(required=True)
-    weights.add_argument("--weights", type=Path, help="longlive_base.pt, or a safetensors file")
+    weights.add_argument("--weights", type=Path, help="longlive_base.pt, rolling_forcing_dmd.pt, or a safetensors file")
     weights.add_argument(
         "--miniature", action="store_true", help="the small model that comes with the pack, 64 x 64 pixels"
     )
@@ -88,7 +92,7 @@ def add_model_options(command: argparse.ArgumentParser) -> None:
 
 def add_video_options(command: argparse.ArgumentParser) -> None:
     """Add the settings of a new video. A saved session has its own."""
-    released = RolloutConfig()
+    released, rolling = RELEASED.values()
     video = command.add_argument_group("a new video")
     video.add_argument(
         "--width", type=int, help="width in pixels, a multiple of 16; 832 if not given, 64 for the miniature"
@@ -97,25 +101,46 @@ def add_video_options(command: argparse.ArgumentParser) -> None:
         "--height", type=int, help="height in pixels, a multiple of 16; 480 if not given, 64 for the miniature"
     )
     video.add_argument("--seed", type=int, default=0, help="noise seed")
-    video.add_argument("--window", type=int, default=released.window, help="window in latent frames, sink included")
-    video.add_argument("--sink", type=int, default=released.sink, help="first latent frames, kept permanently")
-    video.add_argument("--block", type=int, default=released.block, help="latent frames denoised together")
     video.add_argument(
-        "--steps", type=int, nargs="+", default=released.steps, help="denoising steps, falling from at most 1000"
+        "--kind",
+        choices=[kind.value for kind in RolloutKind],
+        help="block-wise (LongLive), or rolling (Rolling Forcing, for weights that were trained so); if not given, the "
+        "name of the weights file decides",
+    )
+    video.add_argument(
+        "--window",
+        type=int,
+        help=f"window in latent frames, sink included; {released.window} if not given, {rolling.window} if rolling",
+    )
+    video.add_argument(
+        "--sink", type=int, help=f"first latent frames, kept permanently; {released.sink} if not given, in both kinds"
+    )
+    video.add_argument(
+        "--block", type=int, help=f"latent frames denoised together; {released.block} if not given, in both kinds"
+    )
+    video.add_argument(
+        "--steps",
+        type=int,
+        nargs="+",
+        help=f"denoising steps, falling from at most 1000; {spell_steps(released)} if not given, "
+        f"{spell_steps(rolling)} if rolling",
     )
     video.add_argument("--shift", type=float, default=released.shift, help="timestep shift")
     video.add_argument(
         "--context-noise", type=float, default=released.context_noise, help="timestep of the clean pass and the recache"
     )
-    positions = [position.value for position in Positions]
     video.add_argument(
         "--positions",
-        choices=positions,
-        default=released.positions.value,
-        help="absolute positions end at frame 1024, unbounded ones never",
+        choices=[position.value for position in Positions],
+        help=f"absolute positions end at frame 1024, unbounded ones never; {released.positions.value} if not given, "
+        f"{rolling.positions.value} if rolling",
     )
     caches = find_cache_folder()
     command.add_argument("--store", type=Path, default=caches and caches / "blocks", help="folder for finished blocks")
+
+
+def spell_steps(config: RolloutConfig) -> str:
+    return " ".join(map(str, config.steps))
 
 
 def open_session(options: argparse.Namespace) -> Session:
@@ -127,13 +152,21 @@ def open_session(options: argparse.Namespace) -> Session:
     find_device(options.device)
     weights, _ = choose_files(options)
     facts = [digest_file(path, cache_dir=find_cache_folder()) for path in (weights, options.lora) if path]
-    identity = hashlib.sha256(f"{facts} {options.strength} {options.ema}".encode()).hexdigest()
+    ema = options.ema or is_used_averaged(weights.name) or None
+    identity = hashlib.sha256(f"{facts} {options.strength} {ema}".encode()).hexdigest()
     if not options.session:
         return begin_session(options, identity, COMPUTE_DTYPES[options.dtype])
     if options.session.resolve() == options.output.with_suffix(SESSION_SUFFIX).resolve():
         raise SessionError(f"-o {options.output} would overwrite {options.session}; choose another name")
     video = resume_session(options.session, identity)
+    if options.kind not in (None, video.config.kind):
+        raise SessionError(
+            f"{options.session} is a {video.config.kind} video, not a {options.kind} one; leave out --kind, or begin "
+            f"a new video without --session"
+        )
     log.info("size, seed and settings are those of %s", options.session)
+    if video.in_flight:
+        log.info("%s of it in flight, which the next prompt finishes", spell_blocks(len(video.in_flight.blocks)))
     return video
 
 
@@ -199,20 +232,35 @@ def choose_size(options: argparse.Namespace) -> tuple[int, int]:
     return width, height
 
 
+def choose_numbers(options: argparse.Namespace) -> RolloutConfig:
+    """Choose the numbers of a new video: those given, else the released ones of its kind. Raises ConfigError."""
+    given = {name: getattr(options, name) for name in OWN_NUMBERS if getattr(options, name) is not None}
+    return replace(choose_released_numbers(options), shift=options.shift, context_noise=options.context_noise, **given)
+
+
+def choose_released_numbers(options: argparse.Namespace) -> RolloutConfig:
+    """Choose the released numbers of the kind of video that was asked for, or that the name of the weights tells."""
+    weights, _ = choose_files(options)
+    trained = find_trained_rollout(weights.name)
+    if options.kind and not (trained and trained.kind == options.kind):
+        return RELEASED[RolloutKind(options.kind)]
+    if trained and not options.kind:
+        log.warning(
+            "the name of %s says that its weights were trained for %s videos with steps %s, so this is one; --kind "
+            "chooses another (docs/rolling_forcing.md)",
+            weights.name,
+            trained.kind,
+            spell_steps(trained),
+        )
+    return trained or RELEASED[RolloutKind.BLOCKWISE]
+
+
 def begin_session(options: argparse.Namespace, identity: str, dtype: torch.dtype) -> Session:
     """Begin a new session with the settings in `options`."""
     width, height = choose_size(options)
     return Session.start(
         model=identity,
-        config=RolloutConfig(
-            window=options.window,
-            sink=options.sink,
-            block=options.block,
-            steps=tuple(options.steps),
-            shift=options.shift,
-            context_noise=options.context_noise,
-            positions=Positions(options.positions),
-        ),
+        config=choose_numbers(options),
         height=height,
         width=width,
         seed=options.seed,

@@ -267,6 +267,8 @@ class Session:
         length = f"{self.num_frames} frames, {self.pixel_frames} pixel frames, {self.seconds:.2f} s"
         if self.in_flight:
             length += f", {spell_blocks(len(self.in_flight.blocks))} in flight"
+        if self.ends:
+            length += f", finished at frame {', '.join(map(str, self.ends))}"
         lines = [
             f"{spell_blocks(len(self.blocks))}, {length}",
             f"{self.width} x {self.height}, seed {self.seed}, window {config.window} with sink {config.sink}, "

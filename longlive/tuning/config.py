@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
 
-from ..config import MAX_SEED, RolloutConfig
+from ..config import MAX_SEED, RolloutConfig, RolloutKind
 from ..errors import ConfigError, TuningError, shorten
 from ..files import read_text
 from ..session.boundary import Boundary
@@ -162,6 +162,9 @@ class TuneConfig:
     learn: LearnConfig = field(default_factory=LearnConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
+    def __post_init__(self) -> None:
+        check_kind(self.rollout.kind)
+
     def as_fixed_settings(self) -> dict[str, object]:
         """Return the settings that change the resulting weights, as plain JSON values by dotted name."""
         sections = {name: asdict(getattr(self, name)) for name in ("model", "data", "stream", "learn")}
@@ -169,6 +172,14 @@ class TuneConfig:
         del sections["learn"]["checkpointing"]  # it changes memory and time, not numbers
         flat = {f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()}
         return json.loads(json.dumps(flat))
+
+
+def check_kind(kind: object) -> None:
+    """Raise ConfigError for videos that no tuning learns from."""
+    if kind != RolloutKind.BLOCKWISE:
+        raise ConfigError(
+            f"kind is {reprlib.repr(str(kind))}; a tuning makes its own videos {RolloutKind.BLOCKWISE}; choose that"
+        )
 
 
 def check_range(config: object, low: int, high: int, *names: str) -> None:
@@ -204,11 +215,11 @@ def read_config(path: Path) -> TuneConfig:
     try:
         for name, values in found.items():
             sections[name] = read_section(path, name, values)
+        if "model" not in sections:
+            raise TuningError(f"{path} has no [model]; name the weights there, or set miniature = true")
+        return TuneConfig(**sections)
     except ConfigError as error:
         raise TuningError(f"{path}: {error}") from error
-    if "model" not in sections:
-        raise TuningError(f"{path} has no [model]; name the weights there, or set miniature = true")
-    return TuneConfig(**sections)
 
 
 def read_section(path: Path, name: str, values: object) -> object:
@@ -216,6 +227,8 @@ def read_section(path: Path, name: str, values: object) -> object:
     if not isinstance(values, dict):
         raise TuningError(f"{path}: {name} is not a section; write [{name}] above its settings")
     refuse_unknown(path, f"setting of [{name}]", values, {option.name: option for option in fields(SECTIONS[name])})
+    if SECTIONS[name] is RolloutConfig:
+        check_kind(values.get("kind", RolloutKind.BLOCKWISE))
     return SECTIONS[name](
         **{
             key: resolve_path(path, key, value) if key in PATHS.get(name, ()) else value

@@ -17,6 +17,11 @@ def find_trained_rollout(name: str) -> RolloutConfig | None:
     return next((rollout for part, rollout in ROLLOUTS.items() if part in plain), None)
 
 
+def is_used_averaged(name: str) -> bool:
+    """Return whether the authors of a file of this name use the averaged weights in it."""
+    return find_trained_rollout(name) == ROLLOUTS[ROLLING_FORCING]
+
+
 def write_rollout_warning(name: str) -> str:
     """Write how to use a file whose weights were not trained block by block; empty for any other."""
     rollout = find_trained_rollout(name)

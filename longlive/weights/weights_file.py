@@ -16,6 +16,7 @@ from torch import Tensor
 from ..errors import WeightsError, list_names, shorten
 from ..files import read_text
 from .tensor_file import copy_entries, read_tensor_file
+from .trained_rollout import is_used_averaged
 from .weights_folder import find_files, parse_object
 
 EMA = "generator_ema"
@@ -53,7 +54,8 @@ def read_weights_file(path: str | Path, *, ema: bool | None = None) -> WeightsFi
     """Open a .safetensors or .pt file, or a folder with config.json and safetensors, memory-mapped where possible.
 
     Of a training checkpoint, use the `generator`, as the reference does; use the `generator_ema` if `ema` is true, or
-    if `ema` is None and there is nothing else. Raises WeightsError for a file without weights.
+    if `ema` is None and there is nothing else or the file is one of Rolling Forcing (`is_used_averaged`). Raises
+    WeightsError for a file without weights.
     """
     path = Path(os.path.expanduser(path))  # Path.expanduser raises for an unknown user
     try:
@@ -107,7 +109,8 @@ def choose_part(
         raise WeightsError(f"{source} has no {EMA}, but {list_names(state)}; leave `ema` off")
     if ema is False and found == [EMA]:
         raise WeightsError(f"{source} has no generator, but only {EMA}; turn `ema` on")
-    layout = EMA if ema else next(iter(found), "bare")
+    is_averaged = ema or (ema is None and EMA in found and is_used_averaged(source))
+    layout = EMA if is_averaged else next(iter(found), "bare")
     part = copy_entries(state[layout]) if found else state
     nested = layout in ("model", "state_dict") and any(isinstance(part.get(inner), dict) for inner in PARTS)
     if nested and depth < MAX_NESTING:

@@ -8,7 +8,9 @@ import tiny
 import torch
 from random_videos import KERNEL, add_block, make_video
 
+from longlive.config import RolloutConfig
 from longlive.errors import ConfigError, SessionError
+from longlive.rollout.sampler import Sampler
 from longlive.session.boundary import Boundary
 from longlive.session.session import Session
 
@@ -137,6 +139,15 @@ def test_sizes_that_hold_no_whole_tokens_are_refused(axis, size, fitting):
 def test_a_seed_that_would_be_another_ones_is_refused(seed):
     with pytest.raises(ConfigError, match=f"seed is {seed}; it must be from 0 to 18446744073709551615"):
         tiny.session(seed=seed)
+
+
+def test_a_report_of_a_rolling_video_names_its_ends_and_the_blocks_in_flight():
+    video, sampler = tiny.session(RolloutConfig.roll()), Sampler(tiny.model())
+    *_, ended = sampler.extend(video, 2, 2)
+    assert ended.describe().splitlines()[0].endswith(" s, finished at frame 6")
+    going_on = sampler.sample(ended, 1)
+    assert going_on.describe().splitlines()[0].endswith(" s, 4 blocks in flight, finished at frame 6")
+    assert going_on.describe().splitlines()[1].endswith(", unbounded positions, rolling")
 
 
 def test_a_report_names_length_size_settings_and_switches():

@@ -53,6 +53,7 @@ def test_paths_are_relative_to_the_file(tmp_path):
     [
         ("[modle]\nminiature = true", "'modle' is not a section; did you mean model?"),
         ("[model]\nminiature = true\n[learn]\nrnk = 4", r"'rnk' is not a setting of \[learn\]; did you mean rank?"),
+        ("[rollout]\nkind = 'rolling'", r"tune\.toml: kind is 'rolling'; a tuning makes its own videos block-wise"),
         ("[learn]\nrank = 4", r"has no \[model\]; name the weights there, or set miniature = true"),
         ("model = 3", r"model is not a section; write \[model\] above its settings"),
         ("[model]\nminiature = ", "cannot be read as TOML"),

@@ -8,8 +8,9 @@ import torch
 from tiny_weights import CAUSAL, TINY, add_prefix, assert_loads_as, make_tensors
 
 from longlive.errors import WeightsError
+from longlive.weights.describe import describe_file
 from longlive.weights.load import load_model
-from longlive.weights.weights_file import read_weights_file
+from longlive.weights.weights_file import EMA, read_weights_file
 
 
 def test_safetensors_state_their_own_heads_and_text_length(base):
@@ -65,11 +66,15 @@ def test_every_prefix_is_stripped(base, save, prefix):
 
 
 def test_marks_of_wrappers_are_stripped_wherever_they_stand(base, save):
-    def marked(name):
+    assert_loads_as(base, save("model.pt", {"model": wrap_names(base)}))
+
+
+def wrap_names(weights):
+    def wrap(name):
         name = name.replace("self_attn.", "_checkpoint_wrapped_module.self_attn._orig_mod.")
         return "model." + name.replace("blocks.0.", "blocks.0._fsdp_wrapped_module.")
 
-    assert_loads_as(base, save("model.pt", {"model": {marked(name): tensor for name, tensor in base.items()}}))
+    return {wrap(name): tensor for name, tensor in weights.items()}
 
 
 @pytest.mark.parametrize("part", ["generator", "generator_ema", "model", "state_dict"])
@@ -97,6 +102,21 @@ def test_the_generator_is_preferred_and_its_average_is_there_on_demand(base, sav
     assert assert_loads_as(base, path).layout == "generator"
     assert assert_loads_as(base, path, ema=False).layout == "generator"
     assert assert_loads_as(averaged, path, ema=True).layout == "generator_ema"
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [("rolling_forcing_dmd.pt", EMA), ("Rolling_Forcing_DMD_2.pt", EMA), ("longvideo.pt", "generator")],
+)
+def test_the_average_in_a_file_of_rolling_forcing_is_used_as_by_its_authors(base, save, name, layout):
+    averaged = {name: tensor + 1 for name, tensor in base.items()}
+    state = {"generator": wrap_names(base), "critic": make_tensors("x"), EMA: wrap_names(averaged)}
+    path = save(name, state)
+    assert assert_loads_as(averaged if layout == EMA else base, path).layout == layout
+    assert assert_loads_as(base, path, ema=False).layout == "generator"
+    assert assert_loads_as(averaged, path, ema=True).layout == EMA
+    assert "generator, critic, generator_ema" in describe_file(path)
+    assert assert_loads_as(base, save(f"bare_{name}", {"generator": base})).layout == "generator"
 
 
 @pytest.mark.parametrize("num_shards", [1, 2])
