@@ -160,8 +160,7 @@ class _RollingReplay:
         cache = self.rollout.cache.layers[layer]
         slots = self.rollout.window.list_slots(end)
         k, v = (x.unflatten(1, (-1, self.tokens))[:, slots].flatten(1, 2) for x in (cache.k_BSNH, cache.v_BSNH))
-        raw = cache.tensors[-1][:, : k.shape[1]]
-        return torch.cat([raw, k[:, raw.shape[1] :]], dim=1), v
+        return k, v
 
     def collect_results(self, latents: Tensor) -> dict[str, Tensor]:
         found = {"out.latents": latents}

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..config import Positions, RolloutConfig
+from ..config import Positions, RolloutConfig, RolloutKind
 from ..model.causal import Room, free_tensors
 from ..model.fused import Piece
 from ..model.placement import Placement
@@ -60,17 +60,17 @@ class WindowLayerKVCache:
         Writing at the same place again replaces the block: its denoising steps and its clean pass share their slots.
         """
         k_rotated_BTNH = rotation.rotate_pass(k_BTNH)
+        self.store(place, k_rotated_BTNH, v_BTNH)
+        keys = list_attended(self.k_BSNH, place, k_rotated_BTNH)
+        return join_tokens(keys), join_tokens(list_attended(self.v_BSNH, place, v_BTNH))
+
+    def store(self, place: Placement, k_BTNH: Tensor, v_BTNH: Tensor) -> None:
+        """Store the keys and values of a pass as they are."""
         tokens = k_BTNH.shape[1] // place.frames
         for span in place.spans:
             source = slice(span.frame * tokens, (span.frame + span.count) * tokens)
             target = slice(span.slot * tokens, (span.slot + span.count) * tokens)
-            self.k_BSNH[:, target], self.v_BSNH[:, target] = k_rotated_BTNH[:, source], v_BTNH[:, source]
-        own = ([k_rotated_BTNH], [v_BTNH]) if place.passing else ([], [])
-        runs = [slice(run.slot * tokens, (run.slot + run.count) * tokens) for run in place.attended]
-        keys, values = (
-            [*(x[:, run] for run in runs), *passing] for x, passing in zip((self.k_BSNH, self.v_BSNH), own, strict=True)
-        )
-        return join_tokens(keys), join_tokens(values)
+            self.k_BSNH[:, target], self.v_BSNH[:, target] = k_BTNH[:, source], v_BTNH[:, source]
 
     def move_sink(self, rotation: Rotation) -> None:
         """Rotate the keys of the sink to other positions, if it moves: here it does not."""
@@ -112,6 +112,32 @@ class UnboundedLayerKVCache(WindowLayerKVCache):
         self.k_BSNH[:, : self.sink_k_BSNH.shape[1]] = rotation.rotate_sink(self.sink_k_BSNH)
 
 
+class RollingLayerKVCache(WindowLayerKVCache):
+    """A cache whose sink is attended in another place by almost every pass: its keys are stored un-rotated alone.
+
+    They are rotated for each pass that attends them, which copies what it attends anyway: its own frames have no slot.
+    """
+
+    def __init__(self, capacity: int, like: Tensor, *, sink: int) -> None:
+        super().__init__(capacity, like)
+        self.sink = sink  # tokens
+
+    def find_room(self, place: Placement, tokens: int) -> Room | None:
+        """Find the slots of a pass that neither writes nor attends the sink."""
+        sink = self.sink * place.frames // tokens  # frames
+        return None if any(slot < sink for slot in place.attended_slots) else super().find_room(place, tokens)
+
+    def write(self, place: Placement, k_BTNH: Tensor, v_BTNH: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+        k_rotated_BTNH = rotation.rotate_pass(k_BTNH)
+        self.store(place, k_rotated_BTNH, v_BTNH)
+        if any(span.slot == 0 for span in place.spans):  # the first frames of the pass
+            self.k_BSNH[:, : self.sink] = k_BTNH[:, : self.sink]
+        keys = list_attended(self.k_BSNH, place, k_rotated_BTNH)
+        if place.attended and place.attended[0].slot == 0:
+            keys[:1] = [rotation.rotate_sink(keys[0][:, : self.sink]), keys[0][:, self.sink :]]
+        return join_tokens(keys), join_tokens(list_attended(self.v_BSNH, place, v_BTNH))
+
+
 class WindowKVCache:
     """The caches of all layers. Slots that no later block depends on may stay zero after a rebuild."""
 
@@ -129,20 +155,25 @@ class WindowKVCache:
         self.sink_start = 0  # where a moving sink is; 0 is where its frames were written
         capacity, sink = self.window.size * tokens_per_frame, config.sink * tokens_per_frame
         self.moving_sink = config.sink if config.positions is Positions.UNBOUNDED else 0  # frames
-        if self.moving_sink:
+        self.is_rolling = config.kind is RolloutKind.ROLLING
+        self.layers: list[WindowLayerKVCache]
+        if self.is_rolling:
+            self.layers = [RollingLayerKVCache(capacity, like_B1NH, sink=sink) for _ in range(num_layers)]
+        elif self.moving_sink:
             self.layers = [UnboundedLayerKVCache(capacity, like_B1NH, sink=sink) for _ in range(num_layers)]
         else:
             self.layers = [WindowLayerKVCache(capacity, like_B1NH) for _ in range(num_layers)]
 
     def count_moving(self, place: Placement) -> int:
-        """Count the frames of the sink that have to move before a pass: all or none.
+        """Count the frames of the sink that have to move for a pass: all or none.
 
         Only where a sink moves at all, the pass attends it, and it is elsewhere. A pass that writes the sink writes it
-        there itself.
+        there itself. That of a rolling video is nowhere until a pass attends it.
         """
-        if place.sink_start == self.sink_start or any(slot < self.window.sink for slot in place.slots):
+        is_there = place.sink_start == self.sink_start or any(slot < self.window.sink for slot in place.slots)
+        if not self._is_sink_attended(place) or (is_there and not self.is_rolling):
             return 0
-        return self.moving_sink if self._is_sink_attended(place) else 0
+        return self.moving_sink
 
     def move_sink(self, place: Placement, rotation: Rotation) -> None:
         """Move a sink that moves to where a pass attends it: the passes of a block attend it in the same place."""
@@ -163,6 +194,13 @@ class WindowKVCache:
         """Free the bytes now: after an error, the frames of its traceback may still hold views of them."""
         for layer in self.layers:
             free_tensors(layer.tensors)
+
+
+def list_attended(x_BSNH: Tensor, place: Placement, own_BTNH: Tensor) -> list[Tensor]:
+    """List the slots of keys or values that a pass attends and, where they are in no slot, its own."""
+    tokens = own_BTNH.shape[1] // place.frames
+    kept = [x_BSNH[:, run.slot * tokens : (run.slot + run.count) * tokens] for run in place.attended]
+    return [*kept, own_BTNH] if place.passing else kept
 
 
 def join_tokens(pieces_BTNH: Sequence[Tensor]) -> Tensor:

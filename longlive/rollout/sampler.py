@@ -396,6 +396,7 @@ def count_cache_bytes(model: CausalWan, config: RolloutConfig, height: int, widt
     """Count the bytes of the KV cache for a video of `height` x `width` pixels: 3.45 GB at 480 x 832 in bf16."""
     geometry = model.geometry
     rows, columns = geometry.grid(height // PIXELS_PER_CELL, width // PIXELS_PER_CELL)
-    keys_only = config.sink if config.positions is Positions.UNBOUNDED else 0
+    is_kept_twice = config.positions is Positions.UNBOUNDED and config.kind is RolloutKind.BLOCKWISE
+    keys_only = config.sink if is_kept_twice else 0
     per_frame = geometry.num_layers * rows * columns * geometry.dim * model.dtype.itemsize
     return per_frame * (2 * make_window(config).size + keys_only)

@@ -9,7 +9,7 @@ import torch
 from longlive.config import RolloutConfig
 from longlive.errors import SessionError
 from longlive.model.causal import TextKeys
-from longlive.rollout.kv_cache import WindowLayerKVCache
+from longlive.rollout.kv_cache import RollingLayerKVCache
 from longlive.rollout.rollout import Pass, PassKind
 from longlive.rollout.sampler import Sampler, check_timeline, count_cache_bytes
 from longlive.session.block_store import Store
@@ -270,9 +270,9 @@ def test_a_cut_drops_what_is_in_flight_and_begins_anew(whole):
 def test_nothing_of_a_joint_pass_stays_in_the_cache(monkeypatch):
     """The frames in flight are attended and kept nowhere."""
     written = []
-    write = WindowLayerKVCache.write
+    write = RollingLayerKVCache.write
     monkeypatch.setattr(
-        WindowLayerKVCache, "write", lambda cache, place, *rest: written.append(place) or write(cache, place, *rest)
+        RollingLayerKVCache, "write", lambda cache, place, *rest: written.append(place) or write(cache, place, *rest)
     )
     Sampler(MODEL).sample(make_rolling(), 3)
     assert {len(place.slots) for place in written if place.passing} == {0}

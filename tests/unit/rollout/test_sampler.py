@@ -9,7 +9,7 @@ import tiny
 import torch
 from test_laws import CONFIGS
 
-from longlive.config import TABLE_FRAMES, Positions, RolloutConfig, RolloutKind
+from longlive.config import TABLE_FRAMES, Positions, RolloutConfig
 from longlive.errors import ConditioningError, PositionError, SessionError
 from longlive.rollout.rollout import Pass, PassKind, Rollout
 from longlive.rollout.sampler import Sampler, WarmCache, check_timeline, count_cache_bytes
@@ -118,17 +118,15 @@ def sample_warm(
 
 
 def list_attended(rollout: Rollout, video: Session) -> list[torch.Tensor]:
-    """Return what the newest block of a video attended, layer by layer; the sink of a rolling one as it was kept."""
+    """Return what the newest block of a video attended, layer by layer."""
     window, block = rollout.window, video.config.block
     start = video.num_frames - video.origin - block
     slots = sorted(window.place_block(start, block).attended_slots | window.list_needed_slots(start, block))
     found = []
     for layer in rollout.cache.layers:
         keys, values = (x.unflatten(1, (window.size, -1)) for x in (layer.k_BSNH, layer.v_BSNH))
-        is_rolling = video.config.kind is RolloutKind.ROLLING
-        of_keys = [slot for slot in slots if not (is_rolling and slot < window.sink)]
         tokens = layer.k_BSNH.shape[1] // window.size * sum(slot < window.sink for slot in slots)
-        found += [keys[:, of_keys], values[:, slots], *(unturned[:, :tokens] for unturned in layer.tensors[2:])]
+        found += [keys[:, slots], values[:, slots], *(unturned[:, :tokens] for unturned in layer.tensors[2:])]
     return found
 
 
