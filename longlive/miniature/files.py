@@ -16,6 +16,7 @@ from .world import SIZE
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 DIT = WEIGHTS_FOLDER / "longlive_miniature.safetensors"
 VAE = WEIGHTS_FOLDER / "longlive_miniature_vae.safetensors"
+ROLLING_LORA = WEIGHTS_FOLDER / "longlive_miniature_rolling.safetensors"
 TEACHER = WEIGHTS_FOLDER / "longlive_miniature_teacher.safetensors"
 
 

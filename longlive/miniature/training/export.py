@@ -1,5 +1,6 @@
 """Exports trained weights to the shipped files: released names, Wan's latent statistics, bf16."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from ...model.vae import LATENT_MEAN, LATENT_STD, WanVAE
 from ...model.wan import WanModel
+from ...weights.lora import FactorPair, Lora
 from ...weights.tensor_file import write_tensor_file
 
 
@@ -32,3 +34,24 @@ def save_weights(module: WanModel | WanVAE, path: Path, about: dict[str, str]) -
     """Write a module's weights in bf16."""
     weights = {name: weight.detach().to(torch.bfloat16).contiguous() for name, weight in module.state_dict().items()}
     write_tensor_file(path, weights, about)
+
+
+def save_adapter(
+    before: Mapping[str, Tensor], after: Mapping[str, Tensor], rank: int, path: Path, about: dict[str, str]
+) -> float:
+    """Write what a training changed in matrices, `after` less `before`, as an adapter of that rank in bf16.
+
+    Returns the share of the change that the rank leaves out, as a ratio of root mean squares.
+    """
+    pairs, left, whole = {}, 0.0, 0.0
+    for name, weight in after.items():
+        change = weight.detach().float() - before[name].float()
+        if not change.any():
+            continue
+        u, s, v = torch.linalg.svd(change, full_matrices=False)
+        left, whole = left + s[rank:].square().sum().item(), whole + s.square().sum().item()
+        root = s[:rank].sqrt()
+        pairs[name.removesuffix(".weight")] = FactorPair(root[:, None] * v[:rank], u[:, :rank] * root, float(rank))
+    state = Lora(source="training", pairs=pairs).as_comfy_state()
+    write_tensor_file(path, {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in state.items()}, about)
+    return (left / whole) ** 0.5

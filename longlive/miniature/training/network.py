@@ -134,13 +134,17 @@ class NetworkTraining(ModuleTraining[NetworkRecipeT]):
         return {"x0": error_BF.mean().item(), "lost": 1 - lesson.weights_B.mean().item()}
 
     def regress(self, lesson: Lesson, x_t: Tensor, sigma_BF: Tensor, *, backward: bool) -> Tensor:
-        """Compare the predicted flow with the one that leads to the truth; return the errors of x0 [B, F]."""
-        target = lesson.truth[:, [group.frame for group in lesson.plan.noisy]]
-        error = self.predict(lesson, x_t, sigma_BF) - (x_t - target) / expand(sigma_BF)
-        error_BF = error.square().mean((2, 3, 4))
+        """Compare the predicted flow with the true one, with gradients if asked; return the errors of x0 [B, F]."""
+        error_BF = self.compare_flow(lesson, x_t, sigma_BF)
         if backward:
             (error_BF * lesson.weights_B[:, None]).mean().backward()
         return error_BF.detach() * sigma_BF.square()
+
+    def compare_flow(self, lesson: Lesson, x_t: Tensor, sigma_BF: Tensor) -> Tensor:
+        """Compare the predicted flow with the one that leads to the truth; return the squared errors [B, F]."""
+        target = lesson.truth[:, [group.frame for group in lesson.plan.noisy]]
+        error = self.predict(lesson, x_t, sigma_BF) - (x_t - target) / expand(sigma_BF)
+        return error.square().mean((2, 3, 4))
 
     def predict(self, lesson: Lesson, x_t: Tensor, sigma_BF: Tensor) -> Tensor:
         """Predict the flow of a lesson's noisy blocks."""

@@ -19,6 +19,7 @@ from longlive.miniature.training import export
 from longlive.miniature.training.bank import FRAMES, EncodedClips, make_clip
 from longlive.miniature.training.dit import DitRecipe, DitTraining, initialize_model
 from longlive.miniature.training.lessons import BANK_PLAN, GEOMETRY
+from longlive.miniature.training.rolling import OPENINGS_PLAN, RollingRecipe, RollingTraining
 from longlive.miniature.training.streams import CONTROL, StreamRecipe, StreamTraining
 from longlive.miniature.training.teacher import (
     CLIP_FRAMES,
@@ -41,17 +42,20 @@ TINY_DIT = DitRecipe(
 TINY_STREAMS = StreamRecipe(
     steps=5, batch=2, openings=2, lessons=(0.7, 0.2, 0.1), streams=1, depths=(30, 36), own_every=2, own_held=1, warmup=2
 )
+TINY_ROLLING = RollingRecipe(
+    steps=5, batch=2, openings=2, own_from=0.2, own_share=0.7, own_every=2, own_held=1, warmup=2
+)
 TINY_TEACHER = TeacherRecipe(steps=3, batch=1, warmup=1)
 
 
-def random_bank():
+def random_bank(plan=BANK_PLAN):
     draw = torch.Generator().manual_seed(0)
     return {
         pattern: EncodedClips(
             tuple(make_clip(pattern, number) for number in range(3)),
             torch.randn(3, frames, 16, 8, 8, generator=draw).half(),
         )
-        for pattern, (_, frames) in BANK_PLAN.items()
+        for pattern, (_, frames) in plan.items()
     }
 
 
@@ -59,6 +63,12 @@ def make_stream_training(recipe: StreamRecipe) -> StreamTraining:
     model = WanModel(GEOMETRY)
     initialize_model(model, torch.Generator().manual_seed(0))
     return StreamTraining(recipe, model, random_bank(), random_bank())
+
+
+def make_rolling_training() -> RollingTraining:
+    model = WanModel(GEOMETRY)
+    initialize_model(model, torch.Generator().manual_seed(0))
+    return RollingTraining(TINY_ROLLING, model, random_bank(), random_bank(), random_bank(OPENINGS_PLAN))
 
 
 def random_clips():
@@ -71,6 +81,7 @@ TRAININGS = {
     "dit": lambda: DitTraining(TINY_DIT, random_bank(), random_bank()),
     "streams": lambda: make_stream_training(TINY_STREAMS),
     "control": lambda: make_stream_training(replace(TINY_STREAMS, lessons=CONTROL.lessons)),
+    "rolling": make_rolling_training,
     "teacher": lambda: TeacherTraining(TINY_TEACHER, random_clips(), DIT),
 }
 
