@@ -9,6 +9,7 @@ import tiny
 import torch
 from patience import wait_until
 
+from longlive.config import RolloutConfig
 from longlive.rollout.rollout import Pass, PassKind
 from longlive.rollout.sampler import Sampler
 from longlive.session.block_store import Store
@@ -22,14 +23,15 @@ processes = multiprocessing.get_context("forkserver")  # children that start at 
 processes.set_forkserver_preload(["longlive.rollout.sampler", "longlive.session.block_store"])
 
 
-def make_video(store: Store | None, watch=None) -> Session:
-    """Make the story from its beginning, as a host would ask for it again."""
+def make_video(store: Store | None, watch=None, config: RolloutConfig | None = None) -> Session:
+    """Make the story from its beginning, as a host would ask for it again; a rolling one with its end."""
     with Sampler(tiny.model(), store=store, watch=watch) as sampler:
-        video = tiny.session()
+        video = tiny.session(config)
         for number, (blocks, boundary) in enumerate(STORY):
             if boundary:
                 video = video.switched_to(tiny.prompt(number), boundary)
             video = sampler.sample(video, blocks)
+        *_, video = video, *sampler.finish(video)
     return video
 
 
@@ -46,6 +48,40 @@ def make_until_killed(folder: Path, block: int, step: int, reached) -> None:
             time.sleep(3600)
 
     make_video(Store(folder, memory_bytes=0), watch)
+
+
+def roll_until_killed(folder: Path, number: int, reached) -> None:
+    """Make the story as a rolling video and wait in a joint pass, to be killed there."""
+    torch.set_num_threads(1)
+    seen: list[Pass] = []
+
+    def watch(done: Pass) -> None:
+        seen.extend([done] if done.kind is PassKind.DENOISE else [])
+        if len(seen) > number:
+            reached.set()
+            time.sleep(3600)
+
+    make_video(Store(folder, memory_bytes=0), watch, RolloutConfig.roll())
+
+
+@pytest.mark.parametrize("number", [2, 9, 13, 22])  # in the ramp, in the midst, after a cut, in the last passes
+def test_law_3_a_rolling_run_killed_in_any_pass_and_resumed_is_the_same_video(tmp_path, number):
+    reached = processes.Event()
+    run = processes.Process(target=roll_until_killed, args=(tmp_path, number, reached))
+    run.start()
+    wait_until(reached.is_set, run.pid, f"joint pass {number}")
+    run.kill()
+    run.join()
+    assert run.exitcode == -9
+    assert len([*tmp_path.rglob("*.safetensors")]) == number
+    made: list[Pass] = []
+    resumed = make_video(Store(tmp_path), made.append, RolloutConfig.roll())
+    whole: list[Pass] = []
+    expected = make_video(None, whole.append, RolloutConfig.roll())
+    assert torch.equal(resumed.latents(), expected.latents())
+    assert resumed.ends == expected.ends == (3 * (BLOCKS + 4),)
+    joint = [sum(done.kind is PassKind.DENOISE for done in passes) for passes in (made, whole)]
+    assert joint[0] == joint[1] - number
 
 
 @pytest.fixture(scope="module")
