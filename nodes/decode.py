@@ -1,9 +1,11 @@
 """Nodes that take a video out of a session: as a file, or as latents."""
 
 import json
+import logging
 
 from comfy_api.latest import InputImpl, io, ui
 
+from ..longlive.session.timeline import spell_blocks
 from ..longlive.video.render import render_video
 from ..longlive.video.writer import VideoWriter
 from .host import paths
@@ -13,6 +15,8 @@ from .host.rendering import open_renderer
 from .host.sampling import show_progress
 from .host.tiny_vae import LatentSpaceChoice
 from .sockets import LiveSession, SessionSocket
+
+log = logging.getLogger(__name__)
 
 
 class Decode(io.ComfyNode):
@@ -69,8 +73,12 @@ class Decode(io.ComfyNode):
             renderer = open_renderer(session.model, vae, video, writer, latent_space)
             last_FHWC = render_video(show_progress(video.blocks), renderer)
         assert last_FHWC is not None
-        result = ui.SavedResult(path.name, subfolder, io.FolderType.output)
-        return io.NodeOutput(InputImpl.VideoFromFile(str(path)), last_FHWC / 255, ui=ui.PreviewVideo([result]))
+        shown = ui.PreviewVideo([ui.SavedResult(path.name, subfolder, io.FolderType.output)]).as_dict()
+        if left := video.num_begun - len(video.blocks):
+            text = f"{spell_blocks(left)} in flight: not in this file; LongLive Finish would finish them"
+            log.info("%s", text)
+            shown |= ui.PreviewText(text).as_dict()
+        return io.NodeOutput(InputImpl.VideoFromFile(str(path)), last_FHWC / 255, ui=shown)
 
 
 class SessionToLatent(io.ComfyNode):

@@ -7,19 +7,22 @@ from ..longlive.errors import ConfigError
 from ..longlive.model.speed import Speed
 from .sockets import OptionsSocket, SessionOptions
 
+LONGLIVE, ROLLING_FORCING = "LongLive", "Rolling Forcing"
+RELEASED_NUMBERS = {LONGLIVE: RolloutConfig(), ROLLING_FORCING: RolloutConfig.roll()}
+
 
 class Options(io.ComfyNode):
-    """Set the numbers of the rollout (LongLive §3.3)."""
+    """Set the kind and the numbers of the rollout (LongLive §3.3; Rolling Forcing, arXiv 2509.25161)."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        released = RolloutConfig()
+        released = RELEASED_NUMBERS[LONGLIVE]
         return io.Schema(
             node_id="LongLiveOptions",
             display_name="LongLive Options",
             category="LongLive",
             description="How a video is made, block by block. The released weights were trained with the defaults.",
-            search_aliases=["longlive", "window", "frame sink", "denoising steps"],
+            search_aliases=["longlive", "window", "frame sink", "denoising steps", "rolling forcing"],
             inputs=[
                 io.Int.Input(
                     "window",
@@ -42,7 +45,7 @@ class Options(io.ComfyNode):
                 ),
                 io.String.Input(
                     "steps",
-                    default=", ".join(map(str, released.steps)),
+                    default=write_steps(released),
                     tooltip="Denoising steps: falling whole numbers from 1000 to 1. Fewer are faster and rougher.",
                 ),
                 io.Float.Input(
@@ -68,7 +71,7 @@ class Options(io.ComfyNode):
                     options=[position.value for position in Positions],
                     default=released.positions.value,
                     tooltip="absolute: as released, up to 1024 latent frames (4 minutes 15 seconds). unbounded: any "
-                    "length; choose it for a video of more than 4 minutes.",
+                    "length; choose it for a video of more than 4 minutes. Rolling Forcing is always unbounded.",
                 ),
                 io.Combo.Input(
                     "speed",
@@ -79,18 +82,57 @@ class Options(io.ComfyNode):
                     "the same weights. fastest: the linears in 8 bits, too, and Decode takes a tiny VAE from "
                     "models/vae_approx. What is not here is left out; LongLive Session Info says what.",
                 ),
+                io.Combo.Input(
+                    "kind",
+                    options=[*RELEASED_NUMBERS],
+                    default=LONGLIVE,
+                    optional=True,
+                    tooltip="What the weights were trained for. LongLive: block by block. Rolling Forcing: several "
+                    "blocks at once, each a step behind the one before, for its own weights (rolling_forcing_dmd.pt). "
+                    "A change sets the other inputs to the released numbers.",
+                    extra_dict={
+                        "longlive_released": {kind: list_inputs(RELEASED_NUMBERS[kind]) for kind in RELEASED_NUMBERS}
+                    },
+                ),
             ],
             outputs=[OptionsSocket.Output(display_name="options", tooltip="For LongLive Session.")],
         )
 
     @classmethod
-    def execute(cls, steps: str, positions: str, speed: str = Speed.EXACT, **numbers) -> io.NodeOutput:
+    def execute(
+        cls, steps: str, positions: str, speed: str = Speed.EXACT, kind: str = LONGLIVE, **numbers
+    ) -> io.NodeOutput:
         try:
             timesteps = tuple(int(step) for step in steps.replace(",", " ").split())
         except ValueError as error:
             raise ConfigError(f"steps are {steps!r}; give whole numbers such as 1000, 750, 500, 250") from error
-        rollout = RolloutConfig(steps=timesteps, positions=Positions(positions), **numbers)
+        if kind == ROLLING_FORCING:
+            rollout = roll(timesteps, **numbers)
+        else:
+            rollout = RolloutConfig(steps=timesteps, positions=Positions(positions), **numbers)
         return io.NodeOutput(SessionOptions(rollout, Speed(speed)))
+
+
+def roll(steps: tuple[int, ...], **numbers) -> RolloutConfig:
+    """Make the numbers of a rolling video. Raises ConfigError, with the released ones."""
+    try:
+        return RolloutConfig.roll(steps=steps, **numbers)
+    except ConfigError as error:
+        released = RELEASED_NUMBERS[ROLLING_FORCING]
+        raise ConfigError(
+            f"{error}; {ROLLING_FORCING} is released with window {released.window}, sink {released.sink}, block "
+            f"{released.block} and steps {write_steps(released)}"
+        ) from error
+
+
+def list_inputs(rollout: RolloutConfig) -> dict[str, object]:
+    """List the inputs that differ between the kinds, as widgets hold them."""
+    numbers: dict[str, object] = {name: getattr(rollout, name) for name in ("window", "sink", "block")}
+    return numbers | {"steps": write_steps(rollout), "positions": rollout.positions.value}
+
+
+def write_steps(rollout: RolloutConfig) -> str:
+    return ", ".join(map(str, rollout.steps))
 
 
 NODES = [Options]

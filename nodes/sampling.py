@@ -3,9 +3,10 @@
 from comfy_api.latest import io, ui
 
 from ..longlive.errors import LongLiveError
-from ..longlive.rollout.sampler import check_timeline
-from ..longlive.session.timeline import parse_timeline, report_timeline
+from ..longlive.rollout.sampler import check_timeline, count_timeline_passes
+from ..longlive.session.timeline import count_blending, parse_timeline, plan_ends, report_timeline
 from .host.conditioning import encode_prompt
+from .host.measuring import refuse_output
 from .host.model import to_latent
 from .host.sampling import extend_session, open_sampler
 from .host.watching import Watcher
@@ -40,8 +41,9 @@ class ChunkSampler(io.ComfyNode):
         before = session.session
         blocks = to_blocks(length, unit, before.config)
         watcher = open_watcher(session, vae)
-        with open_sampler(session.model, before, blocks, previews=not watcher) as sampler:
-            after = extend_session(sampler, before, blocks, session.model, watcher and watcher.show)
+        with open_sampler(session.model, before, before.count_passes(blocks), previews=not watcher) as sampler:
+            extended = sampler.extend(before, blocks)
+            after = extend_session(before, extended, session.model, watcher and watcher.show)
             shown = finish_watching(watcher)
         chunk = after.frames(before.num_frames, after.num_frames - before.num_frames)
         return io.NodeOutput(session.with_session(after), to_latent(session.model, chunk), ui=shown or None)
@@ -92,19 +94,55 @@ class Timeline(io.ComfyNode):
     def execute(cls, session: LiveSession, clip, script: str, vae=None) -> io.NodeOutput:
         video = before = session.session
         segments = parse_timeline(script, block=video.config.block)
-        blocks = sum(segment.blocks for segment in segments)
-        check_timeline(video, segments)
+        ends = plan_ends(segments, len(video.blocks))
+        check_timeline(video, segments, ends)
         prompts = [encode_prompt(clip, segment.prompt, session.model) for segment in segments]
         watcher = open_watcher(session, vae)
-        with open_sampler(session.model, video, blocks, previews=not watcher) as sampler:
-            for segment, prompt in zip(segments, prompts, strict=True):
-                switched = video.switched_to(prompt, segment.boundary, seed=segment.seed, blend=segment.blend)
-                video = extend_session(sampler, switched, segment.blocks, session.model, watcher and watcher.show)
+        passes = count_timeline_passes(video, segments)
+        with open_sampler(session.model, video, passes, previews=not watcher) as sampler:
+            for segment, prompt, end in zip(segments, prompts, ends, strict=True):
+                video = video.switched_to(prompt, segment.boundary, seed=segment.seed, blend=segment.blend)
+                extended = sampler.extend(video, segment.blocks, end)
+                video = extend_session(video, extended, session.model, watcher and watcher.show)
             shown = finish_watching(watcher)
-        text = report_timeline(segments, before.config.block, before.num_frames)
+        begun = before.num_begun - len(before.blocks)
+        blending = count_blending(segments, begun, before.config.num_in_flight)
+        text = report_timeline(segments, before.config.block, before.num_frames, blending)
         if before.switches and not before.blocks:
             text += "\nnote: the prompt of the first segment replaces the session's"
         return io.NodeOutput(session.with_session(video), text, ui=ui.PreviewText(text).as_dict() | shown)
+
+
+class FinishSession(io.ComfyNode):
+    """End a rolling video: finish its blocks in flight, with none behind them (Rolling Forcing)."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LongLiveFinish",
+            display_name="LongLive Finish",
+            category="LongLive",
+            description="Ends a chain of samplers with Rolling Forcing: the blocks that have begun are finished. Any "
+            "other video passes unchanged.",
+            search_aliases=["longlive", "rolling forcing", "flush", "end video"],
+            inputs=[SessionSocket.Input("session", tooltip="The video so far."), make_watch_input()],
+            outputs=[
+                SessionSocket.Output(display_name="session", tooltip="The video with all blocks that have begun."),
+                io.Latent.Output(display_name="latent", tooltip="The latents of these blocks alone, if there are any."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, session: LiveSession, vae=None) -> io.NodeOutput:
+        before = session.session
+        passes = before.count_passes(before.num_begun - len(before.blocks))
+        watcher = open_watcher(session, vae)
+        with open_sampler(session.model, before, passes, previews=not watcher) as sampler:
+            after = extend_session(before, sampler.finish(before), session.model, watcher and watcher.show)
+            shown = finish_watching(watcher)
+        finished = after.frames(before.num_frames, after.num_frames - before.num_frames)
+        latent = to_latent(session.model, finished) if finished.shape[1] else refuse_output(NOTHING_IN_FLIGHT)
+        return io.NodeOutput(session.with_session(after), latent, ui=shown or None)
 
 
 def make_watch_input() -> io.Input:
@@ -147,4 +185,6 @@ DEFAULT_SCRIPT = """\
 5s | The red fox in the snowy forest runs towards the rising sun.
 """
 
-NODES = [ChunkSampler, Timeline]
+NOTHING_IN_FLIGHT = "LongLive Finish has a latent only of blocks that it finishes; this video has none in flight"
+
+NODES = [ChunkSampler, Timeline, FinishSession]

@@ -4,11 +4,13 @@ import logging
 
 from comfy_api.latest import io, ui
 
-from ..longlive.config import MAX_SEED
+from ..longlive.config import MAX_SEED, RolloutConfig
 from ..longlive.session.boundary import MAX_BLEND, Blend, Boundary, Curve
 from ..longlive.session.session import Session
+from ..longlive.weights.trained_rollout import find_trained_rollout, write_rollout_warning
 from .host.conditioning import to_prompt
 from .host.identity import hash_model
+from .host.loading import find_file_name
 from .host.measuring import measure_session, refuse_output
 from .host.model import as_causal_model, check_size
 from .host.speed import describe_speed, set_speed
@@ -56,6 +58,7 @@ class NewSession(io.ComfyNode):
         check_size(model, width, height)
         options = options or SessionOptions()
         model = set_speed(model, options.speed)
+        report_other_rollout(find_file_name(model), options.rollout)
         causal = as_causal_model(model)
         session = Session.start(
             to_prompt(conditioning, model) if conditioning else None,
@@ -68,6 +71,13 @@ class NewSession(io.ComfyNode):
             channels=causal.geometry.in_dim,
         )
         return io.NodeOutput(LiveSession(session, model))
+
+
+def report_other_rollout(name: str, rollout: RolloutConfig) -> None:
+    """Warn in the log if the weights of a file were trained, by its name, for another rollout."""
+    trained = find_trained_rollout(name)
+    if trained and (trained.kind, trained.steps) != (rollout.kind, rollout.steps):
+        log.warning("%s", write_rollout_warning(name))
 
 
 class SwitchPrompt(io.ComfyNode):

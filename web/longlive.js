@@ -6,6 +6,7 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { showFilm, watchFilms } from "./host/films.js";
 import { listenToRuns, showLive } from "./host/live.js";
+import { followKind } from "./host/options.js";
 import { showReport } from "./host/report.js";
 import { showPromoted, showTimeline } from "./host/timeline.js";
 
@@ -22,6 +23,7 @@ app.registerExtension({
     if (node.constructor.comfyClass === "LongLiveTimeline") showTimeline(app, node);
     if (node.constructor.comfyClass === "LongLiveLive") showLive(app, api, node);
     if (node.constructor.comfyClass === "LongLiveSessionInfo") showReport(app, node);
+    if (node.constructor.comfyClass === "LongLiveOptions") followKind(node);
     if (node.isSubgraphNode?.()) showPromoted(app, node);
     showFilm(app, api, node);
   },

@@ -11,9 +11,8 @@ from ..errors import LongLiveError
 from ..model.causal import CausalWan
 from ..model.vae_streams import ResumableDecoder
 from ..rollout.rollout import PassKind
-from ..rollout.sampler import Sampler, check_timeline
+from ..rollout.sampler import Sampler, check_timeline, count_timeline_passes
 from ..session.block_store import Store
-from ..session.boundary import Boundary
 from ..session.prompt import Prompt, encode_prompt_mix
 from ..session.session import Session
 from ..session.session_file import check_session_path, load_session, save_session
@@ -86,10 +85,7 @@ def make_video(
     session_path = options.output.with_suffix(SESSION_SUFFIX)
     config = video.config
     blending = count_blending(segments, video.num_begun - len(video.blocks), config.num_in_flight)
-    log.info(
-        "%s",
-        report_timeline(segments, config.block, video.num_frames, blending if config.num_in_flight else ()),
-    )
+    log.info("%s", report_timeline(segments, config.block, video.num_frames, blending))
     ends = plan_ends(segments, len(video.blocks))
     status = 0
     writer = VideoWriter(options.output)
@@ -97,7 +93,7 @@ def make_video(
     try:
         with (
             writer,
-            tqdm(total=count_passes(video, segments, prompts[0]), unit="step", disable=None) as bar,
+            tqdm(total=count_timeline_passes(video, segments), unit="step", disable=None) as bar,
             Sampler(
                 model,
                 store=Store(options.store),
@@ -125,14 +121,6 @@ def make_video(
     log.info("%d pixel frames, %.2f s", writer.num_frames, writer.num_frames / FPS)
     say(options.output)
     return status
-
-
-def count_passes(video: Session, segments: tuple[Segment, ...], prompt: Prompt) -> int:
-    """Count the denoising passes that the segments take; the first of them begins with `prompt`."""
-    begun = video.switched_to(prompt, segments[0].boundary)
-    cuts = sum(segment.boundary is Boundary.CUT for segment in segments[1:])  # behind which a rolling video begins anew
-    passes = begun.count_passes(sum(segment.blocks for segment in segments))
-    return passes + cuts * video.config.num_in_flight
 
 
 def open_fragments_beside(blocks: Path | None) -> Store | None:

@@ -386,6 +386,14 @@ def check_timeline(session: Session, segments: Sequence[Segment], ends: Sequence
         check_positions(session.config, end - origin)
 
 
+def count_timeline_passes(session: Session, segments: Sequence[Segment]) -> int:
+    """Count the denoising passes of a script that continues a session: every cut of a rolling video begins anew."""
+    config, blocks = session.config, sum(segment.blocks for segment in segments)
+    ramps = config.num_in_flight * sum(segment.boundary is Boundary.CUT for segment in segments)
+    drops = segments[0].boundary is Boundary.CUT
+    return ramps + (blocks * config.passes_per_block if drops else session.count_passes(blocks))
+
+
 def count_text_bytes(model: CausalWan) -> int:
     """Count the bytes of one prompt's keys and values."""
     geometry = model.geometry

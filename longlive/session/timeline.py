@@ -115,10 +115,12 @@ def plan_ends(segments: Sequence[Segment], num_blocks: int) -> list[int | None]:
 
 
 def count_blending(segments: Sequence[Segment], begun: int, num_in_flight: int) -> list[int]:
-    """Count the blocks of each segment that had begun under the prompts before it.
+    """Count the blocks of each segment that had begun under the prompts before it; empty for a block-wise video.
 
-    `begun` blocks are in flight before the script, `num_in_flight` within it (0 for a block-wise video).
+    `begun` blocks are in flight before the script, `num_in_flight` within it.
     """
+    if not num_in_flight:
+        return []
     before = [begun, *[num_in_flight] * (len(segments) - 1)]
     return [
         0 if segment.boundary is Boundary.CUT else min(blocks, segment.blocks)

@@ -3,8 +3,8 @@
 from ..config import RolloutConfig
 
 FOUR_LEVELS = (1000, 750, 500, 250)
-ROLLING_FORCING, LONG_VIDEO = "rolling_forcing", "longvideo"  # of Rolling Forcing, and of Causal-Forcing
-ROLLOUTS = {ROLLING_FORCING: RolloutConfig.roll(), LONG_VIDEO: RolloutConfig.roll(steps=FOUR_LEVELS)}
+ROLLING_FORCING_FILE, LONG_VIDEO_FILE = "rolling_forcing", "longvideo"  # of Rolling Forcing, and of Causal-Forcing
+ROLLOUTS = {ROLLING_FORCING_FILE: RolloutConfig.roll(), LONG_VIDEO_FILE: RolloutConfig.roll(steps=FOUR_LEVELS)}
 LICENCE = (
     "the licence of Rolling Forcing's weights allows academic use only; their model card says MIT, so take them as "
     "non-commercial"
@@ -19,7 +19,7 @@ def find_trained_rollout(name: str) -> RolloutConfig | None:
 
 def is_used_averaged(name: str) -> bool:
     """Return whether the authors of a file of this name use the averaged weights in it."""
-    return find_trained_rollout(name) == ROLLOUTS[ROLLING_FORCING]
+    return find_trained_rollout(name) == ROLLOUTS[ROLLING_FORCING_FILE]
 
 
 def write_rollout_warning(name: str) -> str:
@@ -27,7 +27,7 @@ def write_rollout_warning(name: str) -> str:
     rollout = find_trained_rollout(name)
     if rollout is None:
         return ""
-    licence = f"; {LICENCE}" if rollout == ROLLOUTS[ROLLING_FORCING] else ""
+    licence = f"; {LICENCE}" if rollout == ROLLOUTS[ROLLING_FORCING_FILE] else ""
     return (
         f"{name} has the weights of a rolling video, by its name: choose Rolling Forcing with steps "
         f"{', '.join(map(str, rollout.steps))} (LongLive Options){licence}"

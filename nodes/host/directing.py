@@ -77,7 +77,8 @@ class Studio:
     ) -> Iterator[Director]:
         """Open a director whose film has all frames when the `with` block ends."""
         renderer = open_renderer(self.model, self.vae, session, film)
-        with open_sampler(self.model, session, 1, previews=False) as sampler:  # nobody knows how many blocks come
+        passes = session.count_passes(1)  # nobody knows how many blocks come
+        with open_sampler(self.model, session, passes, previews=False) as sampler:
             director = Director(
                 session,
                 sampler,

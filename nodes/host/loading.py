@@ -103,6 +103,14 @@ def describe_forms(forms: Iterable[EightBit], device: torch.device) -> list[str]
     return slow or [f"computed by {form.name_kernels(device)}" for form in sorted(forms)]
 
 
+def find_file_name(patcher: ModelPatcher) -> str:
+    """Find the name of the file that a loader made a model of; empty if it does not say."""
+    match getattr(patcher, "cached_patcher_init", None):  # a function and its arguments, to load it again
+        case (_, (str(path), *_), *_) | (_, (LoaderChoice(model_name=path), *_), *_):
+            return Path(path).name
+    return ""
+
+
 def reload_merged(choice: LoaderChoice, *, disable_dynamic: bool = False) -> ModelPatcher:
     """Load the same MODEL again. ComfyUI calls this to have it without dynamic VRAM or on another device."""
     return load_merged(choice, disable_dynamic=disable_dynamic)[0]

@@ -12,6 +12,7 @@ import folder_paths
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ...longlive.config import RolloutConfig
 from ...longlive.model.causal import CausalWan
 from ...longlive.model.host_copy import HostCopy
 from ...longlive.model.speed import Means
@@ -30,16 +31,16 @@ from .warm_cache import warm_slot
 log = logging.getLogger(__name__)
 
 STORE_BYTES = 4 << 30  # 90 minutes at 832 x 480
-ACTIVATIONS = 26  # tensors [tokens, width] that a pass over a whole window holds at once: 16, and room for kernels
+# Tensors [tokens, width] that a pass over a whole window holds at once: 16, in a rolling video 2 with the keys and
+# values that a layer attends, and room for kernels.
+ACTIVATIONS = 26
 
 
 @contextmanager
-def open_sampler(
-    patcher: ModelPatcher, session: Session, total_blocks: int, *, previews: bool = True
-) -> Iterator[Sampler]:
-    """Open a sampler for `total_blocks` more blocks, with progress, previews and interrupt.
+def open_sampler(patcher: ModelPatcher, session: Session, passes: int, *, previews: bool = True) -> Iterator[Sampler]:
+    """Open a sampler for so many denoising passes (`Session.count_passes`), with progress, previews and interrupt.
 
-    After more blocks than that, the progress begins again.
+    After more passes than that, the progress begins again.
 
     It loads nothing before it has to compute a block, unless the MODEL is to be compiled. Without an error, its KV
     cache stays warm for the next node.
@@ -48,7 +49,7 @@ def open_sampler(
         means = find_means(patcher)
         patcher = choose_model(patcher, means)
         patcher.pre_run()  # calls callbacks that may change how the MODEL computes, so it comes before the key
-        progress = Progress(patcher, total_blocks, len(session.config.steps), previews=previews)
+        progress = Progress(patcher, passes, session.config, previews=previews)
         with use_device(patcher.load_device), create_sampler(patcher, means, session, progress) as sampler:
             yield sampler
             progress.show_last()
@@ -62,18 +63,17 @@ def open_sampler(
 
 
 def extend_session(
-    sampler: Sampler,
     session: Session,
-    blocks: int,
+    extended: Iterator[Session],
     model: ModelPatcher,
     show: Callable[[Session], object] | None = None,
 ) -> Session:
-    """Return the session after the next `blocks` blocks; `show` gets it after each.
+    """Return the last state of a session that a sampler extends; `show` gets it after each block.
 
     Cancel is raised again; if nothing shows the finished blocks, it shows them.
     """
     try:
-        for longer in sampler.extend(session, blocks):
+        for longer in extended:
             session = longer
             if show:
                 show(session)
@@ -109,7 +109,7 @@ def create_sampler(patcher: ModelPatcher, means: Means, session: Session, progre
         model,
         store=None if unknown else open_block_store(),
         watch=watch,
-        on_found=progress.add_stored_block,
+        on_found=progress.add_stored_step,
         take=functools.partial(warm_slot.take, patcher),
         prepare=DeviceRoom(patcher, model, session).prepare,
     )
@@ -159,44 +159,45 @@ def list_loaded() -> set[tuple[int, int]]:
 
 
 class Progress:
-    """Reports each denoising step to ComfyUI, with a preview of the newest frame, and obeys its interrupt.
+    """Reports each denoising pass to ComfyUI, with a preview of its oldest block, and obeys its interrupt.
 
     A preview is copied to the CPU while the next pass is computed, and shown after that. So the GPU never waits for it.
     """
 
-    def __init__(self, patcher: ModelPatcher, blocks: int, steps: int, *, previews: bool) -> None:
-        self.patcher, self.steps = patcher, steps  # of a block
-        self.bar = comfy.utils.ProgressBar(blocks * steps)
+    def __init__(self, patcher: ModelPatcher, passes: int, config: RolloutConfig, *, previews: bool) -> None:
+        self.patcher, self.config = patcher, config
+        self.bar = comfy.utils.ProgressBar(passes)
         self.previewer = create_previewer(patcher) if previews else None
-        self.prepared: HostCopy | None = None  # the preview of the last step
+        self.prepared: HostCopy | None = None  # the preview of the last pass
 
     def add_pass(self, done: Pass) -> None:
         """Report a pass that is over; show the preview of the one before."""
         comfy.model_management.throw_exception_if_processing_interrupted()
         prepared, self.prepared = self.prepared, None
-        is_step = done.kind is PassKind.DENOISE
-        if self.previewer and is_step and done.clean is not None:
-            self.prepared = HostCopy(self.previewer.prepare(done.clean))
-        if prepared or is_step:
-            self._update(self.bar.current + is_step, prepared)
+        denoises = done.kind is PassKind.DENOISE
+        if self.previewer and denoises and done.clean is not None:
+            oldest = done.clean[:, : self.config.block]  # of a joint pass, whose newest block is noise
+            self.prepared = HostCopy(self.previewer.prepare(oldest))
+        if prepared or denoises:
+            self._update(self.bar.current + denoises, prepared)
         if self.previewer and self.patcher not in comfy.model_management.loaded_models():  # a preview's VAE evicted it
             comfy.model_management.load_models_gpu([self.patcher])
 
     def show_last(self) -> None:
-        """Show the preview of the last step."""
+        """Show the preview of the last pass."""
         prepared, self.prepared = self.prepared, None
         if prepared:
             self._update(self.bar.current, prepared)
 
-    def _update(self, steps: int, prepared: HostCopy | None) -> None:
+    def _update(self, passes: int, prepared: HostCopy | None) -> None:
         preview = self.previewer.draw(prepared.read()) if self.previewer and prepared else None
-        self.bar.update_absolute((steps - 1) % self.bar.total + 1 if steps else 0, preview=preview)
+        self.bar.update_absolute((passes - 1) % self.bar.total + 1 if passes else 0, preview=preview)
 
-    def add_stored_block(self) -> None:
-        """Report a block that was found in the store."""
+    def add_stored_step(self) -> None:
+        """Report a step of the video that was found in the store."""
         comfy.model_management.throw_exception_if_processing_interrupted()
         self.show_last()
-        self.bar.update_absolute(self.bar.current + self.steps)
+        self.bar.update_absolute(self.bar.current + self.config.passes_per_block)
 
 
 def show_progress(blocks: Sequence[Tensor]) -> Iterator[Tensor]:

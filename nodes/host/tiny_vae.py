@@ -22,6 +22,7 @@ from torch import Tensor
 from ...longlive.errors import WeightsError
 from ...longlive.model.tiny_vae import TINY_LATENTS_PER_PASS, LatentSpace, TinyDecoder, TinyVAE
 from ...longlive.weights.load_decoder import find_latent_space
+from .loading import find_file_name
 from .model import to_host_axes
 from .vae_use import estimate_bytes, use_vae
 
@@ -113,7 +114,7 @@ def choose_latent_space(vae: comfy.sd.VAE, choice: str) -> LatentSpace:
     """
     if choice != LatentSpaceChoice.AUTO:
         return LatentSpace(choice)
-    name = find_file_name(vae)
+    name = find_file_name(vae.patcher)
     if space := find_latent_space(name):
         log.info("%s decodes latents of the %s, by its name", name, space)
         return space
@@ -125,14 +126,6 @@ def choose_latent_space(vae: comfy.sd.VAE, choice: str) -> LatentSpace:
         space,
     )
     return space
-
-
-def find_file_name(vae: comfy.sd.VAE) -> str:
-    """Find the name of the file that ComfyUI's loader made a VAE of; empty if it does not say."""
-    match getattr(vae.patcher, "cached_patcher_init", None):  # a function and its arguments, to load it again
-        case (_, (str(path), *_), *_):
-            return Path(path).name
-    return ""
 
 
 def is_of_float16(vae: comfy.sd.VAE) -> bool:

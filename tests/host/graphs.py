@@ -13,7 +13,7 @@ from host_messages import Graph
 from hosts import REPOSITORY
 from torch import Tensor
 
-from longlive.config import Positions, RolloutConfig
+from longlive.config import Positions, RolloutConfig, RolloutKind
 from longlive.miniature.files import load_miniature
 from longlive.model.causal import CausalWan
 from longlive.model.text_encoder import HashedWords
@@ -22,7 +22,7 @@ from longlive.rollout.sampler import Sampler
 from longlive.session.boundary import Blend, Boundary, Curve
 from longlive.session.prompt import Prompt
 from longlive.session.session import Session
-from longlive.session.timeline import parse_timeline
+from longlive.session.timeline import parse_timeline, plan_ends
 from longlive.units import convert_blocks_to_seconds, convert_seconds_to_blocks
 from longlive.weights.load import load_model
 
@@ -33,6 +33,7 @@ WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 SAME_SEED = -1  # of LongLive Switch Prompt
 SEEDS = {"seed", "noise_seed"}  # the interface adds a widget to these inputs, unless their options say otherwise
 NO_LORA = "none"
+KINDS = {RolloutKind.BLOCKWISE: "LongLive", RolloutKind.ROLLING: "Rolling Forcing"}  # as LongLive Options names them
 CLASSIC = ("--cache-classic", "--preview-method", "none")  # flags of a host
 FOX, OWL, SLEEP = "a red fox in the snow", "a red fox meets an owl in the snow", "the red fox in the snow sleeps"
 STEPS = len(RolloutConfig().steps)
@@ -100,7 +101,12 @@ def switch(session: str, text: str) -> dict:
 
 def list_released_options() -> dict[str, object]:
     """List the inputs of LongLive Options with their defaults."""
-    values = RolloutConfig().as_dict()
+    return list_options(RolloutConfig())
+
+
+def list_options(rollout: RolloutConfig) -> dict[str, object]:
+    """List the inputs of LongLive Options that make a rollout."""
+    values = rollout.as_dict() | {"kind": KINDS[rollout.kind]}
     return values | {"steps": ", ".join(map(str, values["steps"]))}
 
 
@@ -184,6 +190,9 @@ class Direct:
                 return before.switched_to(self._make_prompt(inputs), read_boundary(inputs), seed=seed, blend=blend)
             case "LongLiveChunkSampler":
                 return self._make_sampler(node_id).sample(before, count_blocks(inputs, before))
+            case "LongLiveFinish":
+                *_, finished = before, *self._make_sampler(node_id).finish(before)
+                return finished
             case "LongLiveTimeline" | "LongLiveLive":
                 return self._follow(inputs["script"], before, self._make_sampler(node_id))
             case "LongLiveRewind":
@@ -206,10 +215,11 @@ class Direct:
         )
 
     def _follow(self, script: str, session: Session, sampler: Sampler) -> Session:
-        for segment in parse_timeline(script, session.config.block):
+        segments = parse_timeline(script, session.config.block)
+        for segment, end in zip(segments, plan_ends(segments, len(session.blocks)), strict=True):
             prompt = Prompt.of(self.words(segment.prompt), segment.prompt)
             session = session.switched_to(prompt, segment.boundary, seed=segment.seed, blend=segment.blend)
-            session = sampler.sample(session, segment.blocks)
+            *_, session = session, *sampler.extend(session, segment.blocks, end)
         return session
 
     def _make_prompt(self, inputs: Mapping) -> Prompt:
@@ -221,7 +231,10 @@ class Direct:
         values = dict(self.graph[inputs["options"][0]]["inputs"])
         assert values.pop("speed", "exact") == "exact"  # the only speed that `longlive` alone computes here
         steps = tuple(int(step) for step in values["steps"].split(","))
-        return RolloutConfig(**values | {"steps": steps, "positions": Positions(values["positions"])})
+        kind = {label: kind for kind, label in KINDS.items()}[values.get("kind", "LongLive")]
+        rolling = kind is RolloutKind.ROLLING
+        positions = Positions.UNBOUNDED if rolling else Positions(values["positions"])
+        return RolloutConfig(**values | {"steps": steps, "positions": positions, "kind": kind})
 
     def _make_sampler(self, node_id: str) -> Sampler:
         inputs = self.graph[node_id]["inputs"]

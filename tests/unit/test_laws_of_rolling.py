@@ -11,7 +11,7 @@ from longlive.errors import SessionError
 from longlive.model.causal import TextKeys
 from longlive.rollout.kv_cache import RollingLayerKVCache
 from longlive.rollout.rollout import Pass, PassKind
-from longlive.rollout.sampler import Sampler, check_timeline, count_cache_bytes
+from longlive.rollout.sampler import Sampler, check_timeline, count_cache_bytes, count_timeline_passes
 from longlive.session.block_store import Store
 from longlive.session.boundary import Blend, Boundary
 from longlive.session.prompt import Prompt
@@ -255,6 +255,9 @@ def test_a_cut_drops_what_is_in_flight_and_begins_anew(whole):
     cut = trunk.switched_to(tiny.prompt(1), Boundary.CUT)
     assert (cut.in_flight, cut.lacks_in_flight, cut.num_begun) == (None, False, 7)
     assert (trunk.count_passes(3), whole.rewound_to(21).count_passes(3), cut.count_passes(1)) == (3, 3, 5)
+    segments = [Segment("", 2), Segment("", 3, Boundary.CUT)]
+    assert [count_timeline_passes(trunk, each) for each in (segments, segments[1:], segments[:1])] == [9, 7, 2]
+    assert count_timeline_passes(tiny.session(), segments) == 5 * 4
     passes: list[Pass] = []
     Sampler(MODEL, watch=passes.append).sample(cut, 1)
     assert [(done.kind, done.place.start, done.place.frames) for done in passes] == [

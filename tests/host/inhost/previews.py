@@ -83,7 +83,7 @@ def watch_progress(
     patch.setattr(comfy.utils.ProgressBar, "update_absolute", update_absolute)
     patch.setattr(sampling, "create_previewer", lambda _: previewer)
     patch.setattr(sampling.comfy.model_management, "loaded_models", lambda: [patcher])
-    return sampling.Progress(patcher, 2, len(STEPS), previews=True)
+    return sampling.Progress(patcher, 2 * len(STEPS), RolloutConfig(), previews=True)
 
 
 def make_rgb_previewer() -> tiny_vae.Previewer:

@@ -102,6 +102,7 @@ def test_report_counts_the_blocks_that_blend():
     assert blending == [0, 2, 4, 0, 4]
     assert count_blending(segments, begun=3, num_in_flight=4) == [3, 2, 4, 0, 4]
     assert count_blending(parse_timeline("5b cut | a"), begun=4, num_in_flight=4) == [0]
+    assert count_blending(segments, begun=0, num_in_flight=0) == []
     lines = report_timeline(segments, blending=blending).splitlines()
     assert lines[0].split() == "segment from to blocks frames pixel frames blending boundary duration".split()
     assert lines[2].split() == "2 3.75 5.25 2 6 24 2 keep 2b asked, 2 blocks = 1.5 s".split()
