@@ -8,12 +8,11 @@ import torch
 from render_runs import STORY, count_pixel_frames
 
 from longlive.cli.main import main, make_parser
-from longlive.cli.render import count_passes
 from longlive.cli.video_options import choose_numbers, open_session
 from longlive.config import Positions, RolloutConfig, RolloutKind
 from longlive.errors import ConfigError
 from longlive.rollout.rollout import PassKind
-from longlive.rollout.sampler import Sampler
+from longlive.rollout.sampler import Sampler, count_timeline_passes
 from longlive.session.boundary import Boundary
 from longlive.session.session_file import load_session
 from longlive.session.timeline import Segment, plan_ends
@@ -148,4 +147,4 @@ def test_the_progress_bar_ends_with_the_last_denoising_pass(config):
         for segment, prompt, end in zip(segments, prompts, plan_ends(segments, len(video.blocks)), strict=True):
             video = video.switched_to(prompt, segment.boundary)
             *_, video = sampler.extend(video, segment.blocks, end)
-        assert sum(made) == count_passes(begun, tuple(segments), prompts[0])
+        assert sum(made) == count_timeline_passes(begun, segments)
