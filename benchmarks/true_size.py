@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from work_counter import Work, WorkCounter, count_work
 
-from longlive.config import RolloutConfig
+from longlive.config import RolloutConfig, RolloutKind
 from longlive.model.attention import Attend, attend_with_torch
-from longlive.model.causal import CausalWan
+from longlive.model.causal import CausalWan, TextKeys
 from longlive.model.eight_bit import EightBit, EightBitLinear
 from longlive.model.fused import Pointwise
 from longlive.model.tiny_vae import LatentSpace, TinyVAE
@@ -21,6 +21,7 @@ from longlive.model.vae import LATENT_CHANNELS, WanVAE
 from longlive.model.vae_streams import ResumableDecoder, StreamingEncoder
 from longlive.model.wan import TEXT_LEN, Geometry, WanModel
 from longlive.rollout.cache_passes import Recache, list_cache_passes
+from longlive.rollout.rolling_rollout import RollingRollout
 from longlive.rollout.rollout import Rollout
 from longlive.session.boundary import Boundary
 from longlive.units import PIXEL_FRAMES_PER_FRAME, PIXELS_PER_CELL
@@ -65,14 +66,25 @@ def make_prompt() -> Tensor:
 
 
 def make_rollout(model: CausalWan, config: RolloutConfig) -> Rollout:
-    return Rollout(model, config, (1, LATENT_CHANNELS, *CELLS))
+    kind = RollingRollout if config.kind is RolloutKind.ROLLING else Rollout
+    return kind(model, config, (1, LATENT_CHANNELS, *CELLS))
+
+
+def denoise(rollout: Rollout, first: int, text: TextKeys, blocks: int, level: int) -> None:
+    """Make block number `first`; in a rolling video, take `blocks` of them one level further, the oldest at `level`."""
+    config = rollout.config
+    start, make_noise = first * config.block, lambda block, step: make_latents(config.block)
+    if isinstance(rollout, RollingRollout):
+        rollout.roll(start, [make_latents(config.block)] * blocks, level, text, make_noise, first)
+    else:
+        rollout.denoise(start, text, make_noise, first)
 
 
 @dataclass(frozen=True, slots=True)
 class NetworkWork:
     """The work of the network's parts in a long video."""
 
-    steps: Work  # the denoising steps of a block
+    steps: Work  # the denoising steps of a block; in a rolling video the joint pass that finishes it
     clean_pass: Work
     recache: Work  # with the sink kept
     text: Work  # the keys and values of a new prompt
@@ -96,14 +108,14 @@ def count_network(model: CausalWan, config: RolloutConfig) -> NetworkWork:
     finished, window = make_latents(clean.place.frames), make_latents(recache.place.frames)
     with torch.no_grad(), counter:
         rollout, text = make_rollout(model, config), model.read_prompt(make_prompt())
-        make_noise = lambda block, step: make_latents(config.block)  # noqa: E731
+        blocks, level = config.num_in_flight + 1, config.num_in_flight
         rollout.recache(recache.end, window, text, renew=recache.renew)
-        rollout.denoise(clean.place.start, text, make_noise, 0)
+        denoise(rollout, clean.place.start // config.block, text, blocks, level)
         rollout.clean_pass(clean.place.start, finished, text)
     return NetworkWork(
         clean_pass=count(lambda: rollout.clean_pass(clean.place.start, finished, text)),
         recache=count(lambda: rollout.recache(recache.end, window, text, renew=recache.renew)),
-        steps=count(lambda: rollout.denoise(START, text, make_noise, 0)),
+        steps=count(lambda: denoise(rollout, START // config.block, text, blocks, level)),
         text=count(lambda: model.read_prompt(make_prompt())),
     )
 

@@ -7,6 +7,7 @@ from itertools import product
 from unittest import mock
 
 import compiled
+import kinds
 import machine
 import modes
 import predictions
@@ -66,6 +67,12 @@ def test_the_first_block_of_diffusers_is_ours(task):
 @pytest.mark.parametrize("positions", list(Positions))
 def test_two_graphs_are_counted_over_thirty_blocks_with_two_switches(positions):
     assert compiled.count_graphs(GEOMETRY, positions) == {5: 1, 8: 1}  # of blocks, of recaches
+
+
+def test_a_rolling_block_is_timed_beside_a_block_wise_one_of_the_same_budget(task):
+    *times, ratio = kinds.measure(task, rounds=1)
+    assert all(int(each) >= 0 for each in times)
+    assert "[" in ratio
 
 
 def test_a_compiled_model_is_timed_beside_itself(task, monkeypatch):

@@ -5,6 +5,7 @@ from functools import cache
 import pytest
 from cards import H200, RTX_4090
 from eight_bit_kernels import attend_in_8_bit, use_counted_kitchen
+from kinds import VideoPass, list_video_passes
 from memory_budget import MemoryBudget
 from true_size import (
     HEIGHT,
@@ -24,6 +25,7 @@ from longlive.model.eight_bit import EightBit
 from longlive.model.fused import PLAIN
 from longlive.model.tiny_vae import TinyDecoder
 from longlive.model.vae_streams import StreamingDecoder, StreamingEncoder
+from longlive.rollout.rolling_window import make_window
 from longlive.rollout.sampler import count_cache_bytes
 from longlive.units import FPS
 
@@ -227,6 +229,66 @@ def test_the_decoding_of_a_block_by_a_tiny_vae_stays_within_its_limit(tiny_decod
 
 def test_the_encoding_of_a_block_stays_within_its_limit():
     assert LOWEST * 107 < ms_on_h200(count_encode(StreamingEncoder(make_vae()), 3)) <= 107
+
+
+TOKENS, WIDE, LAYERS = 1560, 1536, 30  # of a frame, of a token, of the network
+
+
+def count_by_formula(frames: int, attended: int) -> float:
+    """Count the TFLOPs of matrices and attention of a pass: 2 for each multiplication and addition."""
+    linear = 2 * TOKENS * WIDE * (6 * WIDE + 2 * 8960)  # q, k, v, o of a frame; q, o of the text
+    attention = 4 * TOKENS * WIDE * (attended * TOKENS + 512)
+    return LAYERS * frames * (linear + attention) / 1e12
+
+
+@pytest.fixture(scope="module")
+def rolling() -> NetworkWork:
+    return count_network(make_network(), RolloutConfig.roll())
+
+
+@pytest.mark.parametrize(
+    ("part", "measure", "limit"),
+    [
+        ("steps", count_teraflops, 202.1),
+        ("block", count_teraflops, 242),
+        ("block", count_launches, 1260),
+        ("block", count_pointwise_gb, 69),
+        ("block", ms_on_h200, 396),
+        ("block", ms_on_4090, 1681),
+        ("recache", ms_on_h200, 349),
+    ],
+)
+def test_a_part_of_a_rolling_video_stays_within_its_limit(rolling, part, measure, limit):
+    assert LOWEST * limit < measure(getattr(rolling, part)) <= limit
+
+
+def test_a_joint_pass_copies_the_frames_that_it_attends_and_nothing_else(rolling):
+    copies = [each.num_bytes for each in rolling.steps.operations if each.name == "aten::cat" and each.num_bytes > 1e8]
+    assert copies == [2 * 21 * TOKENS * WIDE * 2] * 2 * LAYERS  # read and written, in two bytes; keys and values
+    assert not any(each.name == "aten::cat" and each.num_bytes > 1e8 for each in rolling.clean_pass.operations)
+    large = {each.name for each in rolling.steps.operations if each.num_bytes > 1e7}
+    assert not large & {"aten::copy_", "aten::index", "aten::index_copy_"}
+
+
+def test_keys_and_values_of_a_rolling_video_are_those_of_24_frames():
+    frames = 24 * 2 * LAYERS * TOKENS * WIDE * 2  # keys and values in two bytes
+    assert count_cache_bytes(make_network(), RolloutConfig.roll(), HEIGHT, WIDTH) == frames
+    assert frames / 1e9 < 6.91
+
+
+def test_a_rolling_video_takes_what_its_passes_attend(rolling):
+    assert count_teraflops(rolling.steps) == pytest.approx(count_by_formula(15, 21), rel=0.002)
+    window, passes = make_window(RolloutConfig.roll()), [*list_video_passes(RolloutConfig.roll(), 42)]
+
+    def count(each: VideoPass) -> float:
+        place = (window.place_clean if each.is_clean else window.place_block)(3 * each.first, 3 * each.blocks)
+        return count_by_formula(place.frames, len(place.attended_slots) + place.frames * place.passing)
+
+    assert sum(map(count, passes[:5])) == pytest.approx(404, rel=0.005)  # until the first block
+    assert [each.is_clean for each in passes].count(False) == 42 + 4
+    skipped = count_by_formula(3, 21) - count_teraflops(rolling.clean_pass)  # of a clean pass, behind its last keys
+    whole = sum(count(each) - skipped * each.is_clean for each in passes)
+    assert whole == pytest.approx(9785, rel=0.005)
 
 
 def test_the_work_is_that_of_matrices_and_attention(exact):
