@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 
+import torch
 from PIL import Image, ImageDraw, ImageFont
 
 ROOT = Path(__file__).parents[1]
@@ -146,6 +147,7 @@ TITLES = {
     "5_save_load_continue": ("Save, load, continue", "go on another day, from any moment"),
     "6_tune_the_miniature": ("Tune the miniature", "it learns from its own long videos"),
     "7_direct_live": ("Direct a video", "watch it grow, type what comes next"),
+    "8_rolling_forcing": ("Rolling Forcing", "five blocks at once, each a step behind"),
 }
 
 
@@ -227,8 +229,21 @@ def draw_thumbnails(folder: Path, curve: Path | None) -> None:
     card.add_box(530, 324, 60, 28, "#7fc97f", radius=5)
     card.add_text(542, 338, "Send", "#10151c", size=14, bold=True)
 
+    draw_rolling(cards["8_rolling_forcing"], three)
+
     for name, card in cards.items():
         card.finish().save(folder / f"{name}.jpg", quality=90)
+
+
+def draw_rolling(card: Card, frames: Sequence[Image.Image]) -> None:
+    """Draw a finished block, and those in flight behind it under more and more noise."""
+    generator = torch.Generator().manual_seed(SEED)
+    for i, frame in enumerate(frames[4:76:12]):
+        noise = torch.randint(256, (frame.height, frame.width, 3), dtype=torch.uint8, generator=generator)
+        card.add_frame(40 + 94 * i, 156, 88, Image.blend(frame, Image.fromarray(noise.numpy()), i / 5))
+    card.add_text(40, 276, "finished", size=14)
+    card.add_line([(134, 258), (598, 258)], FAINT)
+    card.add_text(134, 276, "in flight", size=14)
 
 
 def trace(values: Sequence[float], x: float, y: float, width: float, height: float, points: int = 24) -> list:

@@ -34,7 +34,7 @@ from longlive.units import FPS, count_pixel_frames
 CHUNK_BLOCKS = 7  # of 5 seconds
 SHORT_BLOCKS = 2  # in their place: three chunks still are longer than the window
 IN_NO_WORKFLOW = {"LongLiveSessionToLatent"}  # it leads to other nodes; all latents compared here come from it
-ONE, CHAIN, TIMELINE, ENDINGS, CONTINUED, TUNED, LIVE = WORKFLOWS
+ONE, CHAIN, TIMELINE, ENDINGS, CONTINUED, TUNED, LIVE, ROLLING = WORKFLOWS
 each_workflow = pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
 each_short_workflow = pytest.mark.parametrize(  # the tuning takes minutes; test_tuner.py cuts it short
     "workflow", [path for path in WORKFLOWS if path != TUNED], ids=lambda path: path.stem
@@ -147,16 +147,19 @@ def test_workflow_makes_what_longlive_makes_alone(run_example, workflow):
 
 
 @each_short_workflow
-def test_every_denoising_step_shows_a_preview(run_example, workflow):
+def test_every_denoising_pass_shows_a_preview(run_example, workflow):
     result = run_example(workflow)
 
-    assert len(result.history.previews) == STEPS * count_previewed_blocks(workflow, result.chunk_blocks)
+    assert len(result.history.previews) == count_passes(workflow, result.chunk_blocks)
     assert all(image.startswith(b"\xff\xd8") for image in result.history.previews)
 
 
-def count_previewed_blocks(workflow: Path, chunk_blocks: int) -> int:
+def count_passes(workflow: Path, chunk_blocks: int) -> int:
+    """Count the denoising passes that are shown. A rolling video begins and ends with 4 more."""
+    if workflow == ROLLING:
+        return 4 + 2 * chunk_blocks + 4
     chunks = {ONE: 1, CHAIN: 3, TIMELINE: 3, ENDINGS: 3, LIVE: 0}  # a film grows in place of its previews
-    return 6 + 6 if workflow == CONTINUED else chunk_blocks * chunks[workflow]
+    return STEPS * (6 + 6 if workflow == CONTINUED else chunk_blocks * chunks[workflow])
 
 
 def test_law_3_timeline_is_the_chain(run_example):
