@@ -10,6 +10,7 @@ from ..evaluation.report import Report
 from ..miniature.evaluation.blends import report_blends
 from ..miniature.evaluation.comparison import report_comparison
 from ..miniature.evaluation.miniature_report import report_miniature
+from ..miniature.evaluation.rolling import report_rolling
 from ..miniature.evaluation.words import evaluate_world_video
 from ..miniature.files import load_miniature
 from ..model.causal import CausalWan
@@ -37,6 +38,9 @@ def add_parser(commands) -> None:
     evaluate.add_argument("--seeds", type=int, help=f"videos of the miniature per number; {SEEDS} if not given")
     evaluate.add_argument("--lora", type=Path, help="adapter for the miniature; measures before and after")
     evaluate.add_argument(
+        "--rolling", type=Path, metavar="LORA", help="adapter of the miniature for rolling videos, to compare the kinds"
+    )
+    evaluate.add_argument(
         "--weights", type=Path, help="other weights of the miniature, such as a file of `longlive quantize`"
     )
     evaluate.add_argument(
@@ -48,8 +52,13 @@ def add_parser(commands) -> None:
 def run_evaluate(options: argparse.Namespace) -> int:
     if options.miniature and (options.script or options.clip):
         raise ConfigError("--script and --clip belong to a video; leave them out with --miniature")
-    if options.video and (options.seeds is not None or options.lora or options.weights or options.blends):
-        raise ConfigError("--seeds, --lora, --weights and --blends belong to --miniature; a video is measured as it is")
+    own = options.lora or options.rolling or options.weights or options.blends
+    if options.video and (options.seeds is not None or own):
+        raise ConfigError(
+            "--seeds, --lora, --rolling, --weights and --blends belong to --miniature; a video is measured as it is"
+        )
+    if options.rolling and (options.lora or options.weights or options.blends):
+        raise ConfigError("--rolling compares two kinds of videos; leave out --lora, --weights and --blends")
     if options.lora and (options.weights or options.blends):
         raise ConfigError("--lora compares with the miniature's own weights; leave out --weights and --blends")
     report = measure_miniature(options) if options.miniature else measure_video(options)
@@ -63,6 +72,8 @@ def measure_miniature(options: argparse.Namespace) -> Report:
     seeds = SEEDS if options.seeds is None else options.seeds
     if options.lora:
         return report_comparison(load_miniature(), load_miniature(lora=options.lora), seeds)
+    if options.rolling:
+        return report_rolling(load_miniature(), load_miniature(lora=options.rolling), seeds)
     miniature = load_miniature()
     if options.weights:
         tree, _ = load_model(options.weights, dtype=miniature.model.dtype)

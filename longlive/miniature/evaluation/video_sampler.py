@@ -1,6 +1,6 @@
 """Samples and decodes videos of the miniature; one video may be continued in several ways."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -9,7 +9,6 @@ from torch import Tensor
 from ...config import RolloutConfig
 from ...model.vae import LATENT_CHANNELS, Past
 from ...model.vae_streams import StreamingDecoder
-from ...rollout.rollout import PassKind
 from ...rollout.sampler import Sampler
 from ...session.boundary import Blend, Boundary
 from ...session.prompt import Prompt
@@ -39,13 +38,17 @@ class VideoSampler(Sampler):
     """A sampler that also decodes; it calls `on_block` for every block."""
 
     def __init__(self, miniature: Miniature, on_block: OnBlock = lambda: None) -> None:
-        super().__init__(
-            miniature.model, watch=lambda made: on_block() if made.kind is PassKind.DENOISE and not made.step else None
-        )
-        self.miniature = miniature
+        super().__init__(miniature.model)
+        self.miniature, self.on_block = miniature, on_block
 
     def __enter__(self) -> "VideoSampler":
         return self
+
+    def extend(self, session: Session, blocks: int, end: int | None = None) -> Iterator[Session]:
+        """Yield the session after each of the next finished blocks, and call `on_block`."""
+        for longer in super().extend(session, blocks, end):
+            self.on_block()
+            yield longer
 
     def make_prompt(self, scene: Scene) -> Prompt:
         return Prompt.of(self.miniature.text(str(scene)), str(scene))

@@ -37,21 +37,26 @@ def save_weights(module: WanModel | WanVAE, path: Path, about: dict[str, str]) -
 
 
 def save_adapter(
-    before: Mapping[str, Tensor], after: Mapping[str, Tensor], rank: int, path: Path, about: dict[str, str]
+    before: Mapping[str, Tensor], after: Mapping[str, Tensor], size: int, path: Path, about: dict[str, str]
 ) -> float:
-    """Write what a training changed in matrices, `after` less `before`, as an adapter of that rank in bf16.
+    """Write what a training changed in matrices, `after` less `before`, as an adapter of about `size` numbers in bf16.
 
-    Returns the share of the change that the rank leaves out, as a ratio of root mean squares.
+    It keeps the singular directions that hold most of the change for their size, whichever matrix they are of. Returns
+    what is left out, as a ratio of root mean squares.
     """
-    pairs, left, whole = {}, 0.0, 0.0
-    for name, weight in after.items():
-        change = weight.detach().float() - before[name].float()
-        if not change.any():
-            continue
-        u, s, v = torch.linalg.svd(change, full_matrices=False)
-        left, whole = left + s[rank:].square().sum().item(), whole + s.square().sum().item()
+    changes = {name: (after[name] - before[name]).detach().float() for name in after}
+    found = {name: torch.linalg.svd(change, full_matrices=False) for name, change in changes.items() if change.any()}
+    assert found, "nothing changed"
+    gains = torch.cat([s.square() / (len(u) + v.shape[1]) for u, s, v in found.values()])
+    costs = torch.cat([torch.full_like(s, len(u) + v.shape[1]) for u, s, v in found.values()])
+    order = gains.argsort(descending=True)
+    least = gains[order[costs[order].cumsum(0) <= size]].min()
+    pairs, left = {}, 0.0
+    for name, (u, s, v) in found.items():
+        rank = max(1, int((s.square() / (len(u) + v.shape[1]) >= least).sum()))
         root = s[:rank].sqrt()
         pairs[name.removesuffix(".weight")] = FactorPair(root[:, None] * v[:rank], u[:, :rank] * root, float(rank))
+        left += s[rank:].square().sum().item()
     state = Lora(source="training", pairs=pairs).as_comfy_state()
     write_tensor_file(path, {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in state.items()}, about)
-    return (left / whole) ** 0.5
+    return (left / sum(s.square().sum().item() for _, s, _ in found.values())) ** 0.5

@@ -109,4 +109,4 @@ def test_the_miniature_is_measured_with_other_weights(tmp_path, monkeypatch, cap
     for given in (["--miniature", "--lora", "x"], ["video.mp4"]):
         assert main(["evaluate", *given, "--weights", str(output)]) == 1
     assert "leave out --weights" in caplog.text
-    assert "--seeds, --lora, --weights and --blends belong to --miniature" in caplog.text
+    assert "--seeds, --lora, --rolling, --weights and --blends belong to --miniature" in caplog.text

@@ -170,7 +170,10 @@ def test_the_command_takes_a_video_or_the_miniature(arguments):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["evaluate", "clip.mp4", "--seeds", "4"], "--seeds, --lora, --weights and --blends belong to --miniature"),
+        (
+            ["evaluate", "clip.mp4", "--seeds", "4"],
+            "--seeds, --lora, --rolling, --weights and --blends belong to --miniature",
+        ),
         (["evaluate", "--miniature", "--clip", "clip"], "--script and --clip belong to a video"),
         (
             ["render", "demo.txt", "--miniature", "--pipeline", "wan", "-o", "demo.mp4"],
