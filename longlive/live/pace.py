@@ -51,9 +51,12 @@ class Pace:
         self._heard = self._active = clock()  # the last viewer's message; the last block or other message
         self._viewers: dict[str, tuple[float, float]] = {}  # when each was heard, and where it is
         self._furthest = 0.0  # seconds of the video
+        self._moved = self._active  # when a viewer was last heard in another place than before
 
     def observe(self, viewer: str, seconds: float, heard: float) -> None:
         """Learn where a viewer is, in seconds of the video, and when it said so."""
+        if self._viewers.get(viewer, (heard, seconds))[1] != seconds:
+            self._moved = max(self._moved, heard)
         self._viewers[viewer] = heard, seconds
         self._heard = max(self._heard, heard)
 
@@ -88,14 +91,19 @@ class Pace:
         else:
             status = Status.AHEAD
         needs_nobody = not self.is_watched or (is_urgent and status is Status.MAKING)
-        if not needs_nobody and self._clock() - min(self._heard, self._active) > self._patience:
+        is_played = status in (Status.AHEAD, Status.MAKING)  # by a viewer who is on the way to the end
+        active = max(self._active, self._moved) if is_played else self._active
+        if not needs_nobody and self._clock() - min(self._heard, active) > self._patience:
             return Status.PARKED
         return status
 
     def _find_furthest(self, made: float) -> float:
-        """Find the place of the viewer who is furthest, or was, if none was heard for a while."""
+        """Find the place of the viewer who is furthest, or was, if none was heard for a while.
+
+        Who says to be behind the end of the video has not heard of a rewind yet, and stays at its end.
+        """
         oldest = self._clock() - MEMORY_SECONDS
-        self._viewers = {name: seen for name, seen in self._viewers.items() if seen[0] >= oldest}
+        self._viewers = {name: (heard, min(at, made)) for name, (heard, at) in self._viewers.items() if heard >= oldest}
         if self._viewers:
             self._furthest = max(place for _, place in self._viewers.values())
         return min(self._furthest, made)

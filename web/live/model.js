@@ -51,9 +51,9 @@ const STATUSES = {
   waiting: ["wait", "waits", "The film begins with your first prompt."],
   making: ["live", "live", "Send the next prompt at any time."],
   ahead: ["live", "live", "Send the next prompt at any time."],
-  paused: ["rest", "paused", "Paused. After half a minute the host is free for other work."],
+  paused: ["rest", "paused", "Paused. After half a minute the host is free for other work; the film stays."],
   parked: ["rest", "parked", "Parked: the host is free for other work. Go on continues the film."],
-  stopped: ["rest", "stopped", "The film is done. Go on continues it."],
+  stopped: ["rest", "stopped", "The film is done, and saved in the host's output folder. Go on continues it."],
   complete: ["rest", "complete", "The film has reached its longest length."],
   interrupted: ["bad", "interrupted", "The host interrupted the film. Go on continues it."],
   failed: ["bad", "failed", "The film ended with an error."],
@@ -184,8 +184,8 @@ export function planAgain(state) {
 
 /** Say how the run stands. @param {State | null} state @param {boolean} isQueued */
 export function describeStatus(state, isQueued) {
-  if (isQueued) return { tone: "wait", word: "starts", sentence: "The film begins when the host has done what it was asked before." };
-  if (!state) return { tone: "rest", word: "", sentence: "Write a prompt and direct a film: it grows while you watch." };
+  if (isQueued) return { tone: "wait", word: "starts", sentence: "The film begins when its models are loaded, and what was asked before is done." };
+  if (!state) return { tone: "rest", word: "", sentence: "Press Direct, or write a prompt and send it: the film grows while you watch." };
   const [tone, word, sentence] = STATUSES[state.status];
   return { tone, word, sentence: state.sentence || sentence };
 }

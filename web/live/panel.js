@@ -205,6 +205,7 @@ export class LivePanel extends EventTarget {
   #rewind() {
     if (this.ruler.chosen === null) return;
     this.#order({ do: "rewind", to: this.ruler.chosen });
+    this.#note = "";
     this.ruler.release();
   }
 

@@ -35,7 +35,7 @@ export class RulerView extends EventTarget {
     this.track.append(this.bars, this.plans, this.ticks, this.marks, this.pin, this.head);
     this.element = make("div", { className: "longlive-live-ruler" });
     this.element.append(this.track, this.scale);
-    this.track.addEventListener("click", (event) => this.#takeClick(event));
+    for (const part of [this.track, this.scale]) part.addEventListener("click", (event) => this.#takeClick(event));
     this.track.addEventListener("keydown", (event) => this.#takeKey(event));
     this.show(null);
   }

@@ -69,10 +69,13 @@ export class StageView extends EventTarget {
 
   /** Show the prompts that wait. @param {State | null} state */
   showQueue(state) {
-    this.queue.replaceChildren(...(state?.waiting ?? []).map(({ text, block }) => {
+    this.queue.replaceChildren(...(state?.waiting ?? []).map(({ text, block, seed }) => {
       const isNext = !state || block <= state.pieces.length;
+      const before = state?.switches.filter((each) => each.block < block).at(-1);
+      const isSeedAlone = seed !== null && before?.text === text;
       const item = make("li", {});
-      item.append(make("span", { textContent: isNext ? "next" : writeTime(locateBlock(state, block), 1) }), text);
+      const when = isNext ? "next" : writeTime(locateBlock(state, block), 1);
+      item.append(make("span", { textContent: when }), isSeedAlone ? "new seed" : text);
       return item;
     }));
   }

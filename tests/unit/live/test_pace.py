@@ -59,6 +59,29 @@ def test_no_viewer_is_further_than_the_end_of_the_video(pace, clock):
     assert count_blocks(pace, 4) == 6
 
 
+def test_a_viewer_who_has_not_heard_of_a_rewind_is_not_ahead_of_it(pace, clock):
+    """The page says where it was until it learns of the rewind, also in the message that comes just behind it."""
+    pace.observe(ONE, 40 * BLOCK, clock.now)
+    assert count_blocks(pace, 40) == 42
+    pace.rewind(20 * BLOCK)
+    pace.observe(ONE, 40 * BLOCK, clock.now)
+    assert count_blocks(pace, 20) == 22
+
+
+def test_a_film_that_a_viewer_plays_is_not_parked_however_far_it_is_made(pace, clock):
+    for seconds in range(0, 50, 2):
+        clock.now += 2
+        pace.observe(ONE, seconds, clock.now)
+        assert pace.choose(45, BLOCK) is (Status.AHEAD if seconds < 44 else Status.MAKING)
+    for _ in range(16):  # then the viewer stops
+        assert pace.choose(60 - BLOCK, BLOCK) is Status.AHEAD
+        clock.now += 2
+        pace.observe(ONE, seconds, clock.now)
+    clock.now += 2
+    pace.observe(ONE, seconds, clock.now)
+    assert pace.choose(60 - BLOCK, BLOCK) is Status.PARKED
+
+
 def test_a_run_that_nobody_watches_is_parked(pace, clock):
     assert count_blocks(pace) == 2
     clock.now += 29
