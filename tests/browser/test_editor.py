@@ -335,3 +335,28 @@ def test_no_node_overlaps_another_and_no_wire_runs_behind_one(any_desk: Desk, wo
     any_desk.settle()
 
     assert list_covered(any_desk) == []
+
+
+OWN_NUMBERS = {
+    "LongLive": [12, 3, 3, "1000, 750, 500, 250", "absolute"],
+    "Rolling Forcing": [21, 3, 3, "1000, 800, 600, 400, 200", "unbounded"],
+}
+CHOOSE_KIND = """kind => {
+    const node = app.graph.nodes.find(node => node.type === "LongLiveOptions");
+    const widget = node.widgets.find(widget => widget.name === "kind");
+    if (kind) widget.setValue(kind, { e: {}, node, canvas: app.canvas });
+    return ["window", "sink", "block", "steps", "positions"].map(
+        name => node.widgets.find(widget => widget.name === name).value);
+}"""
+
+
+def test_a_chosen_kind_sets_the_released_numbers_and_an_opened_workflow_keeps_its_own(any_desk: Desk):
+    workflow = json.loads(WORKFLOWS[7].read_text())
+    options = next(node for node in workflow["nodes"] if node["type"] == "LongLiveOptions")
+    options["widgets_values"][0] = 24
+    any_desk.load(workflow, "kinds")
+
+    assert any_desk.page.evaluate(CHOOSE_KIND) == [24, *OWN_NUMBERS["Rolling Forcing"][1:]]
+    assert any_desk.page.evaluate(CHOOSE_KIND, "Rolling Forcing")[0] == 24  # it is that already
+    for kind in OWN_NUMBERS:
+        assert any_desk.page.evaluate(CHOOSE_KIND, kind) == OWN_NUMBERS[kind]
