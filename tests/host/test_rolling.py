@@ -1,5 +1,7 @@
 """Rolling Forcing in the real ComfyUI: blocks in flight go from node to node and into files (laws 3 and 4)."""
 
+import shutil
+
 import av
 import model_files
 import torch
@@ -96,6 +98,20 @@ def test_numbers_of_another_kind_are_refused_with_the_right_ones(newest):
         message = read_refusal(newest, end_graph(graph, "chunk0"))
         assert message.startswith(found)
         assert message.endswith(released)
+
+
+def test_weights_whose_name_says_rolling_are_not_taken_block_by_block_without_a_warning(newest):
+    """ComfyUI's own loader says nothing of them."""
+    folder = newest.models / "diffusion_models"
+    name = f"rolling_forcing_dmd{model_files.DIT.suffix}"
+    shutil.copy(folder / model_files.DIT.name, folder / name)
+    warning = f"{name} has the weights of a rolling video, by its name: choose Rolling Forcing with steps 1000, 800,"
+    for options, is_warned in ((ROLLING, False), (None, True)):
+        graph = chain((FOX, 1), seed=43, options=options)
+        graph["model"]["inputs"]["unet_name"] = name
+        begins = len(newest.log)
+        newest.run(end_graph({id: graph[id] for id in graph if id != "chunk0"}, "session"))
+        assert (warning in newest.log[begins:]) == is_warned
 
 
 def test_a_script_that_ends_before_the_blocks_in_flight_is_refused(newest):
