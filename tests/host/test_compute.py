@@ -35,7 +35,7 @@ def test_a_preview_that_unloads_the_model_does_not_end_a_block(release: Host):
 @RELEASES
 def test_previews_are_shown_a_pass_later_so_that_no_step_waits_for_the_host(release: Host):
     checks = "check_no_step_waits_for_its_preview", "check_every_step_is_shown_once_and_in_order"
-    call_inside(release, "previews", *checks)
+    call_inside(release, "previews", *checks, "check_a_joint_pass_shows_its_oldest_block")
 
 
 @RELEASES

@@ -12,9 +12,10 @@ from comfy.cli_args import LatentPreviewMethod, args
 from comfy.model_patcher import ModelPatcher
 from comfyui_longlive.longlive.config import RolloutConfig
 from comfyui_longlive.longlive.model.causal import CausalWan
+from comfyui_longlive.longlive.model.placement import Placement
 from comfyui_longlive.longlive.model.tiny_vae import LatentSpace, TinyDecoder, TinyVAE
 from comfyui_longlive.longlive.model.wan import WanModel
-from comfyui_longlive.longlive.rollout.rollout import Pass
+from comfyui_longlive.longlive.rollout.rollout import Pass, PassKind
 from comfyui_longlive.longlive.rollout.sampler import Sampler
 from comfyui_longlive.nodes.host import sampling, tiny_vae
 from compute import begin_session
@@ -66,6 +67,18 @@ def check_every_step_is_shown_once_and_in_order() -> None:
     assert len(pictures) == 2 * len(STEPS)
     assert all(np.array_equal(*pair) for pair in zip(pictures, expected, strict=True))
     assert len({picture.tobytes() for picture in pictures}) == len(pictures)
+
+
+def check_a_joint_pass_shows_its_oldest_block() -> None:
+    """The newest block of a rolling video is noise."""
+    levels = torch.arange(5).repeat_interleave(3).view(1, 15, 1, 1, 1).expand(1, 15, 16, 2, 2).float()
+    shown, previewer = [], make_rgb_previewer()
+    with pytest.MonkeyPatch.context() as patch:
+        progress = watch_progress(patch, previewer, lambda _: None)
+        patch.setattr(previewer, "prepare", lambda latents: shown.append(latents) or latents)
+        place = Placement(0, 15, (), (), 0, passing=True)
+        progress.add_pass(Pass(PassKind.DENOISE, place, 0, (), flow=None, clean=levels))
+    assert torch.equal(shown[0], torch.zeros(1, 3, 16, 2, 2))
 
 
 def watch_progress(
