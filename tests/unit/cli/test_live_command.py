@@ -61,6 +61,16 @@ def test_a_video_is_directed_through_a_pipe_and_its_script_makes_it_again(direct
     assert (tmp_path / "again.mp4").read_bytes() == (tmp_path / "film.mp4").read_bytes()
 
 
+def test_a_directed_rolling_video_is_finished_and_its_script_makes_it_again(direct, render, tmp_path):
+    assert direct(STORY, "--kind", "rolling") == 0
+    session = load_session(tmp_path / "film.session.safetensors")
+    assert session.ends == (session.num_frames,)
+    assert count_pixel_frames(tmp_path / "film.mp4") == session.pixel_frames
+    script = (tmp_path / "film.script.txt").read_text()
+    assert render(script, "again.mp4", "--kind", "rolling", "--store", str(tmp_path / "other")) == 0
+    assert (tmp_path / "again.mp4").read_bytes() == (tmp_path / "film.mp4").read_bytes()
+
+
 def test_bad_lines_are_named_and_change_nothing(direct, tmp_path, capsys):
     bad = [b"", b"\xff\xfe", b'{"do": "dance"}', b"{", b"x" * (1 << 20), say("a red fox", style="noir").strip()]
     assert direct(b"\n".join(bad) + b"\n" + STORY + b"{", "--json") == 0
