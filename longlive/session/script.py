@@ -12,8 +12,9 @@ def write_script(session: Session, start: int = 0) -> str:
     """Write the script of a session from frame `start` on, where a prompt begins: one line per segment, in blocks.
 
     Sampled from the same beginning, it gives the same latents under the same keys. A switch with no block after it is
-    left out, and so is an end within a rolling video: a script finishes such a video where it ends itself. Raises SessionError for a session without frames, and for a prompt that a line of a script cannot hold: an
-    embedding without a text, or a text with line breaks.
+    left out, and so is an end within a rolling video, which a script finishes only where it ends itself. Raises
+    SessionError for a session without frames, and for a prompt that a line of a script cannot hold: an embedding
+    without a text, or a text with line breaks.
     """
     if not session.blocks:
         raise SessionError("the session has no frames yet, so it has no script; sample a block first")

@@ -1,5 +1,6 @@
 """`longlive render` of rolling videos: the kind that is asked for or that a file's name tells, ends, interrupts."""
 
+import contextlib
 import shutil
 
 import pytest
@@ -21,6 +22,17 @@ from longlive.video.render import VideoRenderer
 ROLLING = "--kind", "rolling"
 FOUR_LEVELS = (1000, 750, 500, 250)
 LONGER = "9f | a red fox\n9f | the red fox runs\n"
+
+
+class Bar(contextlib.nullcontext):
+    """Counts the steps of a progress bar, which has none where nobody looks."""
+
+    def __init__(self, total: int) -> None:
+        super().__init__(self)
+        self.total, self.count = total, 0
+
+    def update(self, steps: int) -> None:
+        self.count += steps
 
 
 @pytest.fixture
@@ -113,7 +125,10 @@ def test_an_interrupted_video_keeps_its_blocks_in_flight_and_goes_on_to_the_same
     computed = []
     roll = Sampler._compute
     monkeypatch.setattr(Sampler, "_compute", lambda *given: computed.append(given) or roll(*given))
+    bars = []
+    monkeypatch.setattr("longlive.cli.render.tqdm", lambda **given: bars.append(Bar(given["total"])) or bars[-1])
     assert render(LONGER, "story.mp4", *ROLLING) == 0
+    assert [(bar.total, bar.count) for bar in bars] == [(10, 10)]
     assert len(computed) == 1  # the last of ten passes; those before are in the store
     assert (tmp_path / "story.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()
 
@@ -130,6 +145,7 @@ def test_a_script_that_ends_before_the_blocks_in_flight_is_refused(render, tmp_p
         patch.setattr("longlive.cli.render.plan_ends", lambda segments, blocks: [None] * len(segments))
         assert render("3f | a red fox\n", "open.mp4", *ROLLING) == 0
     more = "--session", str(tmp_path / "open.session.safetensors")
+    monkeypatch.setattr("longlive.cli.render.load_causal_model", None)  # before it is needed
     assert render("3b | the snow\n", "more.mp4", *more) == 1
     assert "the video would end with 4 blocks, but 5 have begun; make it at least 4 blocks longer" in caplog.text
     assert not (tmp_path / "more.mp4").exists()
