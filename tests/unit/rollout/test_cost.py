@@ -262,12 +262,18 @@ def test_a_part_of_a_rolling_video_stays_within_its_limit(rolling, part, measure
     assert LOWEST * limit < measure(getattr(rolling, part)) <= limit
 
 
+COPIES = {"aten::cat", "aten::clone", "aten::copy_", "aten::index", "aten::index_copy_", "aten::_to_copy"}
+
+
+def count_copied_bytes(work: Work) -> int:
+    """Count the bytes that copies read and write."""
+    return sum(each.num_bytes for each in work.operations if each.name in COPIES)
+
+
 def test_a_joint_pass_copies_the_frames_that_it_attends_and_nothing_else(rolling):
-    copies = [each.num_bytes for each in rolling.steps.operations if each.name == "aten::cat" and each.num_bytes > 1e8]
-    assert copies == [2 * 21 * TOKENS * WIDE * 2] * 2 * LAYERS  # read and written, in two bytes; keys and values
-    assert not any(each.name == "aten::cat" and each.num_bytes > 1e8 for each in rolling.clean_pass.operations)
-    large = {each.name for each in rolling.steps.operations if each.num_bytes > 1e7}
-    assert not large & {"aten::copy_", "aten::index", "aten::index_copy_"}
+    attended = 2 * LAYERS * 2 * 21 * TOKENS * WIDE * 2  # keys and values, read and written, in two bytes
+    assert attended < count_copied_bytes(rolling.steps) <= 1.05 * attended  # and what is not of the KV cache
+    assert count_copied_bytes(rolling.clean_pass) <= 0.05 * attended
 
 
 def test_keys_and_values_of_a_rolling_video_are_those_of_24_frames():
