@@ -91,15 +91,15 @@ def test_bad_lines_are_named_and_change_nothing(direct, tmp_path, capsys):
 
 
 def test_an_interrupted_video_is_kept_and_the_same_command_goes_on(direct, render, tmp_path, monkeypatch, caplog):
-    sample = Sampler.sample
+    extend = Sampler.extend
 
-    def interrupt(sampler, session, blocks):
+    def interrupt(sampler, session, blocks, end):
         if len(session.blocks) == 3:
             raise KeyboardInterrupt
-        return sample(sampler, session, blocks)
+        return extend(sampler, session, blocks, end)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Sampler, "sample", interrupt)
+        patch.setattr(Sampler, "extend", interrupt)
         assert direct(STORY) == 130
     assert "run the same command to continue" in caplog.text
     assert count_pixel_frames(tmp_path / "film.mp4") == count_pixel_frames(tmp_path / "film.take/film.mp4") == 33
@@ -112,7 +112,7 @@ def test_an_interrupted_video_is_kept_and_the_same_command_goes_on(direct, rende
 
 
 def test_a_take_of_other_weights_is_not_continued(direct, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(Sampler, "sample", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(Sampler, "extend", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     assert direct(STORY) == 130
     assert direct(STORY, "--seed", "4") == 1
     assert "the take film.take began with another session" in caplog.text
