@@ -34,7 +34,7 @@ from .network import EVALUATE_EVERY, NetworkTraining, expand, perturb, seed_roll
 from .streams import find_periodic
 
 ROLLING_PLAN: BankPlan = {pattern: BANK_PLAN[pattern] for pattern in ((), STREAMED, FIRST_BLOCKS)}
-OPENINGS_PLAN: BankPlan = {FIRST_BLOCKS: (100, JOINT)}
+OPENINGS_PLAN: BankPlan = {FIRST_BLOCKS: (400, JOINT)}
 MEMORIES = (Boundary.KEEP, Boundary.RECACHE)  # of a switch while the window reaches back to the first frame
 OWN_END = {(): 30, STREAMED: 30, OPENINGS: JOINT}  # frames of own rollouts
 
@@ -44,14 +44,14 @@ class RollingRecipe:
     """How the network is trained in the rolling kind."""
 
     seed: int = 0
-    steps: int = 260
+    steps: int = 900
     batch: int = 8  # clips per step
     openings: int = 16  # clips per step of which only the first block is trained
     rate: float = 1e-3
     warmup: int = 10
     decay: float = 0.6  # the last share of the steps, in which the rate falls to zero
-    lessons: tuple[float, ...] = (0.40, 0.15, 0.10, 0.15, 0.20)  # shares of the truth's kinds, as in `KINDS`
-    own_from: float = 0.3  # share of the steps before the network sees its own rollouts
+    lessons: tuple[float, ...] = (0.30, 0.30, 0.10, 0.10, 0.20)  # shares of the truth's kinds, as in `KINDS`
+    own_from: float = 0.1  # share of the steps before the network sees its own rollouts
     own_share: float = 0.6  # of later steps that do
     own_every: int = 8  # steps between two batches of rollouts
     own_held: int = 6  # batches of rollouts that are kept
