@@ -21,7 +21,7 @@ from ..config import Positions, RolloutConfig, RolloutKind
 from ..errors import SamplingError, SessionError
 from ..model.causal import CausalWan, TextKeys
 from ..model.dtypes import is_finite, name_precision
-from ..session.block_store import LATENTS, Entry, Expected, Store
+from ..session.block_store import Store
 from ..session.boundary import Boundary
 from ..session.in_flight import InFlight, Step
 from ..session.prompt import Prompt
@@ -34,10 +34,10 @@ from .noise import Noise, NoiseAhead, seed_noise
 from .rolling_rollout import RollingRollout
 from .rolling_window import make_window
 from .rollout import Pass, Rollout, Watch, check_positions
+from .stored_steps import expect_entry, find_earlier, list_latents, make_step_entry
 
 log = logging.getLogger(__name__)
 
-IN_FLIGHT = "in_flight"  # the name of their latents in a store
 PROMPTS_HELD = 2  # the current prompt, and the one before it for the clean pass of the last block of its segment
 
 
@@ -334,41 +334,6 @@ def check_end(session: Session, end: int | None) -> None:
             f"the video would end with {end} blocks, but {session.num_begun} have begun; make it at least "
             f"{session.num_begun - len(session.blocks)} blocks longer, or rewind it"
         )
-
-
-def find_earlier(session: Session, blocks: int) -> Session:
-    """Return a video as it was when it had so many blocks and went on from there, without those in flight."""
-    frame = blocks * session.config.block
-    return replace(
-        session,
-        switches=tuple(switch for switch in session.switches if switch.frame <= frame),
-        blocks=session.blocks[:blocks],
-        keys=session.keys[:blocks],
-        in_flight=None,
-        ends=tuple(end for end in session.ends if end <= frame),
-    )
-
-
-def expect_entry(session: Session, step: Step) -> Expected:
-    """Say what a step of a session leaves, as an entry of a store."""
-    batch, frames, *cell = session.block_shape
-    expected: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
-    if step.finishes:
-        expected[LATENTS] = session.block_shape, session.dtype
-    if step.left:
-        expected[IN_FLIGHT] = (batch, step.left * frames, *cell), session.dtype
-    return expected
-
-
-def make_step_entry(step: Step, latents: tuple[Tensor, ...]) -> Entry:
-    """Return what a step left, the finished block first, as an entry of a store."""
-    finished = {LATENTS: latents[0]} if step.finishes else {}
-    return finished | ({IN_FLIGHT: torch.cat(latents[step.finishes :], dim=1)} if step.left else {})
-
-
-def list_latents(entry: Entry, block: int) -> list[Tensor]:
-    """List the blocks of an entry, the finished one first."""
-    return [each for name in (LATENTS, IN_FLIGHT) if name in entry for each in entry[name].split(block, dim=1)]
 
 
 def check_timeline(session: Session, segments: Sequence[Segment], ends: Sequence[int | None] = ()) -> None:

@@ -9,7 +9,8 @@ from graphs import WORKFLOWS
 from layout import list_covered
 from subgraphs import enter, fold, leave, promote
 
-DESKS = [("pinned", "classic"), ("pinned", "vue"), ("newest", "vue")]  # on the newest, Nodes 2.0 is what changes
+DESKS = [("pinned", "classic"), ("newest", "vue")]  # each front end and each renderer
+DESKS += [pytest.param(*desk, marks=pytest.mark.slow) for desk in (("pinned", "vue"), ("newest", "classic"))]
 pytestmark = pytest.mark.parametrize(("server", "shared_desk"), DESKS, indirect=True)
 
 

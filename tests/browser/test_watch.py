@@ -20,7 +20,7 @@ CONNECT = """seed => {
 pytestmark = pytest.mark.parametrize("server", [PINNED], indirect=True)
 
 
-@pytest.fixture(params=["classic", "vue", "vue without MediaSource"])
+@pytest.fixture(params=["classic", pytest.param("vue", marks=pytest.mark.slow), "vue without MediaSource"])
 def watched(request: pytest.FixtureRequest, browser: Browser, server) -> Iterator[Desk]:
     """A page with workflow 3, whose Timeline has a VAE. The host of the tests forbids MediaSource by its CSP."""
     is_vue, is_allowed = request.param.startswith("vue"), request.param.endswith(("classic", "vue"))

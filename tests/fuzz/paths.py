@@ -12,7 +12,7 @@ import sessions
 import torch
 import weights
 from harness import Target, expect
-from stored import write_block
+from stored import read_block, write_block
 
 from longlive.cli.main import main
 from longlive.cli.video_options import read_script
@@ -108,7 +108,7 @@ def use_store(path: Path) -> None:
     """A store on a bad folder warns and answers from memory."""
     block, kept = sessions.make_session().blocks[0], Store(path)
     write_block(kept, sessions.KEY, block)
-    found = kept.get(sessions.KEY, tuple(block.shape))
+    found = read_block(kept, sessions.KEY, tuple(block.shape))
     expect(found is not None and torch.equal(found, block), "a store lost a block")
 
 

@@ -14,7 +14,7 @@ import torch
 from harness import Target, expect, expect_finite, write_file
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from stored import write_block
+from stored import read_block, write_block
 
 from longlive.digest import hash_content
 from longlive.rollout.sampler import Sampler
@@ -104,14 +104,14 @@ def attack_store(draw: random.Random, folder: Path) -> None:
             path.write_bytes(save_tensors({name: tensor.contiguous() for name, tensor in changed.items()}))
         case _:
             path.write_bytes(mutators.mutate_bytes(draw, whole))
-    found = Store(folder, memory_bytes=0).get(KEY, tuple(block.shape))
+    found = read_block(Store(folder, memory_bytes=0), KEY, tuple(block.shape))
     expect(found is None or torch.equal(found, block), "a damaged block was given")
     again = Store(folder, memory_bytes=0)
     write_block(again, KEY, block)
-    kept = again.get(KEY, tuple(block.shape))
+    kept = read_block(again, KEY, tuple(block.shape))
     expect(kept is None or torch.equal(kept, block), "a block was written wrong")
     expect(kept is not None or path.is_dir(), "a block could not be kept")
-    neighbour = Store(folder, memory_bytes=0).get(OTHER, tuple(block.shape))
+    neighbour = read_block(Store(folder, memory_bytes=0), OTHER, tuple(block.shape))
     expect(neighbour is not None and torch.equal(neighbour, block), "a neighbour was lost")
 
 

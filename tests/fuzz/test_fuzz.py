@@ -11,7 +11,7 @@ from targets import TARGETS
 
 from longlive.errors import ConfigError, LongLiveError
 
-SHARE = 25  # one input of so many
+SHARE = 50  # one input of so many
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)

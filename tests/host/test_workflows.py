@@ -71,6 +71,8 @@ def run_example(host: ComfyUI) -> Callable[[Path], WorkflowResult]:
 
     @functools.cache
     def run_example(workflow: Path) -> WorkflowResult:
+        if workflow == ROLLING and host.host is not NEWEST:
+            pytest.skip("test_rolling.py runs its nodes in every host, in half the time")
         graph = read_with_chunks_of(workflow, chunk_blocks)
         sources = graphs.list_decodes(graph)
         for session in sources.values():

@@ -28,16 +28,18 @@ CHANGES = [
     {"config": RolloutConfig(shift=8.0)},
     {"config": RolloutConfig(context_noise=5.0)},
     {"config": RolloutConfig(positions=Positions.UNBOUNDED)},
+    {"config": RolloutConfig.roll()},
 ]
 
 
 def test_every_setting_has_a_change_among_those_tried():
     tried = {name for change in CHANGES for name in change}
-    state = {"switches", "blocks", "keys"}
+    state = {"switches", "blocks", "keys", "in_flight", "ends"}
     assert tried == {field.name for field in dataclasses.fields(Session)} - state
-    released = RolloutConfig().as_dict()
-    changed = [c["config"].as_dict() for c in CHANGES if "config" in c]
-    assert {name for config in changed for name, value in config.items() if value != released[name]} == set(released)
+    changed = [change["config"] for change in CHANGES if "config" in change]
+    settings = {field.name for field in dataclasses.fields(RolloutConfig)}
+    released = RolloutConfig()
+    assert {name for name in settings for each in changed if getattr(each, name) != getattr(released, name)} == settings
 
 
 def test_keys_change_with_the_kernel_that_rounds():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from patience import wait_until
-from stored import write_block
+from stored import read_block, write_block
 from stored_blocks import (
     FILE_BYTES,
     age,
@@ -90,7 +90,7 @@ def test_two_processes_that_write_the_same_key_leave_one_whole_entry(tmp_path):
     barrier.wait()
     seen = set()
     while any(writer.is_alive() for writer in writers):
-        latents = Store(tmp_path).get(make_key(1), shape)
+        latents = read_block(Store(tmp_path), make_key(1), shape)
         if latents is not None:
             assert len(latents.unique()) == 1  # whole: of one writer alone
             seen.add(latents[0, 0, 0, 0, 0].item())
@@ -113,7 +113,7 @@ def test_a_process_killed_while_it_writes_leaves_no_half_entry(tmp_path):
         time.sleep(0.3 * rng.random())
         writer.kill()
         writer.join()
-        latents = Store(tmp_path).get(make_key(1), shape)
+        latents = read_block(Store(tmp_path), make_key(1), shape)
         assert latents is not None
         assert latents.min() == latents.max()
         for path in list_files(tmp_path):
